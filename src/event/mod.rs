@@ -1,0 +1,51 @@
+//! Events, topics, topic filters and batches: the words that every room shares.
+//!
+//! Knows nothing else of Headgate. Topic names and filters follow MQTT 5.0, section 4.7
+//! (<https://docs.oasis-open.org/mqtt/mqtt/v5.0/os/mqtt-v5.0-os.html#_Toc3901241>).
+
+mod topic;
+mod trie;
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+pub use topic::{FilterError, Topic, TopicError, TopicFilter};
+pub use trie::TopicTrie;
+
+/// One message on its way through the gateway. Cheap to clone: topic and payload are shared.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub topic: Topic,
+    pub payload: Bytes,
+    /// Nanoseconds since the Unix epoch: when the gateway took the event in, or what the app that
+    /// made it says.
+    pub timestamp_ns: u64,
+    /// When the gateway took in the event that this one goes back to. Latencies count from here.
+    pub received: Instant,
+    /// How many apps this event has come through. Bounds loops of apps that feed each other.
+    pub hops: u8,
+}
+
+impl Event {
+    /// An event as it comes in from outside.
+    pub fn new(topic: Topic, payload: Bytes, received: Instant) -> Self {
+        Event {
+            topic,
+            payload,
+            timestamp_ns: unix_time_ns(),
+            received,
+            hops: 0,
+        }
+    }
+}
+
+/// Events that are handled together, in the order of their arrival.
+pub type Batch = Vec<Event>;
+
+/// The wall clock, in nanoseconds since the Unix epoch; 0 if it stands before that.
+pub fn unix_time_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
