@@ -5,4 +5,4 @@
 
 mod outlet;
 
-pub use outlet::{Offer, Outlet, Route};
+pub use outlet::{Offer, Outlet, Progress, Route, RouteTable, Routes, Sink};

@@ -1,8 +1,10 @@
-//! Where batches go.
+//! Where batches go, and where their results go.
 
 use std::sync::Arc;
 
-use crate::event::{Batch, TopicFilter};
+use arc_swap::ArcSwap;
+
+use crate::event::{Batch, Event, TopicFilter, TopicTrie};
 
 /// Something that works on batches: an app, a mapping.
 pub trait Outlet: Send + Sync {
@@ -13,25 +15,89 @@ pub trait Outlet: Send + Sync {
     /// once, so there is no gain in letting it grow.
     fn is_idle(&self) -> bool;
 
-    /// Hands over a batch. Never blocks. The outlet accounts for what it takes.
+    /// Hands over a batch. Never blocks. The outlet accounts for what it takes and for what it
+    /// refuses.
     fn offer(&self, batch: Batch) -> Offer;
 }
 
 /// What became of an offered batch.
 #[derive(Debug)]
 pub enum Offer {
-    /// The outlet has it.
+    /// The outlet has it, or has counted it as dropped.
     Taken,
-    /// The queue is full but moving: offer it again when the outlet calls the waker that the
-    /// pipeline gave it, or a little later.
+    /// The queue is full but moving. Offer it again once the outlet has called [`Progress`].
     Full(Batch),
-    /// The outlet does not take events now (stopped, backing off with a full queue): drop it.
-    Refused(Batch),
 }
 
-/// Events whose topic matches `filter` go to `outlet`.
+/// Called by an outlet when it has become idle or its queue has room again. Cheap, from any thread.
+pub type Progress = Arc<dyn Fn() + Send + Sync>;
+
+/// Takes what outlets make of their batches. May be called from any thread and never blocks.
+pub trait Sink: Send + Sync {
+    /// `source` is the name of the outlet.
+    fn publish(&self, source: &str, events: Vec<Event>);
+}
+
+/// Events whose topic matches `filter` go to `outlet`. An outlet whose filters overlap still gets
+/// each event once.
 #[derive(Clone)]
 pub struct Route {
     pub filter: TopicFilter,
     pub outlet: Arc<dyn Outlet>,
+}
+
+/// The routes in force: replaced as a whole by the control side, read without a lock by the edge
+/// and the pipeline.
+#[derive(Default)]
+pub struct Routes {
+    table: ArcSwap<RouteTable>,
+}
+
+/// One set of routes.
+#[derive(Default)]
+pub struct RouteTable {
+    /// Counts up with each replacement, so that caches know when they are stale.
+    pub generation: u64,
+    /// The outlets, each once.
+    pub outlets: Vec<Arc<dyn Outlet>>,
+    /// Indices into `outlets`.
+    trie: TopicTrie<u32>,
+}
+
+impl Routes {
+    /// Puts `routes` in the place of all routes so far.
+    pub fn replace(&self, routes: Vec<Route>) {
+        self.table.rcu(|current| {
+            let mut table = RouteTable {
+                generation: current.generation + 1,
+                ..RouteTable::default()
+            };
+            for Route { filter, outlet } in &routes {
+                let index = table
+                    .outlets
+                    .iter()
+                    .position(|known| Arc::ptr_eq(known, outlet))
+                    .unwrap_or_else(|| {
+                        table.outlets.push(outlet.clone());
+                        table.outlets.len() - 1
+                    });
+                table.trie.insert(filter, index as u32);
+            }
+            table
+        });
+    }
+
+    pub fn load(&self) -> arc_swap::Guard<Arc<RouteTable>> {
+        self.table.load()
+    }
+}
+
+impl RouteTable {
+    /// The outlets for `topic`, as sorted indices into [`RouteTable::outlets`], each once.
+    pub fn outlets_for(&self, topic: &str, found: &mut Vec<u32>) {
+        found.clear();
+        self.trie.for_each_match(topic, |index| found.push(*index));
+        found.sort_unstable();
+        found.dedup();
+    }
 }
