@@ -506,3 +506,218 @@ fn put_var_int(out: &mut BytesMut, mut value: usize) {
     }
     out.put_u8(value as u8);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rumqttd::protocol::{Filter, RetainForwardRule, Subscribe, SubscribeProperties};
+
+    const LIMIT: usize = 1024;
+
+    /// CONNECT of a 3.1.1 client "c" with a clean session.
+    pub(crate) const CONNECT_V4: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c";
+    /// The same for 5.0.
+    pub(crate) const CONNECT_V5: &[u8] = b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c";
+
+    fn decode_all(bytes: &[u8]) -> Result<Vec<Incoming>, DecodeError> {
+        let mut decoder = Decoder::new(LIMIT);
+        let mut bytes = BytesMut::from(bytes);
+        let mut packets = Vec::new();
+        while let Some(packet) = decoder.next(&mut bytes)? {
+            packets.push(packet);
+        }
+        Ok(packets)
+    }
+
+    fn after_connect(connect: &[u8], packet: &[u8]) -> Result<Vec<Incoming>, DecodeError> {
+        let mut packets = decode_all(&[connect, packet].concat())?;
+        packets.remove(0);
+        Ok(packets)
+    }
+
+    #[test]
+    fn the_first_packet_must_be_connect() {
+        for first in [&b"\xc0\x00"[..], b"\x30\x05\x00\x01ahi", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01"] {
+            assert!(matches!(decode_all(first), Err(DecodeError::Protocol(_) | DecodeError::Malformed(_))), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn other_versions_are_named() {
+        let mqtt_3_1 = b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01c";
+        let expected = DecodeError::UnsupportedVersion { name: "MQIsdp".into(), level: 3 };
+        assert_eq!(decode_all(mqtt_3_1).unwrap_err(), expected);
+    }
+
+    #[test]
+    fn a_packet_over_the_limit_is_refused_before_its_body_has_come() {
+        let header = [CONNECT_V4, b"\x30\xff\x7f"].concat();
+        let expected = DecodeError::TooLarge { size: 3 + 16_383, limit: LIMIT };
+        assert_eq!(decode_all(&header).unwrap_err(), expected);
+    }
+
+    #[test]
+    fn what_only_a_server_sends_is_refused() {
+        for (name, packet) in [
+            ("CONNACK", &b"\x20\x03\x00\x00\x00"[..]),
+            ("SUBACK", b"\x90\x04\x00\x01\x00\x00"),
+            ("UNSUBACK", b"\xb0\x04\x00\x01\x00\x00"),
+            ("PINGRESP", b"\xd0\x00"),
+            ("AUTH", b"\xf0\x00"),
+            ("type 0", b"\x00\x00"),
+        ] {
+            assert!(after_connect(CONNECT_V5, packet).is_err(), "{name}");
+            assert!(after_connect(CONNECT_V4, packet).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn wrong_flags_and_truncated_fields_are_malformed() {
+        for (name, packet) in [
+            ("SUBSCRIBE without its flag", &b"\x80\x06\x00\x01\x00\x01a\x00"[..]),
+            ("PUBREL without its flag", b"\x60\x02\x00\x01"),
+            ("PINGREQ with a flag", b"\xc1\x00"),
+            ("PUBLISH with QoS 3", b"\x36\x06\x00\x01a\x00\x01x"),
+            ("PUBLISH with QoS 0 and DUP", b"\x38\x04\x00\x01ax"),
+            ("PUBLISH whose topic runs past the end", b"\x30\x04\x00\x09ax"),
+            ("PUBLISH with QoS 1 and no packet id", b"\x32\x03\x00\x01a"),
+            ("PUBLISH with packet id 0", b"\x32\x05\x00\x01a\x00\x00"),
+            ("empty PUBLISH", b"\x30\x00"),
+            ("SUBSCRIBE without filters", b"\x82\x02\x00\x01"),
+            ("SUBSCRIBE with QoS 3", b"\x82\x06\x00\x01\x00\x01a\x03"),
+            ("SUBSCRIBE with reserved bits", b"\x82\x06\x00\x01\x00\x01a\x40"),
+            ("remaining length of five bytes", b"\x30\xff\xff\xff\xff\x01"),
+        ] {
+            let result = after_connect(CONNECT_V4, packet);
+            assert!(matches!(result, Err(DecodeError::Malformed(_))), "{name}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn a_disconnect_with_only_a_reason_code_is_read() {
+        let packets = after_connect(CONNECT_V5, b"\xe0\x01\x04").unwrap();
+        let Incoming::Control(Packet::Disconnect(disconnect, _)) = &packets[0] else {
+            panic!("{packets:?}");
+        };
+        let with_will = DisconnectReasonCode::DisconnectWithWillMessage;
+        assert_eq!(disconnect.reason_code, with_will);
+    }
+
+    #[test]
+    fn a_disconnect_is_framed_as_its_length_says() {
+        let mut out = BytesMut::new();
+        Encoder(Version::V5).disconnect(DisconnectReasonCode::ServerBusy, "busy", &mut out);
+        assert_eq!(out.len(), 2 + usize::from(out[1]));
+        assert_eq!(out[2], 0x89);
+    }
+
+    #[test]
+    fn a_publish_comes_out_as_it_went_in() {
+        let properties = PublishProperties {
+            content_type: Some("text/plain".into()),
+            user_properties: vec![("k".into(), "v".into())],
+            response_topic: Some("r".into()),
+            correlation_data: Some(Bytes::from_static(b"id")),
+            payload_format_indicator: Some(1),
+            ..PublishProperties::default()
+        };
+        let header = PublishHeader {
+            qos: QoS::AtLeastOnce,
+            packet_id: 7,
+            retain: true,
+            properties: Some(&properties),
+            expires_in: Some(9),
+            ..PublishHeader::default()
+        };
+        let mut out = BytesMut::from(CONNECT_V5);
+        let topic = Topic::new("ä/b").unwrap();
+        Encoder(Version::V5).publish(header, &topic, b"payload", &mut out);
+        let Incoming::Publish(read) = decode_all(&out).unwrap().remove(1) else {
+            panic!("no PUBLISH");
+        };
+        assert_eq!((read.qos, read.packet_id, read.retain), (QoS::AtLeastOnce, 7, true));
+        assert_eq!((&read.topic[..], &read.payload[..]), ("ä/b".as_bytes(), &b"payload"[..]));
+        let expected = PublishProperties { message_expiry_interval: Some(9), ..properties };
+        assert_eq!(read.properties, Some(expected));
+    }
+
+    fn samples() -> Vec<Vec<u8>> {
+        let mut subscribe = BytesMut::new();
+        let filter = Filter {
+            path: "a/#".into(),
+            qos: QoS::AtLeastOnce,
+            nolocal: true,
+            preserve_retain: false,
+            retain_forward_rule: RetainForwardRule::OnNewSubscribe,
+        };
+        let packet = Packet::Subscribe(
+            Subscribe { pkid: 3, filters: vec![filter] },
+            Some(SubscribeProperties { id: Some(300), user_properties: vec![("a".into(), "b".into())] }),
+        );
+        V5.write(packet, &mut subscribe).unwrap();
+        let will = b"\x10\x1d\x00\x04MQTT\x05\xc6\x00\x3c\x00\x00\x01c\x00\x00\x01w\x00\x01m\x00\x01u\x00\x01p";
+        vec![
+            CONNECT_V4.to_vec(),
+            CONNECT_V5.to_vec(),
+            will.to_vec(),
+            subscribe.to_vec(),
+            b"\x32\x0e\x00\x01a\x00\x01\x06\x26\x00\x01k\x00\x00hi".to_vec(),
+            b"\x40\x02\x00\x01".to_vec(),
+            b"\x50\x04\x00\x01\x10\x00".to_vec(),
+            b"\x62\x03\x00\x01\x92".to_vec(),
+            b"\xa2\x06\x00\x04\x00\x00\x01a".to_vec(),
+            b"\xe0\x07\x00\x05\x11\x00\x00\x00\x0a".to_vec(),
+            b"\xc0\x00".to_vec(),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Valid packets with some bytes changed, after a CONNECT of either version.
+        #[test]
+        fn mutated_packets_never_panic(
+            v5 in any::<bool>(),
+            picks in prop::collection::vec(0usize..11, 1..6),
+            mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        ) {
+            let samples = samples();
+            let mut bytes: Vec<u8> = picks.iter().flat_map(|i| samples[*i].clone()).collect();
+            for (at, value) in mutations {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            let connect = if v5 { CONNECT_V5 } else { CONNECT_V4 };
+            let _ = decode_all(&[connect, &bytes].concat());
+            let _ = decode_all(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_all(&bytes);
+            let _ = after_connect(CONNECT_V5, &bytes);
+        }
+
+        /// TCP may cut the stream anywhere.
+        #[test]
+        fn how_the_stream_is_cut_makes_no_difference(cuts in prop::collection::vec(0usize..80, 0..8)) {
+            let samples = samples();
+            let stream: Vec<u8> = [1, 3, 4, 5, 10, 8, 9].iter().flat_map(|i| samples[*i].clone()).collect();
+            let whole = format!("{:?}", decode_all(&stream).unwrap());
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(stream.len())).collect();
+            cuts.push(stream.len());
+            cuts.sort();
+            let mut decoder = Decoder::new(LIMIT);
+            let (mut buffer, mut packets, mut fed) = (BytesMut::new(), Vec::new(), 0);
+            for cut in cuts {
+                buffer.extend_from_slice(&stream[fed..cut]);
+                fed = cut;
+                while let Some(packet) = decoder.next(&mut buffer).unwrap() {
+                    packets.push(packet);
+                }
+            }
+            prop_assert_eq!(format!("{packets:?}"), whole);
+        }
+    }
+}

@@ -181,6 +181,26 @@ impl Broker {
         }
     }
 
+    /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
+    pub fn record_metrics(&self) {
+        let stats = self.stats();
+        metrics::gauge!("headgate_mqtt_clients").set(stats.connected as f64);
+        metrics::gauge!("headgate_mqtt_parked_sessions").set(stats.parked as f64);
+        metrics::gauge!("headgate_mqtt_subscriptions").set(stats.subscriptions as f64);
+        metrics::gauge!("headgate_mqtt_retained_messages").set(stats.retained as f64);
+        metrics::counter!("headgate_mqtt_connections_total", "result" => "accepted")
+            .absolute(stats.accepted);
+        metrics::counter!("headgate_mqtt_connections_total", "result" => "refused")
+            .absolute(stats.refused);
+        metrics::counter!("headgate_mqtt_received_messages_total")
+            .absolute(stats.messages_received);
+        metrics::counter!("headgate_mqtt_received_packets_total").absolute(stats.packets_received);
+        metrics::counter!("headgate_mqtt_received_bytes_total").absolute(stats.bytes_received);
+        metrics::counter!("headgate_mqtt_delivered_messages_total")
+            .absolute(stats.messages_delivered);
+        metrics::counter!("headgate_mqtt_dropped_messages_total").absolute(stats.messages_dropped);
+    }
+
     /// Accepts nobody and reads nothing any more.
     pub fn drain(&self) {
         self.phase.send_replace(Phase::Draining);

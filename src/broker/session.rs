@@ -886,3 +886,309 @@ impl Session {
 pub fn lower(a: QoS, b: QoS) -> QoS {
     if a < b { a } else { b }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::codec::Decoder;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    const CONNECT_V4: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c";
+    /// With a session that outlives its connection.
+    const CONNECT_V4_KEPT: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x00\x00\x3c\x00\x01c";
+    const CONNECT_V5: &[u8] = b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c";
+    /// Will "m" on topic "w", QoS 1.
+    const CONNECT_V4_WILL: &[u8] = b"\x10\x13\x00\x04MQTT\x04\x0e\x00\x3c\x00\x01c\x00\x01w\x00\x01m";
+
+    fn limits() -> Limits {
+        Limits {
+            max_packet_bytes: 4096,
+            max_inflight: 2,
+            receive_maximum: 2,
+            max_subscriptions: 3,
+            session_expiry_max: Duration::from_secs(100),
+            max_keep_alive: None,
+        }
+    }
+
+    /// A session with the wire around it, driven by bytes.
+    struct Client {
+        session: Session,
+        decoder: Decoder,
+        out: BytesMut,
+        now: Instant,
+    }
+
+    fn request(connect: &[u8]) -> (ConnectRequest, Decoder) {
+        let mut decoder = Decoder::new(4096);
+        let mut bytes = BytesMut::from(connect);
+        let Ok(Some(Incoming::Control(packet))) = decoder.next(&mut bytes) else {
+            panic!("no CONNECT");
+        };
+        let version = decoder.version().unwrap();
+        let request = ConnectRequest::new(version, packet, 1, &limits(), || "assigned".into());
+        (request.unwrap(), decoder)
+    }
+
+    impl Client {
+        fn connect(connect: &[u8]) -> Client {
+            let (request, decoder) = request(connect);
+            let now = Instant::now();
+            let mut out = BytesMut::new();
+            let session = Session::new(request, 1, limits(), now, &mut out);
+            assert_eq!(out[0], 0x20, "CONNACK comes first");
+            assert_eq!(out[3], 0, "accepted");
+            out.clear();
+            Client { session, decoder, out, now }
+        }
+
+        fn send(&mut self, bytes: &[u8]) -> Vec<Effect> {
+            let mut bytes = BytesMut::from(bytes);
+            let mut effects = Vec::new();
+            loop {
+                match self.decoder.next(&mut bytes) {
+                    Ok(Some(packet)) => {
+                        self.session.on_packet(packet, self.now, &mut self.out, &mut effects);
+                    }
+                    Ok(None) => return effects,
+                    Err(error) => {
+                        effects.push(self.session.on_decode_error(&error, &mut self.out));
+                        return effects;
+                    }
+                }
+            }
+        }
+
+        fn sent(&mut self) -> Vec<u8> {
+            self.out.split().to_vec()
+        }
+
+        fn deliver(&mut self, text: &'static str, qos: QoS) {
+            let message = Message {
+                qos,
+                ..Message::new(Topic::new("t").unwrap(), Bytes::from(text))
+            };
+            let delivery = Delivery {
+                message: Arc::new(message),
+                qos,
+                retain: false,
+                subscription_ids: None,
+            };
+            self.session.deliver(delivery, self.now, &mut self.out);
+        }
+    }
+
+    fn publish_qos1(id: u8, payload: &str, dup: bool) -> Vec<u8> {
+        let header = if dup { 0x3a } else { 0x32 };
+        [&[header, 5 + payload.len() as u8, 0, 1, b't', 0, id], payload.as_bytes()].concat()
+    }
+
+    #[test]
+    fn a_qos_1_publish_is_acknowledged_only_when_it_was_handed_on() {
+        let mut client = Client::connect(CONNECT_V4);
+        let mut effects = client.send(b"\x32\x07\x00\x01a\x00\x09hi");
+        assert!(client.sent().is_empty());
+        let Some(Effect::Publish { message, ticket }) = effects.pop() else {
+            panic!("{effects:?}");
+        };
+        assert_eq!((message.topic.as_str(), &message.payload[..]), ("a", &b"hi"[..]));
+        client.session.accepted(ticket, &mut client.out);
+        assert_eq!(client.sent(), b"\x40\x02\x00\x09");
+    }
+
+    #[test]
+    fn a_qos_2_publish_that_is_sent_again_is_handed_on_once() {
+        let mut client = Client::connect(CONNECT_V4);
+        assert_eq!(client.send(b"\x34\x06\x00\x01a\x00\x01x").len(), 1);
+        assert!(client.send(b"\x3c\x06\x00\x01a\x00\x01x").is_empty());
+        assert_eq!(client.sent(), b"\x50\x02\x00\x01");
+        client.send(b"\x62\x02\x00\x01");
+        assert_eq!(client.sent(), b"\x70\x02\x00\x01");
+        assert_eq!(client.send(b"\x34\x06\x00\x01a\x00\x01x").len(), 1);
+    }
+
+    #[test]
+    fn more_unreleased_messages_than_announced_end_the_connection() {
+        let mut client = Client::connect(CONNECT_V5);
+        for id in 1..=2u8 {
+            client.send(&[0x34, 7, 0, 1, b'a', 0, id, 0, b'x']);
+        }
+        let effects = client.send(b"\x34\x07\x00\x01a\x00\x03\x00x");
+        assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
+        assert_eq!(client.sent()[2], 0x93);
+    }
+
+    #[test]
+    fn no_more_than_the_window_is_in_flight_and_the_order_is_kept() {
+        let mut client = Client::connect(CONNECT_V4);
+        for text in ["1", "2", "3", "4"] {
+            client.deliver(text, QoS::AtLeastOnce);
+        }
+        let first_two = [publish_qos1(1, "1", false), publish_qos1(2, "2", false)].concat();
+        assert_eq!(client.sent(), first_two);
+        assert!(client.session.is_congested());
+        client.send(b"\x40\x02\x00\x01");
+        assert_eq!(client.sent(), publish_qos1(3, "3", false));
+        // An ack that comes twice lets nothing more through.
+        client.send(b"\x40\x02\x00\x01");
+        assert!(client.sent().is_empty());
+        client.send(b"\x40\x02\x00\x02");
+        assert_eq!(client.sent(), publish_qos1(4, "4", false));
+        assert!(!client.session.is_congested());
+    }
+
+    #[test]
+    fn acks_may_come_in_any_order() {
+        let mut client = Client::connect(CONNECT_V4);
+        for text in ["1", "2", "3"] {
+            client.deliver(text, QoS::AtLeastOnce);
+        }
+        client.sent();
+        client.send(b"\x40\x02\x00\x02");
+        assert_eq!(client.sent(), publish_qos1(3, "3", false));
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_is_sent_again_on_the_next_connection() {
+        let mut client = Client::connect(CONNECT_V4_KEPT);
+        client.deliver("1", QoS::AtLeastOnce);
+        client.deliver("2", QoS::ExactlyOnce);
+        client.deliver("3", QoS::AtLeastOnce);
+        client.send(b"\x50\x02\x00\x02"); // PUBREC for the second
+        client.sent();
+        let (request, _) = request(CONNECT_V4_KEPT);
+        client.session.resume(request, client.now, &mut client.out);
+        let connack = b"\x20\x02\x01\x00";
+        let again = publish_qos1(1, "1", true);
+        let pubrel = b"\x62\x02\x00\x02";
+        assert_eq!(client.sent(), [&connack[..], &again, pubrel].concat());
+        client.send(b"\x40\x02\x00\x01");
+        assert_eq!(client.sent(), publish_qos1(3, "3", false));
+    }
+
+    #[test]
+    fn a_message_larger_than_the_client_takes_is_left_out() {
+        // Maximum packet size 10.
+        let mut client = Client::connect(b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x0a\x00\x01c");
+        client.deliver("more than ten bytes", QoS::AtLeastOnce);
+        client.deliver("more than ten bytes", QoS::AtMostOnce);
+        assert!(client.sent().is_empty());
+        client.deliver("ok", QoS::AtMostOnce);
+        assert_eq!(client.sent(), b"\x30\x06\x00\x01t\x00ok");
+    }
+
+    #[test]
+    fn silence_for_one_and_a_half_keep_alives_ends_the_connection() {
+        let mut client = Client::connect(CONNECT_V5);
+        let deadline = client.session.deadline().unwrap();
+        assert_eq!(deadline - client.now, Duration::from_secs(90));
+        let before = deadline - Duration::from_millis(1);
+        assert!(client.session.on_timeout(before, &mut client.out).is_none());
+        assert!(client.session.on_timeout(deadline, &mut client.out).is_some());
+        assert_eq!(client.sent()[2], 0x8d);
+        client.now = before;
+        client.send(b"\xc0\x00");
+        assert_eq!(client.session.deadline(), Some(before + Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn the_will_is_due_unless_the_client_says_goodbye() {
+        let mut client = Client::connect(CONNECT_V4_WILL);
+        let will = client.session.on_connection_lost(client.now).unwrap();
+        assert_eq!((will.topic.as_str(), &will.payload[..]), ("w", &b"m"[..]));
+        assert_eq!(will.qos, QoS::AtLeastOnce);
+
+        let mut client = Client::connect(CONNECT_V4_WILL);
+        client.send(b"\xe0\x00");
+        assert!(client.session.on_connection_lost(client.now).is_none());
+    }
+
+    #[test]
+    fn a_second_connect_ends_the_connection() {
+        let mut client = Client::connect(CONNECT_V4);
+        let effects = client.send(CONNECT_V4);
+        assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
+        // What comes behind it is not looked at.
+        assert!(client.send(b"\x32\x07\x00\x01a\x00\x09hi").is_empty());
+    }
+
+    #[test]
+    fn a_publish_with_a_wildcard_or_without_utf_8_ends_the_connection() {
+        for packet in [&b"\x30\x04\x00\x01+x"[..], b"\x30\x05\x00\x02a#x", b"\x30\x04\x00\x01\xffx", b"\x30\x03\x00\x00x"] {
+            let mut client = Client::connect(CONNECT_V5);
+            let packet = [&packet[..1], &[packet[1] + 1], &packet[2..packet.len() - 1], b"\x00x"].concat();
+            let effects = client.send(&packet);
+            assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]), "{packet:?} {effects:?}");
+            assert_eq!(client.sent()[2], 0x90, "topic name invalid");
+        }
+    }
+
+    #[test]
+    fn a_publish_to_a_dollar_topic_is_acknowledged_and_goes_nowhere() {
+        let mut client = Client::connect(CONNECT_V4);
+        assert!(client.send(b"\x32\x08\x00\x02$a\x00\x01hi").is_empty());
+        assert_eq!(client.sent(), b"\x40\x02\x00\x01");
+        let mut client = Client::connect(CONNECT_V5);
+        assert!(client.send(b"\x32\x09\x00\x02$a\x00\x01\x00hi").is_empty());
+        assert_eq!(client.sent(), b"\x40\x04\x00\x01\x87\x00", "not authorized");
+    }
+
+    #[test]
+    fn invalid_filters_are_refused_one_by_one() {
+        let mut client = Client::connect(CONNECT_V4);
+        let effects = client.send(b"\x82\x0a\x00\x05\x00\x01a\x01\x00\x01b\x00");
+        assert!(matches!(&effects[..], [Effect::Subscribe(granted)] if granted.len() == 2));
+        assert_eq!(client.sent(), b"\x90\x04\x00\x05\x01\x00");
+        let effects = client.send(b"\x82\x0b\x00\x06\x00\x02a#\x01\x00\x01c\x00");
+        assert!(matches!(&effects[..], [Effect::Subscribe(granted)] if granted.len() == 1));
+        assert_eq!(client.sent(), b"\x90\x04\x00\x06\x80\x00");
+        // The fourth is one more than max_subscriptions.
+        assert!(client.send(b"\x82\x06\x00\x07\x00\x01d\x00").is_empty());
+        assert_eq!(client.sent(), b"\x90\x03\x00\x07\x80");
+    }
+
+    #[test]
+    fn a_topic_alias_stands_for_the_topic_that_it_was_given_with() {
+        let mut client = Client::connect(CONNECT_V5);
+        let effects = client.send(b"\x30\x08\x00\x01a\x03\x23\x00\x01x");
+        assert!(matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a"));
+        let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x01x");
+        assert!(matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a"));
+        let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x02x");
+        assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
+        assert_eq!(client.sent()[2], 0x94);
+    }
+
+    proptest! {
+        /// Whatever order packets and deliveries come in, the window holds, ids in flight differ,
+        /// and nothing panics.
+        #[test]
+        fn the_window_holds_whatever_the_client_does(
+            steps in prop::collection::vec((0u8..9, 1u8..5), 1..200),
+        ) {
+            let mut client = Client::connect(CONNECT_V4_KEPT);
+            for (step, id) in steps {
+                match step {
+                    0 | 1 => client.deliver("x", QoS::AtLeastOnce),
+                    2 => client.deliver("x", QoS::ExactlyOnce),
+                    3 => drop(client.send(&[0x40, 2, 0, id])),
+                    4 => drop(client.send(&[0x50, 2, 0, id])),
+                    5 => drop(client.send(&[0x70, 2, 0, id])),
+                    6 => drop(client.send(&[0x34, 6, 0, 1, b'a', 0, id, b'x'])),
+                    7 => drop(client.send(&[0x62, 2, 0, id])),
+                    _ => {
+                        let (request, _) = request(CONNECT_V4_KEPT);
+                        client.session.resume(request, client.now, &mut client.out);
+                    }
+                }
+                let inflight = &client.session.inflight;
+                prop_assert!(inflight.len() <= 2);
+                let ids: FxHashSet<u16> = inflight.iter().map(|(id, _)| *id).collect();
+                prop_assert_eq!(ids.len(), inflight.len());
+                prop_assert!(client.session.waiting.is_empty() || inflight.len() == 2);
+                prop_assert!(client.session.unreleased.len() <= 2);
+            }
+        }
+    }
+}

@@ -33,6 +33,15 @@ impl Latency {
         Duration::from_micros(self.0.lock().value_at_quantile(quantile))
     }
 
+    /// Puts the quantiles into the `metrics` crate's recorder. To be called before a scrape.
+    pub fn record_metrics(&self) {
+        for (label, quantile) in [("0.5", 0.5), ("0.99", 0.99), ("0.999", 0.999), ("1", 1.0)] {
+            metrics::gauge!("headgate_event_latency_seconds", "quantile" => label)
+                .set(self.quantile(quantile).as_secs_f64());
+        }
+        metrics::counter!("headgate_event_latency_seconds_count").absolute(self.count());
+    }
+
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.0.lock().len()

@@ -50,23 +50,38 @@ pub struct PipelineConfig {
     pub max_batch_delay: Duration,
 }
 
-/// What the pipeline has done so far. `accepted + copies = filtered + looped + overflowed +` what
-/// was handed to outlets, once nothing waits any more.
+/// See [`PipelineStatus`].
 #[derive(Debug, Default)]
-pub struct Counters {
+struct Counters {
+    accepted: AtomicU64,
+    filtered: AtomicU64,
+    copies: AtomicU64,
+    handed_over: AtomicU64,
+    looped: AtomicU64,
+    overflowed: AtomicU64,
+    batches: AtomicU64,
+}
+
+/// What the pipeline has done since the start. It adds up:
+/// `accepted + copies = filtered + handed_over + looped + overflowed + queued`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PipelineStatus {
+    /// Events between edge and outlets, now.
+    pub queued: u64,
     /// Events taken in, from clients and from apps.
-    pub accepted: AtomicU64,
+    pub accepted: u64,
     /// Events that no outlet wants.
-    pub filtered: AtomicU64,
-    /// Further copies for events that more than one outlet wants.
-    pub copies: AtomicU64,
-    /// Events handed to outlets.
-    pub handed_over: AtomicU64,
+    pub filtered: u64,
+    /// Further copies of events that more than one outlet wants.
+    pub copies: u64,
+    /// Events, copies included, that outlets got; these count what became of them.
+    pub handed_over: u64,
     /// Dropped because they came through too many apps.
-    pub looped: AtomicU64,
-    /// Outputs of apps to apps that were dropped because the pipeline was full.
-    pub overflowed: AtomicU64,
-    pub batches: AtomicU64,
+    pub looped: u64,
+    /// Outputs of apps, meant for apps, that were dropped because the pipeline was full.
+    pub overflowed: u64,
+    /// Batches that outlets got.
+    pub batches: u64,
 }
 
 /// The running pipeline.
@@ -126,8 +141,37 @@ impl Pipeline {
         Arc::new(move || shared.ring.wake())
     }
 
-    pub fn counters(&self) -> &Counters {
-        &self.shared.counters
+    /// The counters, for people and scripts.
+    pub fn status(&self) -> PipelineStatus {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.shared.counters;
+        PipelineStatus {
+            queued: self.queued(),
+            accepted: get(&counters.accepted),
+            filtered: get(&counters.filtered),
+            copies: get(&counters.copies),
+            handed_over: get(&counters.handed_over),
+            looped: get(&counters.looped),
+            overflowed: get(&counters.overflowed),
+            batches: get(&counters.batches),
+        }
+    }
+
+    /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
+    pub fn record_metrics(&self) {
+        let status = self.status();
+        metrics::gauge!("headgate_pipeline_queued_events").set(status.queued as f64);
+        for (result, count) in [
+            ("accepted", status.accepted),
+            ("filtered", status.filtered),
+            ("copied", status.copies),
+            ("handed_over", status.handed_over),
+            ("looped", status.looped),
+            ("overflowed", status.overflowed),
+        ] {
+            metrics::counter!("headgate_pipeline_events_total", "result" => result).absolute(count);
+        }
+        metrics::counter!("headgate_pipeline_batches_total").absolute(status.batches);
     }
 
     /// Events that have come in and not reached an outlet.
