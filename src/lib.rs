@@ -3,5 +3,6 @@
 //! `docs/architecture.md` has the map; each module says what it owns.
 #![deny(unsafe_code)]
 
+pub mod config;
 pub mod event;
 pub mod pipeline;
