@@ -64,9 +64,13 @@ pub enum Preset {
         from: &'static str,
         /// A value for error messages and the documentation.
         example: &'static str,
-        derive: fn(&Surroundings) -> Option<Result<(PathBuf, Origin), Fault>>,
+        /// None if that isn't worth an error of its own, because another key failed first.
+        derive: fn(&Surroundings) -> Option<Derived>,
     },
 }
+
+/// A default that was worked out, and what it follows from.
+pub(super) type Derived = Result<(PathBuf, Origin), Fault>;
 
 impl std::fmt::Debug for Preset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

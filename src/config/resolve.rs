@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::file;
-use super::key::{Key, Preset, VARIABLE_PREFIX};
+use super::key::{Derived, Key, Preset, VARIABLE_PREFIX};
 use super::origin::Origin;
 use super::problem::{ConfigErrors, Fault, Problem, quoted};
 use super::suggest;
@@ -418,9 +418,7 @@ impl Surroundings<'_> {
     }
 }
 
-pub(super) fn default_store_path(
-    surroundings: &Surroundings,
-) -> Option<Result<(PathBuf, Origin), Fault>> {
+pub(super) fn default_store_path(surroundings: &Surroundings) -> Option<Derived> {
     if let Some(folder) = surroundings.systemd_folder("STATE_DIRECTORY") {
         return Some(Ok((folder, Origin::DefaultFrom("STATE_DIRECTORY"))));
     }
@@ -442,9 +440,7 @@ pub(super) fn default_store_path(
     })
 }
 
-pub(super) fn default_admin_socket(
-    surroundings: &Surroundings,
-) -> Option<Result<(PathBuf, Origin), Fault>> {
+pub(super) fn default_admin_socket(surroundings: &Surroundings) -> Option<Derived> {
     const SOCKET: &str = "admin.sock";
     match surroundings.systemd_folder("RUNTIME_DIRECTORY") {
         Some(folder) => Some(Ok((
