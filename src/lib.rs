@@ -4,5 +4,6 @@
 #![deny(unsafe_code)]
 
 pub mod broker;
+pub mod config;
 pub mod event;
 pub mod pipeline;
