@@ -3,5 +3,12 @@
 //! `docs/architecture.md` has the map; each module says what it owns.
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod cli;
+pub mod demo;
 pub mod event;
+pub mod http;
+pub mod logging;
+pub mod metrics;
 pub mod pipeline;
+pub mod systemd;
