@@ -3,5 +3,7 @@
 //! `docs/architecture.md` has the map; each module says what it owns.
 #![deny(unsafe_code)]
 
+pub mod apps;
 pub mod event;
 pub mod pipeline;
+pub mod store;
