@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod apps;
 pub mod cli;
 pub mod demo;
 pub mod event;
@@ -11,4 +12,5 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod pipeline;
+pub mod store;
 pub mod systemd;
