@@ -6,7 +6,7 @@
 pub mod admin;
 pub mod apps;
 pub mod cli;
-pub mod demo;
+pub mod config;
 pub mod event;
 pub mod http;
 pub mod logging;

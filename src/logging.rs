@@ -3,17 +3,11 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How a log line is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// For people; coloured on a terminal.
-    Text,
-    /// One JSON object a line, for journald and log shippers.
-    Json,
-}
+use crate::config::LogFormat;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
@@ -29,15 +23,26 @@ pub enum LoggingError {
 /// Sends this process's log lines to standard error. Once per process.
 ///
 /// `level` is a level or a list of `tracing` directives.
-pub fn init(level: &str, format: Format) -> Result<(), LoggingError> {
-    let filter = filter(level)?;
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+pub fn init(level: &str, format: LogFormat) -> Result<(), LoggingError> {
+    let ansi = std::io::stderr().is_terminal();
+    init_to(level, format, ansi, std::io::stderr)
+}
+
+/// Like [`init`], but to `writer`, and in colour if `ansi`.
+pub fn init_to<W>(
+    level: &str,
+    format: LogFormat,
+    ansi: bool,
+    writer: W,
+) -> Result<(), LoggingError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let registry = tracing_subscriber::registry().with(filter(level)?);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
-        Format::Text => registry
-            .with(layer.with_ansi(std::io::stderr().is_terminal()))
-            .try_init(),
-        Format::Json => registry
+        LogFormat::Text => registry.with(layer.with_ansi(ansi)).try_init(),
+        LogFormat::Json => registry
             .with(layer.json().flatten_event(true).with_ansi(false))
             .try_init(),
     }
