@@ -590,25 +590,25 @@ mod tests {
 
     #[test]
     fn a_file_that_was_cut_short_is_damage() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path());
-        let store = Store::open(&config).unwrap();
         let component = vec![7; 100_000];
-        store
-            .put_app("a", &record(&component, Desired::Running), &component)
-            .unwrap();
-        drop(store);
-        let file = config.path.join("lmdb/data.mdb");
-        let len = fs::metadata(&file).unwrap().len();
-        for pages in [2, len / 4096 - 1] {
-            let cut = OpenOptions::new().write(true).open(&file).unwrap();
-            cut.set_len(pages * 4096).unwrap();
+        let id = ComponentId::of(&component);
+        // Only the header is left; the end of the component is gone.
+        for keep in [|_| 2 * 4096, |len| len - 8192] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = config(folder.path());
+            let store = Store::open(&config).unwrap();
+            let record = record(&component, Desired::Running);
+            store.put_app("a", &record, &component).unwrap();
+            drop(store);
+            let file = config.path.join("lmdb/data.mdb");
+            let file = OpenOptions::new().write(true).open(file).unwrap();
+            let keep: fn(u64) -> u64 = keep;
+            file.set_len(keep(file.metadata().unwrap().len())).unwrap();
+
+            let opened = Store::open(&config).and_then(|store| store.component(id));
+            let error = opened.unwrap_err().to_string();
+            assert!(error.contains("damaged"), "{error}");
         }
-        // Where the cut went through a component's bytes, that shows when they are read.
-        let opened =
-            Store::open(&config).and_then(|store| store.component(ComponentId::of(&component)));
-        let error = opened.unwrap_err().to_string();
-        assert!(error.contains("damaged"), "{error}");
     }
 
     #[test]
