@@ -58,12 +58,16 @@ pub enum ComponentProblem {
     TooBig { bytes: usize, max: usize },
     #[error("not a valid component: {reason}")]
     Invalid { reason: String },
-    #[error("the export `{export}` is missing; the world `headgate:app/app@0.1.0` asks for `{signature}`")]
+    #[error(
+        "the export `{export}` is missing; the world `headgate:app/app@0.1.0` asks for `{signature}`"
+    )]
     MissingExport {
         export: &'static str,
         signature: &'static str,
     },
-    #[error("the export `{export}` has the wrong signature: {reason}; the world `headgate:app/app@0.1.0` asks for `{signature}`")]
+    #[error(
+        "the export `{export}` has the wrong signature: {reason}; the world `headgate:app/app@0.1.0` asks for `{signature}`"
+    )]
     WrongSignature {
         export: &'static str,
         signature: &'static str,

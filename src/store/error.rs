@@ -1,6 +1,7 @@
 //! Why the store can't be opened, read or written.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// Names the file and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -43,4 +44,22 @@ pub enum StoreError {
     Full { path: PathBuf, map_bytes: usize },
     #[error("store {}: {what}", .path.display())]
     Database { path: PathBuf, what: String },
+}
+
+/// An I/O error with what to do about it.
+pub(super) fn io(path: &Path, doing: &'static str, source: std::io::Error) -> StoreError {
+    let remedy = match source.kind() {
+        ErrorKind::PermissionDenied => {
+            "let the gateway's user read and write it, or set `store.path` to a folder of its own"
+        }
+        ErrorKind::ReadOnlyFilesystem => "set `store.path` to a folder that can be written",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on the disk",
+        _ => "see that `store.path` is on a working local file system",
+    };
+    StoreError::Io {
+        path: path.to_owned(),
+        doing,
+        source,
+        remedy,
+    }
 }
