@@ -6,7 +6,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -95,6 +96,23 @@ impl From<AppError> for Refusal {
     }
 }
 
+/// The app that a path names.
+struct AppName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for AppName {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<AppName, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(AppName(name)),
+            Err(rejection) => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                format!("the app's name in the path: {}", rejection.body_text()),
+            )),
+        }
+    }
+}
+
 type Answer<T> = Result<Json<T>, Refusal>;
 
 async fn status(State(api): State<Api>) -> Answer<serde_json::Value> {
@@ -114,23 +132,23 @@ async fn list(State(api): State<Api>) -> Answer<AppList> {
         .map(Json)
 }
 
-async fn inspect(State(api): State<Api>, Path(name): Path<String>) -> Answer<AppInfo> {
+async fn inspect(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
     with_app(api, name, Apps::inspect).await
 }
 
-async fn start(State(api): State<Api>, Path(name): Path<String>) -> Answer<AppInfo> {
+async fn start(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
     with_app(api, name, Apps::start).await
 }
 
-async fn stop(State(api): State<Api>, Path(name): Path<String>) -> Answer<AppInfo> {
+async fn stop(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
     with_app(api, name, Apps::stop).await
 }
 
-async fn restart(State(api): State<Api>, Path(name): Path<String>) -> Answer<AppInfo> {
+async fn restart(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
     with_app(api, name, Apps::restart).await
 }
 
-async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Answer<serde_json::Value> {
+async fn remove(State(api): State<Api>, AppName(name): AppName) -> Answer<serde_json::Value> {
     with_app(api, name, |apps, name| {
         apps.remove(name)?;
         Ok(json!({ "removed": name }))
@@ -145,7 +163,7 @@ struct LogsQuery {
 
 async fn logs(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    AppName(name): AppName,
     query: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Answer<serde_json::Value> {
     let Query(LogsQuery { last }) = query.map_err(|rejection| {
@@ -286,4 +304,295 @@ where
             "the request failed inside the gateway; its log has the details",
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use http_body_util::{BodyExt, Full};
+    use hyper::Request;
+    use hyper_util::rt::TokioIo;
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::admin::{AdminListener, Client, ClientError};
+    use crate::apps::{AppState, AppsConfig, Compiler};
+    use crate::event::Event;
+    use crate::pipeline::{Routes, Sink};
+    use crate::store::{Store, StoreConfig};
+
+    const MANIFEST: &str = r#"
+        name = "thermo"
+        version = "1.2.3"
+        subscribe = ["plant/#"]
+    "#;
+
+    struct NoSink;
+
+    impl Sink for NoSink {
+        fn publish(&self, _: &str, _: Vec<Event>) {}
+    }
+
+    /// A real API with real apps on a socket of its own.
+    struct Served {
+        folder: tempfile::TempDir,
+        socket: PathBuf,
+        stop: oneshot::Sender<()>,
+        server: JoinHandle<()>,
+    }
+
+    fn served() -> Served {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig {
+            path: folder.path().join("store"),
+            map_bytes: 16 << 20,
+        })
+        .unwrap();
+        let config = AppsConfig {
+            compiler: Compiler::InProcess,
+            ..AppsConfig::new(store.path()).unwrap()
+        };
+        let apps = Apps::open(
+            config,
+            store,
+            Arc::new(Routes::default()),
+            Arc::new(NoSink),
+            Arc::new(|| {}),
+        )
+        .unwrap();
+        let socket = folder.path().join("admin.sock");
+        let listener = AdminListener::bind(&socket).unwrap();
+        let state = AdminState {
+            apps,
+            status: Arc::new(|| json!({ "version": "1" })),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(crate::admin::serve(listener, state, async {
+            stopped.await.ok();
+        }));
+        Served {
+            folder,
+            socket,
+            stop,
+            server,
+        }
+    }
+
+    impl Served {
+        fn client(&self) -> Client {
+            Client::new(&self.socket)
+        }
+
+        async fn request(&self, request: Request<Full<Bytes>>) -> (u16, Value) {
+            let stream = UnixStream::connect(&self.socket).await.unwrap();
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                    .await
+                    .unwrap();
+            tokio::spawn(connection);
+            let answer = sender.send_request(request).await.unwrap();
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            (status, serde_json::from_slice(&body).unwrap())
+        }
+
+        async fn call(&self, method: &str, path: &str) -> (u16, Value) {
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", "x");
+            self.request(request.body(Full::default()).unwrap()).await
+        }
+
+        async fn post_package(&self, manifest_length: Option<&str>, body: &[u8]) -> (u16, String) {
+            let mut request = Request::builder()
+                .method("POST")
+                .uri("/v1/apps")
+                .header("host", "x");
+            if let Some(length) = manifest_length {
+                request = request.header(MANIFEST_LENGTH, length);
+            }
+            let body = Full::new(Bytes::copy_from_slice(body));
+            let (status, answer) = self.request(request.body(body).unwrap()).await;
+            (status, error(&answer))
+        }
+    }
+
+    fn error(answer: &Value) -> String {
+        answer["error"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn refused(outcome: Result<impl std::fmt::Debug, ClientError>) -> (u16, String) {
+        match outcome.unwrap_err() {
+            ClientError::Refused { status, message } => (status, message),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_status_is_what_the_gateway_says() {
+        let served = served();
+        let status = served.client().status().await.unwrap();
+        assert_eq!(status, json!({ "version": "1" }));
+    }
+
+    #[tokio::test]
+    async fn every_verb_on_an_unknown_app_is_a_404_that_names_it() {
+        let served = served();
+        let client = served.client();
+        for outcome in [
+            refused(client.inspect("no/such app").await),
+            refused(client.start("no/such app").await),
+            refused(client.stop("no/such app").await),
+            refused(client.restart("no/such app").await),
+            refused(client.remove("no/such app").await),
+            refused(client.logs("no/such app", 5).await),
+        ] {
+            assert_eq!(outcome.0, 404);
+            assert!(outcome.1.contains("\"no/such app\""), "{}", outcome.1);
+        }
+        assert!(client.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_component_is_a_422_that_says_why() {
+        let served = served();
+        let client = served.client();
+        let (status, message) = refused(client.install(MANIFEST, b"#!/bin/sh").await);
+        assert_eq!(status, 422);
+        assert!(message.contains("app thermo: this is not WebAssembly"), "{message}");
+
+        let module = wat::parse_str("(module)").unwrap();
+        let (status, message) = refused(client.install(MANIFEST, &module).await);
+        assert_eq!(status, 422);
+        assert!(message.contains("core WebAssembly module"), "{message}");
+        assert!(client.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_manifest_is_a_422_with_its_line() {
+        let served = served();
+        let manifest = "name = \"a/b\"\nversion = \"1\"\nsubscribe = [\"a/#\"]\n";
+        let (status, message) = refused(served.client().install(manifest, b"").await);
+        assert_eq!(status, 422);
+        assert!(message.starts_with("manifest: line 1: "), "{message}");
+
+        let (status, message) = served.post_package(Some("2"), b"\xff\xffrest").await;
+        assert_eq!(status, 422);
+        assert!(message.contains("manifest: not UTF-8"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_package_that_cannot_be_taken_apart_says_what_it_lacks() {
+        let served = served();
+        for length in [None, Some("many"), Some("-1")] {
+            let (status, message) = served.post_package(length, b"x").await;
+            assert_eq!(status, 400);
+            assert!(message.contains(MANIFEST_LENGTH), "{message}");
+        }
+        let (status, message) = served.post_package(Some("9"), b"short").await;
+        assert_eq!(status, 400);
+        assert!(message.contains("the whole body has 5"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_is_refused_before_it_is_read() {
+        let served = served();
+        let (status, _) = served.post_package(Some("65537"), b"x").await;
+        assert_eq!(status, 413);
+
+        let mut stream = UnixStream::connect(&served.socket).await.unwrap();
+        let header = format!(
+            "POST /v1/apps HTTP/1.1\r\nhost: x\r\n{MANIFEST_LENGTH}: 10\r\ncontent-length: {}\r\n\r\n",
+            MAX_COMPONENT_BYTES + 11
+        );
+        stream.write_all(header.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 413");
+    }
+
+    #[tokio::test]
+    async fn a_component_that_never_ends_is_cut_off() {
+        let served = served();
+        let stream = UnixStream::connect(&served.socket).await.unwrap();
+        let (mut answer, mut body) = stream.into_split();
+        let header = format!(
+            "POST /v1/apps HTTP/1.1\r\nhost: x\r\n{MANIFEST_LENGTH}: 0\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        let endless = tokio::spawn(async move {
+            body.write_all(header.as_bytes()).await.unwrap();
+            let mut chunk = b"100000\r\n".to_vec();
+            chunk.resize(chunk.len() + (1 << 20), 0);
+            chunk.extend_from_slice(b"\r\n");
+            while body.write_all(&chunk).await.is_ok() {}
+        });
+        let mut status = vec![0; 12];
+        answer.read_exact(&mut status).await.unwrap();
+        assert_eq!(status, b"HTTP/1.1 413");
+        drop(answer);
+        endless.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn errors_of_the_protocol_are_json_too() {
+        let served = served();
+        let (status, answer) = served.call("GET", "/v2/apps").await;
+        assert_eq!(status, 404);
+        assert!(error(&answer).contains("/v1/apps"));
+
+        let (status, answer) = served.call("PUT", "/v1/apps").await;
+        assert_eq!(status, 405);
+        assert!(!error(&answer).is_empty());
+
+        let (status, answer) = served.call("GET", "/v1/apps/x/logs?last=all").await;
+        assert_eq!(status, 400);
+        assert!(error(&answer).contains("?last=N"));
+
+        let (status, answer) = served.call("GET", "/v1/apps/%ff").await;
+        assert_eq!(status, 400);
+        assert!(!error(&answer).is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_no_gateway_runs_the_client_names_the_socket_and_the_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        for path in [socket, folder.path().join("missing.sock")] {
+            let message = Client::new(&path).status().await.unwrap_err().to_string();
+            assert!(message.contains(path.to_str().unwrap()), "{message}");
+            assert!(message.contains("`headgate run`"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_answers_but_is_no_gateway_is_no_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let other = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"220 mail.example.org ESMTP\r\n").await.unwrap();
+        });
+        let error = Client::new(&path).status().await.unwrap_err();
+        assert!(matches!(error, ClientError::BrokeOff { .. }), "{error}");
+        other.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_the_shutdown_the_socket_is_gone() {
+        let served = served();
+        let idle = UnixStream::connect(&served.socket).await.unwrap();
+        served.client().status().await.unwrap();
+        served.stop.send(()).unwrap();
+        served.server.await.unwrap();
+        assert!(!served.socket.exists());
+        drop((idle, served.folder));
+    }
 }

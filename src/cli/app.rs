@@ -252,27 +252,34 @@ fn ago(unix_ms: u64) -> String {
 
 /// Prints the last `lines` lines, then each new one as it comes, until interrupted.
 async fn follow(name: &str, lines: usize, client: &Client, output: &Output) -> anyhow::Result<()> {
-    let mut next = None;
-    let mut ask_for = lines;
-    loop {
-        for line in client.logs(name, ask_for).await? {
-            match next {
-                Some(next) if line.sequence < next => continue,
-                Some(next) if line.sequence > next && !output.json => {
-                    output.text(format!("({} lines skipped)", line.sequence - next))?;
-                }
-                _ => {}
-            }
-            next = Some(line.sequence + 1);
-            if output.json {
-                output.value_line(&line)?;
-            } else {
-                output.text(text(&line))?;
-            }
+    let show = |line: &LogLine| {
+        if output.json {
+            output.value_line(line)
+        } else {
+            output.text(text(line))
         }
-        next.get_or_insert(0);
-        ask_for = FOLLOW_LINES;
+    };
+    // Even where none is to be shown, the last one says where the new ones begin.
+    let last = client.logs(name, lines.max(1)).await?;
+    last.iter()
+        .skip(last.len().saturating_sub(lines))
+        .try_for_each(show)?;
+    let mut next = last.last().map_or(0, |line| line.sequence + 1);
+    loop {
         tokio::time::sleep(FOLLOW_EVERY).await;
+        let lines = client.logs(name, FOLLOW_LINES).await?;
+        // An app that was removed and installed anew has a new log.
+        if lines.last().is_none_or(|last| last.sequence + 1 < next) {
+            next = 0;
+        }
+        let from = next;
+        for line in lines.iter().filter(|line| line.sequence >= from) {
+            if line.sequence > next && !output.json {
+                output.text(format!("({} lines skipped)", line.sequence - next))?;
+            }
+            show(line)?;
+            next = line.sequence + 1;
+        }
     }
 }
 

@@ -7,7 +7,6 @@
 mod health;
 mod process;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
+use crate::config::ListenAddress;
 pub use crate::http::ListenError;
 pub use health::{Check, Health};
 
@@ -71,8 +71,8 @@ pub struct Endpoints {
 }
 
 /// Listens on `address`, the value of `metrics.listen`.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address)
+pub async fn bind(address: &ListenAddress) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address.as_pair())
         .await
         .map_err(|source| ListenError {
             key: "metrics.listen",
@@ -150,6 +150,8 @@ fn answer(outcome: Result<(), Vec<String>>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
@@ -164,7 +166,7 @@ mod tests {
     }
 
     async fn served(publish: impl Fn() + Send + Sync + 'static) -> Served {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let health = Health::default();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -254,7 +256,8 @@ mod tests {
     async fn a_port_in_use_names_the_key_and_the_address() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
-        let error = bind(address).await.unwrap_err().to_string();
+        let listen = address.to_string().parse().unwrap();
+        let error = bind(&listen).await.unwrap_err().to_string();
         assert!(
             error.starts_with(&format!("metrics.listen = \"{address}\"")),
             "{error}"
