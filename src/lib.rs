@@ -4,6 +4,14 @@
 #![deny(unsafe_code)]
 
 pub mod broker;
+pub mod admin;
+pub mod apps;
+pub mod cli;
 pub mod config;
 pub mod event;
+pub mod http;
+pub mod logging;
+pub mod metrics;
 pub mod pipeline;
+pub mod store;
+pub mod systemd;
