@@ -4,10 +4,12 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use clap::Args;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Global;
 use crate::config::{Config, Override};
+use crate::gateway;
 
 /// Run the gateway in the foreground, until SIGTERM or Ctrl-C
 ///
@@ -53,13 +55,28 @@ impl RunArgs {
 
 pub(super) fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     let resolved = Config::load(global.source(args.overrides()))?;
-    let config = resolved.config;
+    let config = &resolved.config;
     crate::logging::init(&config.log.level, config.log.format)?;
     match &resolved.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
-        None => tracing::info!("no configuration file; defaults, environment and flags apply"),
+        None => tracing::info!("no configuration file: defaults, environment and flags apply"),
     }
-    todo!()
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        // Before the start, so that a signal that comes meanwhile isn't lost.
+        let stop = stop_signal()?;
+        let gateway = gateway::build(config).await?;
+        gateway.run(stop).await;
+        anyhow::Ok(())
+    })
+}
+
+/// The runtime of a gateway.
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C.
