@@ -97,13 +97,14 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     };
     // The edge last: its clients find the apps running.
     let address = config.mqtt.listen.to_string();
-    let broker = Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
-        ListenError {
-            key: "mqtt.listen",
-            address,
-            source,
-        }
-    })?;
+    let broker =
+        Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
+            ListenError {
+                key: "mqtt.listen",
+                address,
+                source,
+            }
+        })?;
     let broker = Arc::new(broker);
     outputs
         .broker
