@@ -70,7 +70,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     };
     let store = Store::open(&StoreConfig {
         path: config.store.path.clone(),
-        max_bytes: config.store.max_bytes,
+        map_bytes: config.store.max_bytes,
     })?;
     // After the store, whose lock says that no other gateway uses this folder.
     let admin = AdminListener::bind(&config.admin.socket)?;
@@ -97,13 +97,14 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     };
     // The edge last: its clients find the apps running.
     let address = config.mqtt.listen.to_string();
-    let broker = Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
-        ListenError {
-            key: "mqtt.listen",
-            address,
-            source,
-        }
-    })?;
+    let broker =
+        Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
+            ListenError {
+                key: "mqtt.listen",
+                address,
+                source,
+            }
+        })?;
     let broker = Arc::new(broker);
     outputs
         .broker

@@ -29,12 +29,7 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), LoggingError> {
 }
 
 /// Like [`init`], but to `writer`, and in colour if `ansi`.
-pub fn init_to<W>(
-    level: &str,
-    format: LogFormat,
-    ansi: bool,
-    writer: W,
-) -> Result<(), LoggingError>
+pub fn init_to<W>(level: &str, format: LogFormat, ansi: bool, writer: W) -> Result<(), LoggingError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {

@@ -272,7 +272,10 @@ async fn read_body(body: Body, manifest_bytes: usize) -> Result<Bytes, Refusal> 
         )),
         Err(_) => Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
-            format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()),
+            format!(
+                "the body did not arrive within {} s",
+                BODY_TIMEOUT.as_secs()
+            ),
         )),
     }
 }
@@ -465,7 +468,10 @@ mod tests {
         let client = served.client();
         let (status, message) = refused(client.install(MANIFEST, b"#!/bin/sh").await);
         assert_eq!(status, 422);
-        assert!(message.contains("app thermo: this is not WebAssembly"), "{message}");
+        assert!(
+            message.contains("app thermo: this is not WebAssembly"),
+            "{message}"
+        );
 
         let module = wat::parse_str("(module)").unwrap();
         let (status, message) = refused(client.install(MANIFEST, &module).await);
@@ -578,7 +584,10 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
         let other = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(b"220 mail.example.org ESMTP\r\n").await.unwrap();
+            stream
+                .write_all(b"220 mail.example.org ESMTP\r\n")
+                .await
+                .unwrap();
         });
         let error = Client::new(&path).status().await.unwrap_err();
         assert!(matches!(error, ClientError::BrokeOff { .. }), "{error}");

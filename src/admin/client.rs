@@ -89,11 +89,7 @@ impl Client {
     }
 
     /// Installs a package; an app of the same name is replaced.
-    pub async fn install(
-        &self,
-        manifest: &str,
-        component: &[u8],
-    ) -> Result<AppInfo, ClientError> {
+    pub async fn install(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, ClientError> {
         let mut package = Vec::with_capacity(manifest.len() + component.len());
         package.extend_from_slice(manifest.as_bytes());
         package.extend_from_slice(component);

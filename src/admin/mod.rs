@@ -33,10 +33,6 @@ pub struct AdminState {
 
 /// Answers requests until `shutdown` resolves; then lets those under way end, for at most two
 /// seconds, and removes the socket.
-pub async fn serve(
-    listener: AdminListener,
-    state: AdminState,
-    shutdown: impl Future<Output = ()>,
-) {
+pub async fn serve(listener: AdminListener, state: AdminState, shutdown: impl Future<Output = ()>) {
     crate::http::serve(listener, api::router(state), shutdown).await;
 }

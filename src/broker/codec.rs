@@ -242,10 +242,7 @@ fn connect_version(body: &[u8]) -> Result<Option<Version>, DecodeError> {
     if length > 6 {
         return Err(DecodeError::Protocol("CONNECT names no MQTT protocol"));
     }
-    let Some((name, level)) = body
-        .get(2..2 + length)
-        .zip(body.get(2 + length).copied())
-    else {
+    let Some((name, level)) = body.get(2..2 + length).zip(body.get(2 + length).copied()) else {
         return Ok(None);
     };
     match (name, level) {
@@ -330,7 +327,13 @@ pub struct PublishHeader<'a> {
 
 impl Encoder {
     /// Appends a PUBLISH to `out`.
-    pub fn publish(self, header: PublishHeader<'_>, topic: &Topic, payload: &[u8], out: &mut BytesMut) {
+    pub fn publish(
+        self,
+        header: PublishHeader<'_>,
+        topic: &Topic,
+        payload: &[u8],
+        out: &mut BytesMut,
+    ) {
         let properties = match self.0 {
             Version::V4 => None,
             Version::V5 => Some(publish_properties(&header)),
@@ -538,22 +541,39 @@ mod tests {
 
     #[test]
     fn the_first_packet_must_be_connect() {
-        for first in [&b"\xc0\x00"[..], b"\x30\x05\x00\x01ahi", b"GET / HTTP/1.1\r\n", b"\x16\x03\x01"] {
-            assert!(matches!(decode_all(first), Err(DecodeError::Protocol(_) | DecodeError::Malformed(_))), "{first:?}");
+        for first in [
+            &b"\xc0\x00"[..],
+            b"\x30\x05\x00\x01ahi",
+            b"GET / HTTP/1.1\r\n",
+            b"\x16\x03\x01",
+        ] {
+            assert!(
+                matches!(
+                    decode_all(first),
+                    Err(DecodeError::Protocol(_) | DecodeError::Malformed(_))
+                ),
+                "{first:?}"
+            );
         }
     }
 
     #[test]
     fn other_versions_are_named() {
         let mqtt_3_1 = b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01c";
-        let expected = DecodeError::UnsupportedVersion { name: "MQIsdp".into(), level: 3 };
+        let expected = DecodeError::UnsupportedVersion {
+            name: "MQIsdp".into(),
+            level: 3,
+        };
         assert_eq!(decode_all(mqtt_3_1).unwrap_err(), expected);
     }
 
     #[test]
     fn a_packet_over_the_limit_is_refused_before_its_body_has_come() {
         let header = [CONNECT_V4, b"\x30\xff\x7f"].concat();
-        let expected = DecodeError::TooLarge { size: 3 + 16_383, limit: LIMIT };
+        let expected = DecodeError::TooLarge {
+            size: 3 + 16_383,
+            limit: LIMIT,
+        };
         assert_eq!(decode_all(&header).unwrap_err(), expected);
     }
 
@@ -575,22 +595,37 @@ mod tests {
     #[test]
     fn wrong_flags_and_truncated_fields_are_malformed() {
         for (name, packet) in [
-            ("SUBSCRIBE without its flag", &b"\x80\x06\x00\x01\x00\x01a\x00"[..]),
+            (
+                "SUBSCRIBE without its flag",
+                &b"\x80\x06\x00\x01\x00\x01a\x00"[..],
+            ),
             ("PUBREL without its flag", b"\x60\x02\x00\x01"),
             ("PINGREQ with a flag", b"\xc1\x00"),
             ("PUBLISH with QoS 3", b"\x36\x06\x00\x01a\x00\x01x"),
             ("PUBLISH with QoS 0 and DUP", b"\x38\x04\x00\x01ax"),
-            ("PUBLISH whose topic runs past the end", b"\x30\x04\x00\x09ax"),
+            (
+                "PUBLISH whose topic runs past the end",
+                b"\x30\x04\x00\x09ax",
+            ),
             ("PUBLISH with QoS 1 and no packet id", b"\x32\x03\x00\x01a"),
             ("PUBLISH with packet id 0", b"\x32\x05\x00\x01a\x00\x00"),
             ("empty PUBLISH", b"\x30\x00"),
             ("SUBSCRIBE without filters", b"\x82\x02\x00\x01"),
             ("SUBSCRIBE with QoS 3", b"\x82\x06\x00\x01\x00\x01a\x03"),
-            ("SUBSCRIBE with reserved bits", b"\x82\x06\x00\x01\x00\x01a\x40"),
-            ("remaining length of five bytes", b"\x30\xff\xff\xff\xff\x01"),
+            (
+                "SUBSCRIBE with reserved bits",
+                b"\x82\x06\x00\x01\x00\x01a\x40",
+            ),
+            (
+                "remaining length of five bytes",
+                b"\x30\xff\xff\xff\xff\x01",
+            ),
         ] {
             let result = after_connect(CONNECT_V4, packet);
-            assert!(matches!(result, Err(DecodeError::Malformed(_))), "{name}: {result:?}");
+            assert!(
+                matches!(result, Err(DecodeError::Malformed(_))),
+                "{name}: {result:?}"
+            );
         }
     }
 
@@ -636,9 +671,18 @@ mod tests {
         let Incoming::Publish(read) = decode_all(&out).unwrap().remove(1) else {
             panic!("no PUBLISH");
         };
-        assert_eq!((read.qos, read.packet_id, read.retain), (QoS::AtLeastOnce, 7, true));
-        assert_eq!((&read.topic[..], &read.payload[..]), ("ä/b".as_bytes(), &b"payload"[..]));
-        let expected = PublishProperties { message_expiry_interval: Some(9), ..properties };
+        assert_eq!(
+            (read.qos, read.packet_id, read.retain),
+            (QoS::AtLeastOnce, 7, true)
+        );
+        assert_eq!(
+            (&read.topic[..], &read.payload[..]),
+            ("ä/b".as_bytes(), &b"payload"[..])
+        );
+        let expected = PublishProperties {
+            message_expiry_interval: Some(9),
+            ..properties
+        };
         assert_eq!(read.properties, Some(expected));
     }
 
@@ -652,8 +696,14 @@ mod tests {
             retain_forward_rule: RetainForwardRule::OnNewSubscribe,
         };
         let packet = Packet::Subscribe(
-            Subscribe { pkid: 3, filters: vec![filter] },
-            Some(SubscribeProperties { id: Some(300), user_properties: vec![("a".into(), "b".into())] }),
+            Subscribe {
+                pkid: 3,
+                filters: vec![filter],
+            },
+            Some(SubscribeProperties {
+                id: Some(300),
+                user_properties: vec![("a".into(), "b".into())],
+            }),
         );
         V5.write(packet, &mut subscribe).unwrap();
         let will = b"\x10\x1d\x00\x04MQTT\x05\xc6\x00\x3c\x00\x00\x01c\x00\x00\x01w\x00\x01m\x00\x01u\x00\x01p";

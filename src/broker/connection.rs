@@ -329,7 +329,11 @@ impl Connection {
             }
             End::Lost(text) => text,
         };
-        tracing::info!(client = self.client_id, reason = text, "client disconnected");
+        tracing::info!(
+            client = self.client_id,
+            reason = text,
+            "client disconnected"
+        );
         if let Some(will) = self.session.on_connection_lost(now)
             && !matches!(end, End::ShutDown)
         {
@@ -386,7 +390,8 @@ impl Connection {
                 Err(error) => return End::Lost(format!("write failed: {error}")),
             }
             let phase = shared.phase();
-            if phase == Phase::Closing && self.wire.output.is_empty() && self.has_nothing_to_send() {
+            if phase == Phase::Closing && self.wire.output.is_empty() && self.has_nothing_to_send()
+            {
                 return End::ShutDown;
             }
             // More is in the mailbox than one turn takes, and the socket takes more.
@@ -506,13 +511,16 @@ impl Connection {
                 Ok(None) => break,
                 Err(error) => {
                     let output = &mut self.wire.output;
-                    self.effects.push(self.session.on_decode_error(&error, output));
+                    self.effects
+                        .push(self.session.on_decode_error(&error, output));
                     break;
                 }
             }
         }
         let stats = &self.shared.stats;
-        stats.bytes_received.fetch_add(count as u64, Ordering::Relaxed);
+        stats
+            .bytes_received
+            .fetch_add(count as u64, Ordering::Relaxed);
         stats.packets_received.fetch_add(packets, Ordering::Relaxed);
         self.apply(now)
     }
@@ -556,7 +564,9 @@ impl Connection {
         if published > 0 {
             self.rate.spend(published, now);
             let stats = &self.shared.stats;
-            stats.messages_received.fetch_add(published, Ordering::Relaxed);
+            stats
+                .messages_received
+                .fetch_add(published, Ordering::Relaxed);
             self.flush(now);
         }
         end

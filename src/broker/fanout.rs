@@ -66,7 +66,14 @@ struct Target {
 /// The session's key stands for its mailbox.
 impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
-        let rest = |target: &Target| (target.key, target.qos, target.no_local, target.retain_as_published);
+        let rest = |target: &Target| {
+            (
+                target.key,
+                target.qos,
+                target.no_local,
+                target.retain_as_published,
+            )
+        };
         rest(self) == rest(other) && self.ids == other.ids
     }
 }
@@ -160,7 +167,9 @@ impl Fanout {
     /// Sends what is retained under a new subscription's filter.
     pub fn send_retained(&self, mailbox: &Mailbox, subscription: &Subscription, now: Instant) {
         let mut retained = self.retained.lock();
-        retained.messages.retain(|_, message| !message.is_expired(now));
+        retained
+            .messages
+            .retain(|_, message| !message.is_expired(now));
         let matching = retained
             .messages
             .values()
@@ -287,14 +296,18 @@ impl Publisher {
                 target.mailbox.push(deliveries, now);
                 delivered += run as u64;
                 if target.mailbox.is_pressed()
-                    && !pressed.iter().any(|known| Arc::ptr_eq(known, &target.mailbox))
+                    && !pressed
+                        .iter()
+                        .any(|known| Arc::ptr_eq(known, &target.mailbox))
                 {
                     pressed.push(target.mailbox.clone());
                 }
             }
         }
         self.pending.clear();
-        self.fanout.delivered.fetch_add(delivered, Ordering::Relaxed);
+        self.fanout
+            .delivered
+            .fetch_add(delivered, Ordering::Relaxed);
         pressed
     }
 }

@@ -85,7 +85,8 @@ impl Mailbox {
             queue.bytes += bytes;
             queue.deliveries.push_back(delivery);
         }
-        let high = queue.deliveries.len() > self.max_messages / 4 || queue.bytes > self.max_bytes / 4;
+        let high =
+            queue.deliveries.len() > self.max_messages / 4 || queue.bytes > self.max_bytes / 4;
         if high && !queue.offline {
             let since = *queue.pressed_since.get_or_insert(now);
             queue.slow |= now.duration_since(since) > PATIENCE;
@@ -114,7 +115,8 @@ impl Mailbox {
                 taken.push_back(delivery);
             }
         }
-        let low = queue.deliveries.len() <= self.max_messages / 8 && queue.bytes <= self.max_bytes / 8;
+        let low =
+            queue.deliveries.len() <= self.max_messages / 8 && queue.bytes <= self.max_bytes / 8;
         if low && queue.pressed_since.take().is_some() {
             queue.slow = false;
             self.pressed.store(false, Ordering::Relaxed);
@@ -236,7 +238,10 @@ mod tests {
     }
 
     fn deliveries(count: usize, qos: QoS) -> impl Iterator<Item = Delivery> {
-        let message = Arc::new(Message::new(Topic::new("t").unwrap(), Bytes::from_static(b"x")));
+        let message = Arc::new(Message::new(
+            Topic::new("t").unwrap(),
+            Bytes::from_static(b"x"),
+        ));
         std::iter::repeat_n(
             Delivery {
                 message,
@@ -252,15 +257,25 @@ mod tests {
     fn what_finds_no_room_is_dropped_and_counted() {
         let mailbox = mailbox(10, usize::MAX);
         mailbox.push(deliveries(15, QoS::AtMostOnce), Instant::now());
-        assert_eq!((mailbox.len(), mailbox.dropped.load(Ordering::Relaxed)), (10, 5));
+        assert_eq!(
+            (mailbox.len(), mailbox.dropped.load(Ordering::Relaxed)),
+            (10, 5)
+        );
     }
 
     #[test]
     fn the_bytes_are_bounded_too() {
-        let one = deliveries(1, QoS::AtMostOnce).next().unwrap().message.queued_bytes();
+        let one = deliveries(1, QoS::AtMostOnce)
+            .next()
+            .unwrap()
+            .message
+            .queued_bytes();
         let mailbox = mailbox(1000, 3 * one);
         mailbox.push(deliveries(5, QoS::AtMostOnce), Instant::now());
-        assert_eq!((mailbox.len(), mailbox.dropped.load(Ordering::Relaxed)), (3, 2));
+        assert_eq!(
+            (mailbox.len(), mailbox.dropped.load(Ordering::Relaxed)),
+            (3, 2)
+        );
     }
 
     #[test]

@@ -51,7 +51,10 @@ pub struct Limits {
 #[derive(Debug)]
 pub enum Effect {
     /// Hand `message` on, then call [`Session::accepted`] with the ticket.
-    Publish { message: Message, ticket: Ticket },
+    Publish {
+        message: Message,
+        ticket: Ticket,
+    },
     Subscribe(Vec<Subscription>),
     Unsubscribe(Vec<TopicFilter>),
     /// Send what is in the buffer, then close the connection.
@@ -334,8 +337,7 @@ impl Session {
                     self.write(delivery, *packet_id, true, now, out);
                 }
                 Inflight::Released => {
-                    self.encoder
-                        .pubrel(*packet_id, PubRelReason::Success, out);
+                    self.encoder.pubrel(*packet_id, PubRelReason::Success, out);
                 }
             }
         }
@@ -343,7 +345,13 @@ impl Session {
         self.send_waiting(now, out);
     }
 
-    fn connect(&mut self, request: ConnectRequest, resumed: bool, now: Instant, out: &mut BytesMut) {
+    fn connect(
+        &mut self,
+        request: ConnectRequest,
+        resumed: bool,
+        now: Instant,
+        out: &mut BytesMut,
+    ) {
         let keep_alive = match (request.keep_alive, self.limits.max_keep_alive) {
             (Some(wish), Some(max)) => Some(wish.min(max)),
             (wish, max) => wish.or(max),
@@ -494,8 +502,8 @@ impl Session {
                 if let Some(expiry) = properties.and_then(|p| p.session_expiry_interval) {
                     // Zero can't become another value now (MQTT 5.0, 3.14.2.2.2).
                     if !self.session_expiry.is_zero() {
-                        self.session_expiry = Duration::from_secs(expiry.into())
-                            .min(self.limits.session_expiry_max);
+                        self.session_expiry =
+                            Duration::from_secs(expiry.into()).min(self.limits.session_expiry_max);
                     }
                 }
                 self.closed = true;
@@ -899,7 +907,8 @@ mod tests {
     const CONNECT_V4_KEPT: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x00\x00\x3c\x00\x01c";
     const CONNECT_V5: &[u8] = b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c";
     /// Will "m" on topic "w", QoS 1.
-    const CONNECT_V4_WILL: &[u8] = b"\x10\x13\x00\x04MQTT\x04\x0e\x00\x3c\x00\x01c\x00\x01w\x00\x01m";
+    const CONNECT_V4_WILL: &[u8] =
+        b"\x10\x13\x00\x04MQTT\x04\x0e\x00\x3c\x00\x01c\x00\x01w\x00\x01m";
 
     fn limits() -> Limits {
         Limits {
@@ -940,7 +949,12 @@ mod tests {
             assert_eq!(out[0], 0x20, "CONNACK comes first");
             assert_eq!(out[3], 0, "accepted");
             out.clear();
-            Client { session, decoder, out, now }
+            Client {
+                session,
+                decoder,
+                out,
+                now,
+            }
         }
 
         fn send(&mut self, bytes: &[u8]) -> Vec<Effect> {
@@ -949,7 +963,8 @@ mod tests {
             loop {
                 match self.decoder.next(&mut bytes) {
                     Ok(Some(packet)) => {
-                        self.session.on_packet(packet, self.now, &mut self.out, &mut effects);
+                        self.session
+                            .on_packet(packet, self.now, &mut self.out, &mut effects);
                     }
                     Ok(None) => return effects,
                     Err(error) => {
@@ -981,7 +996,11 @@ mod tests {
 
     fn publish_qos1(id: u8, payload: &str, dup: bool) -> Vec<u8> {
         let header = if dup { 0x3a } else { 0x32 };
-        [&[header, 5 + payload.len() as u8, 0, 1, b't', 0, id], payload.as_bytes()].concat()
+        [
+            &[header, 5 + payload.len() as u8, 0, 1, b't', 0, id],
+            payload.as_bytes(),
+        ]
+        .concat()
     }
 
     #[test]
@@ -992,7 +1011,10 @@ mod tests {
         let Some(Effect::Publish { message, ticket }) = effects.pop() else {
             panic!("{effects:?}");
         };
-        assert_eq!((message.topic.as_str(), &message.payload[..]), ("a", &b"hi"[..]));
+        assert_eq!(
+            (message.topic.as_str(), &message.payload[..]),
+            ("a", &b"hi"[..])
+        );
         client.session.accepted(ticket, &mut client.out);
         assert_eq!(client.sent(), b"\x40\x02\x00\x09");
     }
@@ -1070,7 +1092,9 @@ mod tests {
     #[test]
     fn a_message_larger_than_the_client_takes_is_left_out() {
         // Maximum packet size 10.
-        let mut client = Client::connect(b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x0a\x00\x01c");
+        let mut client = Client::connect(
+            b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x0a\x00\x01c",
+        );
         client.deliver("more than ten bytes", QoS::AtLeastOnce);
         client.deliver("more than ten bytes", QoS::AtMostOnce);
         assert!(client.sent().is_empty());
@@ -1085,11 +1109,19 @@ mod tests {
         assert_eq!(deadline - client.now, Duration::from_secs(90));
         let before = deadline - Duration::from_millis(1);
         assert!(client.session.on_timeout(before, &mut client.out).is_none());
-        assert!(client.session.on_timeout(deadline, &mut client.out).is_some());
+        assert!(
+            client
+                .session
+                .on_timeout(deadline, &mut client.out)
+                .is_some()
+        );
         assert_eq!(client.sent()[2], 0x8d);
         client.now = before;
         client.send(b"\xc0\x00");
-        assert_eq!(client.session.deadline(), Some(before + Duration::from_secs(90)));
+        assert_eq!(
+            client.session.deadline(),
+            Some(before + Duration::from_secs(90))
+        );
     }
 
     #[test]
@@ -1115,11 +1147,25 @@ mod tests {
 
     #[test]
     fn a_publish_with_a_wildcard_or_without_utf_8_ends_the_connection() {
-        for packet in [&b"\x30\x04\x00\x01+x"[..], b"\x30\x05\x00\x02a#x", b"\x30\x04\x00\x01\xffx", b"\x30\x03\x00\x00x"] {
+        for packet in [
+            &b"\x30\x04\x00\x01+x"[..],
+            b"\x30\x05\x00\x02a#x",
+            b"\x30\x04\x00\x01\xffx",
+            b"\x30\x03\x00\x00x",
+        ] {
             let mut client = Client::connect(CONNECT_V5);
-            let packet = [&packet[..1], &[packet[1] + 1], &packet[2..packet.len() - 1], b"\x00x"].concat();
+            let packet = [
+                &packet[..1],
+                &[packet[1] + 1],
+                &packet[2..packet.len() - 1],
+                b"\x00x",
+            ]
+            .concat();
             let effects = client.send(&packet);
-            assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]), "{packet:?} {effects:?}");
+            assert!(
+                matches!(effects[..], [Effect::Close(Close::Refused(_))]),
+                "{packet:?} {effects:?}"
+            );
             assert_eq!(client.sent()[2], 0x90, "topic name invalid");
         }
     }
@@ -1152,9 +1198,13 @@ mod tests {
     fn a_topic_alias_stands_for_the_topic_that_it_was_given_with() {
         let mut client = Client::connect(CONNECT_V5);
         let effects = client.send(b"\x30\x08\x00\x01a\x03\x23\x00\x01x");
-        assert!(matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a"));
+        assert!(
+            matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a")
+        );
         let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x01x");
-        assert!(matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a"));
+        assert!(
+            matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a")
+        );
         let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x02x");
         assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
         assert_eq!(client.sent()[2], 0x94);

@@ -77,7 +77,9 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
         AppCommand::Install { path, manifest } => {
             let target = std::env::var_os("CARGO_TARGET_DIR");
             let package = Package::find(&path, manifest.as_deref(), target.as_deref())?;
-            let app = client.install(&package.manifest, &package.component).await?;
+            let app = client
+                .install(&package.manifest, &package.component)
+                .await?;
             outcome(&app, output)
         }
         AppCommand::List => list(client.list().await?, output),
@@ -139,7 +141,13 @@ fn list(apps: Vec<AppInfo>, output: &Output) -> anyhow::Result<()> {
         return output.text("no apps; install one with `headgate app install PATH`");
     }
     let header = [
-        "NAME", "VERSION", "STATE", "HANDLED", "PUBLISHED", "FAILED", "DROPPED",
+        "NAME",
+        "VERSION",
+        "STATE",
+        "HANDLED",
+        "PUBLISHED",
+        "FAILED",
+        "DROPPED",
     ];
     let rows: Vec<_> = apps
         .iter()

@@ -118,6 +118,9 @@ mod tests {
 
     #[test]
     fn escape_sequences_do_not_reach_the_terminal() {
-        assert_eq!(printable("\x1b[2Jhi\r\u{9b}x\n\tend"), "\u{fffd}[2Jhi\u{fffd}\u{fffd}x\n\tend");
+        assert_eq!(
+            printable("\x1b[2Jhi\r\u{9b}x\n\tend"),
+            "\u{fffd}[2Jhi\u{fffd}\u{fffd}x\n\tend"
+        );
     }
 }

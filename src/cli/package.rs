@@ -219,7 +219,10 @@ mod tests {
         let elsewhere = root.path().join("elsewhere");
         write(elsewhere.join("apps/thermo/thermo.wasm"), "elsewhere");
         let package = Package::find(&app, None, Some(elsewhere.as_os_str())).unwrap();
-        assert_eq!(package.component, b"elsewhere", "CARGO_TARGET_DIR goes first");
+        assert_eq!(
+            package.component, b"elsewhere",
+            "CARGO_TARGET_DIR goes first"
+        );
     }
 
     #[test]
@@ -263,7 +266,10 @@ mod tests {
     #[test]
     fn a_bad_manifest_is_named_with_its_line() {
         let (_root, app) = workspace();
-        write(app.join("manifest.toml"), "name = \"a/b\"\nversion = \"1\"\n");
+        write(
+            app.join("manifest.toml"),
+            "name = \"a/b\"\nversion = \"1\"\n",
+        );
         let error = refused(&app, None);
         assert!(error.contains("manifest.toml: line 1"), "{error}");
 

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Global;
 use crate::config::{Config, Override};
+use crate::gateway;
 
 /// Run the gateway in the foreground, until SIGTERM or Ctrl-C
 ///
@@ -59,7 +60,16 @@ pub(super) fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
         None => tracing::info!("no configuration file; defaults, environment and flags apply"),
     }
-    todo!()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        // Before anything that takes time, so that a signal during the start is not lost.
+        let stop = stop_signal()?;
+        gateway::build(&config).await?.run(stop).await;
+        Ok(())
+    })
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C.

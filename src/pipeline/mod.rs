@@ -500,7 +500,9 @@ impl Shared {
                 self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
             }
             Offer::Taken => {
-                self.counters.handed_over.fetch_add(count, Ordering::Relaxed);
+                self.counters
+                    .handed_over
+                    .fetch_add(count, Ordering::Relaxed);
                 self.counters.batches.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -104,7 +104,9 @@ impl Ledger {
         self.sent.fetch_add(1, Ordering::Relaxed);
         self.sent_temperatures.fetch_add(1, Ordering::Relaxed);
         if let Some(transition) = transition {
-            self.expected(transition).due.fetch_add(1, Ordering::Relaxed);
+            self.expected(transition)
+                .due
+                .fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -141,7 +143,9 @@ impl Ledger {
 
     /// An alarm came for one of the plant's lines.
     pub fn alarm_came(&self, transition: Transition) {
-        self.expected(transition).seen.fetch_add(1, Ordering::Relaxed);
+        self.expected(transition)
+            .seen
+            .fetch_add(1, Ordering::Relaxed);
     }
 
     /// Gives up what is overdue at `now`.
@@ -149,8 +153,7 @@ impl Ledger {
         for line in &self.lines {
             let mut unanswered = line.unanswered.lock();
             let before = unanswered.len();
-            unanswered
-                .retain(|_, asked| now.saturating_duration_since(*asked) < GIVE_UP_AFTER);
+            unanswered.retain(|_, asked| now.saturating_duration_since(*asked) < GIVE_UP_AFTER);
             let overdue = (before - unanswered.len()) as u64;
             self.given_up.fetch_add(overdue, Ordering::Relaxed);
         }
@@ -276,7 +279,10 @@ mod tests {
         ledger.conversion_asked(0, 1);
         ledger.conversion_came(0, 1, Instant::now() + Duration::from_secs(3));
         let recent = ledger.take_recent();
-        assert!((2_990_000..3_100_000).contains(&recent.p50_us), "{recent:?}");
+        assert!(
+            (2_990_000..3_100_000).contains(&recent.p50_us),
+            "{recent:?}"
+        );
         assert_eq!(ledger.take_recent(), Percentiles::default());
         assert_eq!(ledger.latencies(), recent);
     }

@@ -247,7 +247,9 @@ async fn drain(ledger: &Ledger, client: &Client) -> anyhow::Result<(Vec<AppInfo>
     loop {
         let apps = client.list().await?;
         let totals = ledger.totals();
-        let unread = totals.sent_temperatures.saturating_sub(read_by_alarm_app(&apps));
+        let unread = totals
+            .sent_temperatures
+            .saturating_sub(read_by_alarm_app(&apps));
         let missing = (totals.missing(), unread);
         if missing == (0, 0) || moved.elapsed() > DRAIN_QUIET {
             return Ok((apps, unread));

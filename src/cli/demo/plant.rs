@@ -86,7 +86,8 @@ impl Plant {
 
 fn connect(client_id: &str, plan: &Plan) -> (AsyncClient, EventLoop) {
     let (host, port) = (plan.broker.ip().to_string(), plan.broker.port());
-    let (client, mut connection) = AsyncClient::new(MqttOptions::new(client_id, host, port), CHANNEL);
+    let (client, mut connection) =
+        AsyncClient::new(MqttOptions::new(client_id, host, port), CHANNEL);
     let mut network = connection.network_options();
     network.set_tcp_nodelay(true);
     connection.set_network_options(network);
@@ -142,9 +143,9 @@ impl Sensor {
                 self.ledger.conversion_asked(self.line, seq);
                 (&fahrenheit_topic, celsius.to_fahrenheit())
             };
-            let publish =
-                self.client
-                    .publish(topic, QoS::AtMostOnce, false, reading(value, seq));
+            let publish = self
+                .client
+                .publish(topic, QoS::AtMostOnce, false, reading(value, seq));
             let published = tokio::select! {
                 biased;
                 published = publish => published.is_ok(),
@@ -364,7 +365,10 @@ mod tests {
             let payload = reading(Hundredths(hundredths), 4);
             let json: serde_json::Value = serde_json::from_str(&payload).unwrap();
             assert!(payload.starts_with(&format!("{{\"value\":{text},")));
-            assert_eq!(json["value"].as_f64(), Some(Hundredths(hundredths).as_f64()));
+            assert_eq!(
+                json["value"].as_f64(),
+                Some(Hundredths(hundredths).as_f64())
+            );
             assert_eq!(json["seq"], 4);
         }
         assert_eq!(Hundredths(10_000).to_fahrenheit(), Hundredths(21_200));

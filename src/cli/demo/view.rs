@@ -86,8 +86,9 @@ impl View {
         match self {
             View::Live(screen) => {
                 let size = terminal_size::terminal_size();
-                let (columns, rows) =
-                    size.map_or((80, 24), |(width, height)| (width.0.into(), height.0.into()));
+                let (columns, rows) = size.map_or((80, 24), |(width, height)| {
+                    (width.0.into(), height.0.into())
+                });
                 write_out(&fit(&live(frame, &screen.places), columns, rows))
             }
             View::Lines => write_out(&lines(frame)),
@@ -133,12 +134,18 @@ fn live(frame: &Frame, places: &Places) -> Vec<Line> {
         blank(),
         vec![
             ("", "events in   ".to_owned()),
-            (BOLD, format!("{:>10} /s", count(frame.events_in_per_s as u64))),
+            (
+                BOLD,
+                format!("{:>10} /s", count(frame.events_in_per_s as u64)),
+            ),
             (DIM, format!("{:>16} in all", count(frame.totals.sent))),
         ],
         vec![
             ("", "results out ".to_owned()),
-            (BOLD, format!("{:>10} /s", count(frame.results_out_per_s as u64))),
+            (
+                BOLD,
+                format!("{:>10} /s", count(frame.results_out_per_s as u64)),
+            ),
             (DIM, format!("{:>16} in all", count(frame.totals.results()))),
         ],
         vec![
