@@ -70,7 +70,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     };
     let store = Store::open(&StoreConfig {
         path: config.store.path.clone(),
-        max_bytes: config.store.max_bytes,
+        map_bytes: config.store.max_bytes,
     })?;
     // After the store, whose lock says that no other gateway uses this folder.
     let admin = AdminListener::bind(&config.admin.socket)?;
