@@ -111,6 +111,29 @@ pub struct AppCounters {
     pub refused_growth: u64,
 }
 
+impl AppCounters {
+    /// What has come since `earlier`. `queued` is no counter and stays as it is.
+    pub(super) fn since(&self, earlier: &AppCounters) -> AppCounters {
+        AppCounters {
+            offered: self.offered - earlier.offered,
+            handled: self.handled - earlier.handled,
+            failed: self.failed - earlier.failed,
+            dropped: Dropped {
+                queue_full: self.dropped.queue_full - earlier.dropped.queue_full,
+                stalled: self.dropped.stalled - earlier.dropped.stalled,
+                stopped: self.dropped.stopped - earlier.dropped.stopped,
+            },
+            queued: self.queued,
+            batches: self.batches - earlier.batches,
+            published: self.published - earlier.published,
+            denied: self.denied - earlier.denied,
+            over_publish_quota: self.over_publish_quota - earlier.over_publish_quota,
+            over_log_quota: self.over_log_quota - earlier.over_log_quota,
+            refused_growth: self.refused_growth - earlier.refused_growth,
+        }
+    }
+}
+
 /// Events that never reached `handle`, by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
