@@ -5,5 +5,12 @@
 //! only lengths, sequence numbers and times are looked at.
 #![deny(unsafe_code)]
 
+pub mod load;
 pub mod process;
+pub mod reading;
+pub mod report;
+pub mod server;
+pub mod sink;
 pub mod statistics;
+pub mod suite;
+pub mod wire;
