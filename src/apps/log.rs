@@ -106,13 +106,17 @@ impl AppLog {
     }
 
     fn keep(&self, level: LogLevel, context: &str, message: &str) {
-        let line = LogLine {
+        let mut line = LogLine {
+            sequence: 0,
             time_ms: unix_time_ns() / 1_000_000,
             level,
             context: context.to_owned(),
             message: message.to_owned(),
         };
         let mut lines = self.lines.lock();
+        if let Some(last) = lines.back() {
+            line.sequence = last.sequence + 1;
+        }
         if lines.len() == MOST_LINES {
             lines.pop_front();
         }
@@ -137,6 +141,7 @@ mod tests {
         }
         let numbers: Vec<_> = log.last(3).into_iter().map(|line| line.message).collect();
         assert_eq!(numbers, ["1497", "1498", "1499"]);
+        assert_eq!(log.last(1)[0].sequence, 1499);
         let all = log.last(usize::MAX);
         assert_eq!(all.len(), 1000);
         assert_eq!(all[0].message, "500");

@@ -157,6 +157,8 @@ impl Dropped {
 /// One line of an app's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
+    /// Counts up by one with each line of this app, from 0 at the start of the gateway.
+    pub sequence: u64,
     /// Milliseconds since the Unix epoch.
     pub time_ms: u64,
     pub level: LogLevel,

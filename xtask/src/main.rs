@@ -1,1 +1,98 @@
-fn main() {}
+//! Developer commands, run as `cargo xtask …`. The same ones are behind `./dev`, which sets up what
+//! they need first.
+
+#![forbid(unsafe_code)]
+
+mod child;
+mod guest;
+mod lint;
+mod tests;
+mod tree;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tree::Tree;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Headgate's developer commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds every app in apps/ into target/apps/<name>/{<name>.wasm,manifest.toml}
+    Apps,
+    /// Builds all, then runs the gateway with the sample apps and a simulated plant
+    Demo {
+        /// Handed to `headgate demo`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Builds the apps, then runs every test
+    Test {
+        /// Handed to `cargo test --release --workspace`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Builds all, then measures
+    Bench {
+        /// Handed to the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
+    Lint,
+}
+
+fn main() -> Result<()> {
+    let tree = Tree::find()?;
+    match Cli::parse().command {
+        Command::Apps => {
+            for app in guest::build_apps(&tree)? {
+                println!("{}", app.display());
+            }
+            Ok(())
+        }
+        Command::Demo { args } => {
+            guest::build_apps(&tree)?;
+            child::replace(
+                child::cargo()
+                    .args(["run", "--release", "--manifest-path"])
+                    .arg(tree.root.join("Cargo.toml"))
+                    .args(["--bin", "headgate", "--", "demo", "--apps"])
+                    .arg(tree.apps_out())
+                    .args(args),
+            )
+        }
+        Command::Test { args } => {
+            guest::build_apps(&tree)?;
+            tests::run(&tree, &args)
+        }
+        Command::Bench { args } => {
+            guest::build_apps(&tree)?;
+            let manifest = tree.root.join("Cargo.toml");
+            // The benchmark starts the gateway's binary.
+            child::run(
+                child::cargo()
+                    .args(["build", "--release", "--bin", "headgate", "--manifest-path"])
+                    .arg(&manifest),
+            )?;
+            child::replace(
+                child::cargo()
+                    .args([
+                        "run",
+                        "--release",
+                        "--bin",
+                        "headgate-bench",
+                        "--manifest-path",
+                    ])
+                    .arg(&manifest)
+                    .arg("--")
+                    .args(args),
+            )
+        }
+        Command::Lint => lint::run(&tree),
+    }
+}

@@ -1,0 +1,54 @@
+//! Format, lints, licences.
+
+use crate::child;
+use crate::tree::Tree;
+use anyhow::Result;
+use std::process::{Command, Stdio};
+
+pub fn run(tree: &Tree) -> Result<()> {
+    let cargo = |dir: &std::path::Path| {
+        let mut cargo = child::cargo();
+        cargo.current_dir(dir);
+        cargo
+    };
+    let (root, apps) = (&tree.root, &tree.apps());
+    for workspace in [root, apps] {
+        child::run(cargo(workspace).args(["fmt", "--all", "--", "--check"]))?;
+    }
+    let clippy = [
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    child::run(cargo(root).args(clippy))?;
+    child::run(
+        cargo(apps)
+            .env("CARGO_TARGET_DIR", tree.guest_target())
+            .args(clippy),
+    )?;
+
+    if is_deny_installed() {
+        for workspace in [root, apps] {
+            let mut deny = cargo(workspace);
+            child::run(
+                deny.args(["deny", "check", "--config"])
+                    .arg(root.join("deny.toml")),
+            )?;
+        }
+    } else {
+        eprintln!("cargo-deny is not installed: licences and advisories are not checked");
+    }
+    Ok(())
+}
+
+fn is_deny_installed() -> bool {
+    let mut deny = Command::new("cargo-deny");
+    deny.arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    deny.status().is_ok_and(|status| status.success())
+}
