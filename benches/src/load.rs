@@ -19,6 +19,9 @@ const CHUNK_BYTES: usize = 32 * 1024;
 /// Of how many messages one has its latency taken when publishers send flat out.
 const LATENCY_SAMPLE: u64 = 16;
 
+/// How long bytes may gather in sockets when publishers send flat out: latencies don't count then.
+const GATHERING: Duration = Duration::from_micros(500);
+
 /// How long a subscriber waits for more once everything has been sent. What has not come by then is
 /// lost.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -40,6 +43,12 @@ pub enum Pace {
     /// So many messages a second in all, evenly spaced. The schedule does not wait for anything: a
     /// latency counts from when a message was due, not from when it got out.
     PerSecond(u64),
+}
+
+impl Pace {
+    fn gathering(self) -> Option<Duration> {
+        (self == Pace::FlatOut).then_some(GATHERING)
+    }
 }
 
 /// When publishers stop.
@@ -388,7 +397,9 @@ impl Publisher {
         starts.push(frames.len());
         let acks = match load.qos {
             0 => None,
-            _ => Some(Receiver::new(stream.try_clone()?, ACK_PATIENCE)?),
+            _ => Some(
+                Receiver::new(stream.try_clone()?, ACK_PATIENCE)?.gathering(load.pace.gathering()),
+            ),
         };
         Ok(Publisher {
             index,
@@ -481,7 +492,7 @@ struct Tally {
 impl Subscriber {
     fn new(load: &Load, stream: TcpStream, course: Arc<Course>) -> Result<Self> {
         Ok(Subscriber {
-            receiver: Receiver::new(stream.try_clone()?, LOOK)?,
+            receiver: Receiver::new(stream.try_clone()?, LOOK)?.gathering(load.pace.gathering()),
             stream,
             course,
             copies: load.copies,
