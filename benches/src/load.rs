@@ -136,7 +136,11 @@ impl Load {
     pub fn run(&self) -> Result<Outcome> {
         ensure!(self.qos <= 1, "the load generator knows QoS 0 and 1");
         ensure!(self.window > 0, "the window can't be 0");
-        ensure!(self.publishers > 0, "there must be a publisher");
+        ensure!(
+            (1..reading::MAX_PUBLISHERS).contains(&self.publishers),
+            "there can be 1 to {} publishers",
+            reading::MAX_PUBLISHERS - 1
+        );
         ensure!(
             self.topics.len() >= self.publishers,
             "there must be a topic for each publisher"
@@ -472,6 +476,7 @@ struct Subscriber {
     stream: TcpStream,
     receiver: Receiver,
     course: Arc<Course>,
+    publishers: usize,
     copies: u64,
     sampling: u64,
 }
@@ -495,6 +500,7 @@ impl Subscriber {
             receiver: Receiver::new(stream.try_clone()?, LOOK)?.gathering(load.pace.gathering()),
             stream,
             course,
+            publishers: load.publishers,
             copies: load.copies,
             sampling: match load.pace {
                 Pace::FlatOut => LATENCY_SAMPLE,
@@ -532,6 +538,10 @@ impl Subscriber {
                         String::from_utf8_lossy(payload)
                     )
                 })?;
+                // A late result of an earlier probe is not one of this load.
+                if publisher >= self.publishers {
+                    return Ok(());
+                }
                 tally.count(publisher, sequence, self.copies);
                 if tally.received % self.sampling == 0
                     && let Some(sent) = finder.time(payload)
