@@ -43,10 +43,10 @@ use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, Store};
 
 pub use compile::{Compiler, compile_file};
-pub use durations::BATCH_SECONDS_BUCKETS;
 pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
 pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine};
+pub use supervisor::RestartPolicy;
 
 /// How long a command waits for an app's `configure` to end. Longer than most deadlines; who has to
 /// wait longer sees `starting`.
@@ -74,6 +74,8 @@ pub struct AppsConfig {
     /// The key that seals what is in `aot_dir`. Made at the first start.
     pub host_key: PathBuf,
     pub compiler: Compiler,
+    /// What happens to an app that fails.
+    pub restart: RestartPolicy,
 }
 
 impl AppsConfig {
@@ -87,6 +89,7 @@ impl AppsConfig {
             aot_dir: store.join("aot"),
             host_key: store.join("host.key"),
             compiler: Compiler::ChildProcess(std::env::current_exe()?),
+            restart: RestartPolicy::default(),
         })
     }
 }
@@ -130,6 +133,7 @@ impl Apps {
             sink,
             progress,
             max_batch_events: config.max_batch_events,
+            restart: config.restart,
             ticker,
             timer: Timer::start().map_err(thread_error)?,
             routes,

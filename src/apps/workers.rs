@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::app::App;
 use super::epoch::Ticker;
+use super::supervisor::RestartPolicy;
 use super::timer::Timer;
 use crate::pipeline::{Progress, Route, Routes, Sink};
 
@@ -22,6 +23,7 @@ pub(super) struct Shared {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) progress: Progress,
     pub(super) max_batch_events: usize,
+    pub(super) restart: RestartPolicy,
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,
     pub(super) routes: Arc<Routes>,
