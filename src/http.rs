@@ -113,3 +113,27 @@ fn advice(error: &io::Error) -> &'static str {
         _ => "set this key to an address of this machine",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_names_the_key_the_address_and_what_to_do() {
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let source = tokio::net::TcpListener::bind(&address).await.unwrap_err();
+        let error = ListenError {
+            key: "metrics.listen",
+            address: address.clone(),
+            source,
+        };
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "metrics.listen = \"{address}\": another process listens on this address; stop it \
+                 or set this key to a free port"
+            )
+        );
+    }
+}

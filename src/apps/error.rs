@@ -23,6 +23,11 @@ pub enum AppError {
     #[error("app {name}: the compiler failed: {reason}")]
     Compiler { name: String, reason: String },
 
+    #[error(
+        "app {name}: what is stored of it can't be read by this version of Headgate; install it again"
+    )]
+    Unreadable { name: String },
+
     #[error("the gateway is shutting down; try again when it is back")]
     ShuttingDown,
 
@@ -99,6 +104,7 @@ impl AppError {
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
             AppError::ShuttingDown => AppErrorKind::Unavailable,
             AppError::Compiler { .. }
+            | AppError::Unreadable { .. }
             | AppError::Store(_)
             | AppError::Engine(_)
             | AppError::File { .. } => AppErrorKind::Internal,

@@ -111,6 +111,30 @@ pub struct AppCounters {
     pub refused_growth: u64,
 }
 
+impl AppCounters {
+    /// What has come since `earlier`. `queued` is no counter and stays as it is.
+    pub(super) fn since(&self, earlier: &AppCounters) -> AppCounters {
+        AppCounters {
+            offered: self.offered - earlier.offered,
+            handled: self.handled - earlier.handled,
+            failed: self.failed - earlier.failed,
+            dropped: Dropped {
+                queue_full: self.dropped.queue_full - earlier.dropped.queue_full,
+                stalled: self.dropped.stalled - earlier.dropped.stalled,
+                stopped: self.dropped.stopped - earlier.dropped.stopped,
+                too_large: self.dropped.too_large - earlier.dropped.too_large,
+            },
+            queued: self.queued,
+            batches: self.batches - earlier.batches,
+            published: self.published - earlier.published,
+            denied: self.denied - earlier.denied,
+            over_publish_quota: self.over_publish_quota - earlier.over_publish_quota,
+            over_log_quota: self.over_log_quota - earlier.over_log_quota,
+            refused_growth: self.refused_growth - earlier.refused_growth,
+        }
+    }
+}
+
 /// Events that never reached `handle`, by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
@@ -120,11 +144,13 @@ pub struct Dropped {
     pub stalled: u64,
     /// The app was stopped, quarantined or removed.
     pub stopped: u64,
+    /// The event alone would have filled more than a quarter of `limits.memory_pages`.
+    pub too_large: u64,
 }
 
 impl Dropped {
     pub fn total(&self) -> u64 {
-        self.queue_full + self.stalled + self.stopped
+        self.queue_full + self.stalled + self.stopped + self.too_large
     }
 }
 

@@ -22,7 +22,7 @@ impl Output {
 
     /// Prints `text`, which may have several lines, and ends the last one.
     pub fn text(&self, text: impl Display) -> anyhow::Result<()> {
-        written(writeln!(io::stdout().lock(), "{text}"))
+        print(&format!("{text}\n"))
     }
 
     /// Prints `value` as JSON.
@@ -60,10 +60,16 @@ impl Output {
     }
 }
 
-fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
-    match outcome.and_then(|()| io::stdout().flush()) {
+/// Writes `text` to standard output as it is.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
-        other => Ok(other?),
+        Err(error) => Err(anyhow::Error::new(error).context("writing to standard output")),
+        Ok(()) => Ok(()),
     }
 }
 

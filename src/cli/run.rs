@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use clap::Args;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Global;
@@ -54,22 +55,28 @@ impl RunArgs {
 
 pub(super) fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     let resolved = Config::load(global.source(args.overrides()))?;
-    let config = resolved.config;
+    let config = &resolved.config;
     crate::logging::init(&config.log.level, config.log.format)?;
     match &resolved.file {
         Some(file) => tracing::info!(file = %file.display(), "configuration read"),
-        None => tracing::info!("no configuration file; defaults, environment and flags apply"),
+        None => tracing::info!("no configuration file: defaults, environment and flags apply"),
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        // Before the start, so that a signal that comes meanwhile isn't lost.
+        let stop = stop_signal()?;
+        let gateway = gateway::build(config).await?;
+        gateway.run(stop).await;
+        anyhow::Ok(())
+    })
+}
+
+/// The runtime of a gateway.
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("starting the runtime")?;
-    runtime.block_on(async {
-        // Before anything that takes time, so that a signal during the start is not lost.
-        let stop = stop_signal()?;
-        gateway::build(&config).await?.run(stop).await;
-        Ok(())
-    })
+        .context("starting the runtime")
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C.

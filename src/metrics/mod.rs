@@ -4,6 +4,7 @@
 //! [`Endpoints::publish`] holds, right before a scrape is answered: nothing runs for the metrics'
 //! sake while nobody asks.
 
+mod descriptions;
 mod health;
 mod process;
 
@@ -18,7 +19,6 @@ use axum::routing::get;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
-use crate::config::ListenAddress;
 pub use crate::http::ListenError;
 pub use health::{Check, Health};
 
@@ -28,10 +28,6 @@ const SECONDS_BUCKETS: [f64; 16] = [
     0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25,
     0.5, 1.0, 5.0,
 ];
-
-/// From a lone event to the largest batch. Applies to every histogram whose name ends in
-/// `_events`.
-const EVENTS_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 512.0];
 
 /// Histogram samples pile up until they are folded into buckets, which a scrape does. Where none
 /// comes they are folded this often: at 5,000 batches a second a minute of them is about 2.4 MB.
@@ -46,13 +42,10 @@ pub fn recorder() -> PrometheusHandle {
         .get_or_init(|| {
             let recorder = PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
-                .and_then(|builder| {
-                    builder
-                        .set_buckets_for_metric(Matcher::Suffix("_events".into()), &EVENTS_BUCKETS)
-                })
                 .expect("the buckets are not empty")
                 .build_recorder();
             let handle = recorder.handle();
+            descriptions::install(&recorder);
             if metrics::set_global_recorder(recorder).is_err() {
                 tracing::error!("a metrics recorder is installed already: /metrics stays empty");
             }
@@ -68,17 +61,6 @@ pub struct Endpoints {
     /// Called before each rendering, so that the rooms publish what they have counted.
     pub publish: Arc<dyn Fn() + Send + Sync>,
     pub health: Health,
-}
-
-/// Listens on `address`, the value of `metrics.listen`.
-pub async fn bind(address: &ListenAddress) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address.as_pair())
-        .await
-        .map_err(|source| ListenError {
-            key: "metrics.listen",
-            address: address.to_string(),
-            source,
-        })
 }
 
 /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` resolves.
@@ -166,7 +148,7 @@ mod tests {
     }
 
     async fn served(publish: impl Fn() + Send + Sync + 'static) -> Served {
-        let listener = bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let health = Health::default();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -250,19 +232,6 @@ mod tests {
         let (status, body) = get(served.address, "/metric").await;
         assert_eq!(status, 404);
         assert!(body.contains("/metrics"), "{body}");
-    }
-
-    #[tokio::test]
-    async fn a_port_in_use_names_the_key_and_the_address() {
-        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = taken.local_addr().unwrap();
-        let listen = address.to_string().parse().unwrap();
-        let error = bind(&listen).await.unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("metrics.listen = \"{address}\"")),
-            "{error}"
-        );
-        assert!(error.contains("another process listens"), "{error}");
     }
 
     #[tokio::test]

@@ -33,7 +33,11 @@ pub fn run(tree: &Tree) -> Result<()> {
 
     if is_deny_installed() {
         for workspace in [root, apps] {
-            child::run(cargo(workspace).args(["deny", "--log-level", "error", "check"]))?;
+            let mut deny = cargo(workspace);
+            child::run(
+                deny.args(["deny", "check", "--config"])
+                    .arg(root.join("deny.toml")),
+            )?;
         }
     } else {
         eprintln!("cargo-deny is not installed: licences and advisories are not checked");

@@ -59,17 +59,9 @@ fn main() -> Result<()> {
             guest::build_apps(&tree)?;
             child::replace(
                 child::cargo()
-                    .args([
-                        "run",
-                        "--release",
-                        "--package",
-                        "headgate",
-                        "--bin",
-                        "headgate",
-                    ])
-                    .arg("--manifest-path")
+                    .args(["run", "--release", "--manifest-path"])
                     .arg(tree.root.join("Cargo.toml"))
-                    .args(["--", "demo", "--apps"])
+                    .args(["--bin", "headgate", "--", "demo", "--apps"])
                     .arg(tree.apps_out())
                     .args(args),
             )
@@ -80,19 +72,24 @@ fn main() -> Result<()> {
         }
         Command::Bench { args } => {
             guest::build_apps(&tree)?;
+            let manifest = tree.root.join("Cargo.toml");
             // The benchmark starts the gateway's binary.
-            child::run(child::cargo().current_dir(&tree.root).args([
-                "build",
-                "--release",
-                "--package",
-                "headgate",
-                "--package",
-                "headgate-bench",
-            ]))?;
+            child::run(
+                child::cargo()
+                    .args(["build", "--release", "--bin", "headgate", "--manifest-path"])
+                    .arg(&manifest),
+            )?;
             child::replace(
                 child::cargo()
-                    .current_dir(&tree.root)
-                    .args(["run", "--release", "--package", "headgate-bench", "--"])
+                    .args([
+                        "run",
+                        "--release",
+                        "--bin",
+                        "headgate-bench",
+                        "--manifest-path",
+                    ])
+                    .arg(&manifest)
+                    .arg("--")
                     .args(args),
             )
         }

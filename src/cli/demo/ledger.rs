@@ -200,11 +200,6 @@ impl Ledger {
 }
 
 impl Totals {
-    /// Everything that had to come has come.
-    pub fn is_settled(&self) -> bool {
-        self.missing() == 0
-    }
-
     /// Results that had to come and haven't.
     pub fn missing(&self) -> u64 {
         self.unanswered
@@ -248,7 +243,7 @@ mod tests {
         ledger.alarm_came(Transition::Raised);
         assert_eq!(ledger.totals().missing(), 1);
         ledger.conversion_withdrawn(1, 1);
-        assert!(ledger.totals().is_settled());
+        assert_eq!(ledger.totals().missing(), 0);
         assert_eq!(ledger.totals().sent, 4);
     }
 

@@ -6,23 +6,28 @@ mod observer;
 mod plant;
 mod view;
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
 use super::output::Output;
 use super::package::Package;
-use super::run::stop_signal;
+use super::run::{runtime, stop_signal};
 use crate::admin::Client;
-use crate::apps::AppInfo;
+use crate::apps::{AppInfo, AppState};
 use crate::config::{Config, LogFormat, Override, Source};
+use crate::{gateway, logging};
 use ledger::{Ledger, Totals};
 use observer::Observer;
 use plant::{AlarmRule, Plan, Plant};
@@ -36,6 +41,9 @@ const CONVERT_APP: &str = "unit-convert";
 
 const USUAL_MQTT_PORT: u16 = 1883;
 const USUAL_METRICS_PORT: u16 = 9464;
+
+/// The demo shows what happens; of the gateway's log only what is wrong is of interest.
+const LOG_LEVEL: &str = "warn";
 
 /// Once the sensors have stopped, results may take this long from one to the next.
 const DRAIN_QUIET: Duration = Duration::from_secs(2);
@@ -79,35 +87,111 @@ fn events_per_s(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(args: DemoArgs, output: &Output) -> anyhow::Result<ExitCode> {
-    let apps = match &args.apps {
-        Some(folder) => folder.clone(),
-        None => find_apps()?,
-    };
-    let packages = [ALARM_APP, CONVERT_APP]
-        .map(|name| Package::find(&apps.join(name), None, None))
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| {
-            format!(
-                "{} holds no sample apps; `./dev demo` builds them, or `cargo xtask apps`",
-                apps.display()
-            )
-        })?;
+    let packages = sample_apps(args.apps.as_deref())?;
     let store = tempfile::Builder::new()
         .prefix("headgate-demo-")
         .tempdir()
         .context("making a temporary folder for the store")?;
+    let runtime = runtime()?;
+    if !output.json {
+        output.text("Starting the gateway and compiling the sample apps.")?;
+    }
+    let summary = runtime.block_on(demonstrate(&args, &packages, store.path(), output.json))?;
+    summary.print(output)?;
+    if summary.lost > 0 {
+        bail!("{} results were lost", summary.lost);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The packages of the sample apps in `folder`, else from where they are installed or built.
+fn sample_apps(folder: Option<&Path>) -> anyhow::Result<Vec<Package>> {
+    let folder = match folder {
+        Some(folder) => folder.to_owned(),
+        None => find_apps()?,
+    };
+    [ALARM_APP, CONVERT_APP]
+        .into_iter()
+        .map(|name| Package::find(&folder.join(name), None, None))
+        .collect::<Result<_, _>>()
+        .with_context(|| {
+            format!(
+                "the sample apps are not all in {}; `./dev demo` builds them, or `cargo xtask apps`",
+                folder.display()
+            )
+        })
+}
+
+/// Starts the gateway, installs the apps, runs the plant, and stops all of it again.
+async fn demonstrate(
+    args: &DemoArgs,
+    packages: &[Package],
+    store: &Path,
+    json: bool,
+) -> anyhow::Result<Summary> {
+    let mut stop = pin!(stop_signal()?);
     let mut notes = Vec::new();
-    let mqtt_port = free_port(USUAL_MQTT_PORT, "MQTT", &mut notes)?;
-    let metrics_port = free_port(USUAL_METRICS_PORT, "metrics", &mut notes)?;
-    let config = configuration(store.path(), mqtt_port, metrics_port)?;
+    let config = configuration(store, &mut notes)?;
+    let live = View::is_live(args.plain, json);
+    let log = Log::start(live)?;
+    let gateway = gateway::build(&config).await?;
     let places = Places {
-        mqtt_port,
-        metrics_port,
+        mqtt: gateway.mqtt_addr(),
+        metrics: gateway.metrics_addr(),
         socket: config.admin.socket.clone(),
         notes,
     };
-    todo!()
+    let broker = gateway.mqtt_addr();
+    let (quit, quitting) = oneshot::channel::<()>();
+    let gateway = tokio::spawn(gateway.run(async {
+        // An error means that the demo is gone, which is a reason to stop too.
+        let _ = quitting.await;
+    }));
+
+    let client = Client::new(&config.admin.socket);
+    let watched = async {
+        let alarm = tokio::select! {
+            alarm = install(&client, packages) => alarm?,
+            () = &mut stop => bail!("interrupted before the plant was started"),
+        };
+        let plan = Plan {
+            broker,
+            sensors: args.sensors.into(),
+            events_per_s: args.rate,
+            alarm,
+        };
+        let duration = args.duration.map(Duration::from_secs);
+        // Gives the terminal back when it goes.
+        let view = View::new(args.plain, json, places)?;
+        watch(plan, duration, &client, &view, &mut stop).await
+    }
+    .await;
+    // The gateway is told to stop, whether that went well or not.
+    let _ = quit.send(());
+    let stopped = gateway.await;
+    log.print_if_kept();
+    let watched = watched?;
+    stopped.context("the gateway broke down")?;
+    Ok(watched)
+}
+
+/// Installs the sample apps the way a user does; they must run.
+async fn install(client: &Client, packages: &[Package]) -> anyhow::Result<AlarmRule> {
+    let mut rule = None;
+    for package in packages {
+        let app = client
+            .install(&package.manifest, &package.component)
+            .await
+            .with_context(|| format!("installing {}", package.name))?;
+        if app.state != AppState::Running {
+            let reason = app.reason.as_deref().unwrap_or("no reason given");
+            bail!("{} does not run: {}: {reason}", app.name, app.state);
+        }
+        if app.name == ALARM_APP {
+            rule = Some(alarm_rule(&app)?);
+        }
+    }
+    rule.with_context(|| format!("{ALARM_APP} is not among the sample apps"))
 }
 
 /// Where the sample apps are, when nobody says.
@@ -133,47 +217,79 @@ fn find_apps() -> anyhow::Result<PathBuf> {
     )
 }
 
-/// `usual` if nobody listens there, else one that is free.
-fn free_port(usual: u16, what: &str, notes: &mut Vec<String>) -> anyhow::Result<u16> {
+/// `usual` if nobody listens there, else 0, which takes a free port.
+fn port(usual: u16, what: &str, notes: &mut Vec<String>) -> u16 {
     if TcpListener::bind((Ipv4Addr::LOCALHOST, usual)).is_ok() {
-        return Ok(usual);
+        return usual;
     }
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .context("finding a free port")?
-        .port();
     notes.push(format!(
-        "Port {usual} is taken, so {what} is on port {port} here."
+        "Port {usual} is taken, so {what} is on another one here."
     ));
-    Ok(port)
+    0
 }
 
 /// The defaults, whatever this machine's file and environment say, in a store of its own.
-fn configuration(store: &Path, mqtt_port: u16, metrics_port: u16) -> anyhow::Result<Config> {
+fn configuration(store: &Path, notes: &mut Vec<String>) -> anyhow::Result<Config> {
     let set = |key, value: OsString| Override {
         key,
         value,
         flag: "demo",
     };
-    let local = |port| OsString::from(format!("127.0.0.1:{port}"));
+    let local = |port: u16| OsString::from(format!("127.0.0.1:{port}"));
+    let mqtt = port(USUAL_MQTT_PORT, "MQTT", notes);
+    let metrics = port(USUAL_METRICS_PORT, "the metrics endpoint", notes);
     let source = Source {
         overrides: vec![
             set("store.path", store.into()),
-            set("mqtt.listen", local(mqtt_port)),
-            set("metrics.listen", local(metrics_port)),
+            set("mqtt.listen", local(mqtt)),
+            set("metrics.listen", local(metrics)),
         ],
         ..Source::default()
     };
     Ok(Config::load(source)?.config)
 }
 
-/// What the plant and its observer did.
-struct Watched {
-    ledger: Arc<Ledger>,
-    apps: Vec<AppInfo>,
-    elapsed: Duration,
-    /// Readings that the alarm app never handled.
-    unread: u64,
+/// Lines of the gateway's log that are kept while the live view has the terminal.
+const KEPT_LOG_LINES: usize = 100;
+
+/// Where the gateway's warnings go: to standard error, or, while the live view has the terminal,
+/// into memory until it is given back.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<VecDeque<String>>>);
+
+impl Log {
+    fn start(live: bool) -> anyhow::Result<Log> {
+        let log = Log::default();
+        if live {
+            let writer = log.clone();
+            logging::init_to(LOG_LEVEL, LogFormat::Text, true, move || writer.clone())?;
+        } else {
+            logging::init(LOG_LEVEL, LogFormat::Text)?;
+        }
+        Ok(log)
+    }
+
+    fn print_if_kept(&self) {
+        for line in self.0.lock().drain(..) {
+            eprint!("{line}");
+        }
+    }
+}
+
+impl io::Write for Log {
+    /// Takes whole lines: that is how they are logged.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut lines = self.0.lock();
+        if lines.len() == KEPT_LOG_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(String::from_utf8_lossy(line).into_owned());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs the plant against the gateway until its time is up, `stop` resolves, or something breaks;
@@ -184,14 +300,14 @@ async fn watch(
     client: &Client,
     view: &View,
     stop: impl Future<Output = ()>,
-) -> anyhow::Result<Watched> {
+) -> anyhow::Result<Summary> {
     let ledger = Arc::new(Ledger::new(plan.sensors));
     let (broken, mut breakage) = mpsc::channel(1);
     let observer = Observer::start(plan.broker, ledger.clone(), broken.clone()).await?;
     let start = Instant::now();
     let plant = Plant::start(plan, &ledger, &broken);
 
-    let mut stop = std::pin::pin!(stop);
+    let mut stop = pin!(stop);
     let mut tick = tokio::time::interval(view.interval());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick.tick().await;
@@ -201,7 +317,7 @@ async fn watch(
             None => std::future::pending().await,
         }
     };
-    let mut end = std::pin::pin!(end);
+    let mut end = pin!(end);
     let mut before = (start, Totals::default());
     loop {
         tokio::select! {
@@ -231,11 +347,13 @@ async fn watch(
     let elapsed = start.elapsed();
     let (apps, unread) = drain(&ledger, client).await?;
     observer.stop();
-    Ok(Watched {
-        ledger,
+    let totals = ledger.totals();
+    Ok(Summary {
+        elapsed_s: elapsed.as_secs_f64(),
+        totals,
+        lost: totals.missing() + unread,
+        latency: ledger.latencies(),
         apps,
-        elapsed,
-        unread,
     })
 }
 

@@ -1,7 +1,8 @@
 //! What the demo shows while it runs: a live screen on a terminal, else a line a second.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,7 +10,7 @@ use serde_json::json;
 use super::ledger::{Percentiles, Totals};
 use super::observer::{Alarm, Alarms};
 use crate::apps::AppInfo;
-use crate::cli::output::{Output, printable};
+use crate::cli::output::{Output, print, printable};
 
 /// Alternate screen, no cursor; and back.
 const ENTER_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
@@ -25,8 +26,8 @@ const RESET: &str = "\x1b[0m";
 
 /// Where things are, to look at them by hand.
 pub struct Places {
-    pub mqtt_port: u16,
-    pub metrics_port: u16,
+    pub mqtt: SocketAddr,
+    pub metrics: Option<SocketAddr>,
     pub socket: std::path::PathBuf,
     /// What is worth saying before the rest, such as that the usual port was taken.
     pub notes: Vec<String>,
@@ -59,19 +60,24 @@ pub struct Screen {
 
 impl View {
     /// The view that suits where the output goes.
-    pub fn new(plain: bool, json: bool, places: Places) -> io::Result<View> {
+    pub fn new(plain: bool, json: bool, places: Places) -> anyhow::Result<View> {
         if json {
             return Ok(View::Json);
         }
-        let live = !plain
-            && io::stdout().is_terminal()
-            && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
-        if live {
-            write_out(ENTER_SCREEN)?;
+        if View::is_live(plain, json) {
+            print(ENTER_SCREEN)?;
             return Ok(View::Live(Screen { places }));
         }
-        write_out(&(by_hand(&places).join("\n") + "\n"))?;
+        print(&(by_hand(&places).join("\n") + "\n"))?;
         Ok(View::Lines)
+    }
+
+    /// Whether the terminal will be the live view's.
+    pub fn is_live(plain: bool, json: bool) -> bool {
+        !plain
+            && !json
+            && io::stdout().is_terminal()
+            && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
     }
 
     /// How often there is something new to see.
@@ -82,17 +88,17 @@ impl View {
         }
     }
 
-    pub fn show(&self, frame: &Frame) -> io::Result<()> {
+    pub fn show(&self, frame: &Frame) -> anyhow::Result<()> {
         match self {
             View::Live(screen) => {
                 let size = terminal_size::terminal_size();
                 let (columns, rows) = size.map_or((80, 24), |(width, height)| {
                     (width.0.into(), height.0.into())
                 });
-                write_out(&fit(&live(frame, &screen.places), columns, rows))
+                print(&fit(&live(frame, &screen.places), columns, rows))
             }
-            View::Lines => write_out(&lines(frame)),
-            View::Json => write_out(&json_line(frame)),
+            View::Lines => print(&lines(frame)),
+            View::Json => print(&json_line(frame)),
         }
     }
 }
@@ -100,14 +106,8 @@ impl View {
 impl Drop for Screen {
     fn drop(&mut self) {
         // If the terminal is gone there is nothing to give back.
-        let _ = write_out(LEAVE_SCREEN);
+        let _ = print(LEAVE_SCREEN);
     }
-}
-
-fn write_out(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
 }
 
 /// A line of the screen: pieces of text, each in one style.
@@ -126,8 +126,8 @@ fn live(frame: &Frame, places: &Places) -> Vec<Line> {
             (
                 "",
                 format!(
-                    "   {} sensors over MQTT on 127.0.0.1:{}   {clock}",
-                    frame.sensors, places.mqtt_port
+                    "   {} sensors over MQTT on {}   {clock}",
+                    frame.sensors, places.mqtt
                 ),
             ),
         ],
@@ -200,23 +200,18 @@ fn live(frame: &Frame, places: &Places) -> Vec<Line> {
 }
 
 fn by_hand(places: &Places) -> Vec<String> {
-    let Places {
-        mqtt_port,
-        metrics_port,
-        socket,
-        notes,
-    } = places;
-    let mut lines = notes.clone();
+    let port = places.mqtt.port();
+    let mut lines = places.notes.clone();
     lines.extend([
         "Look for yourself, in another terminal:".to_owned(),
-        format!("  mosquitto_sub -p {mqtt_port} -t 'alarms/#' -v"),
-        format!(
-            "  mosquitto_pub -p {mqtt_port} -t plant/press/temperature -m '{{\"value\": 93.5}}'"
-        ),
-        format!("  headgate --socket {} app list", socket.display()),
-        format!("  curl http://127.0.0.1:{metrics_port}/metrics"),
-        "Ctrl-C ends the demo.".to_owned(),
+        format!("  mosquitto_sub -p {port} -t 'alarms/#' -v"),
+        format!("  mosquitto_pub -p {port} -t plant/press/temperature -m '{{\"value\": 93.5}}'"),
+        format!("  headgate --socket {} app list", places.socket.display()),
     ]);
+    if let Some(metrics) = places.metrics {
+        lines.push(format!("  curl http://{metrics}/metrics"));
+    }
+    lines.push("Ctrl-C ends the demo.".to_owned());
     lines
 }
 
