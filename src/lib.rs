@@ -3,5 +3,16 @@
 //! `docs/architecture.md` has the map; each module says what it owns.
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod apps;
+pub mod broker;
+pub mod cli;
+pub mod config;
 pub mod event;
+pub mod gateway;
+pub mod http;
+pub mod logging;
+pub mod metrics;
 pub mod pipeline;
+pub mod store;
+pub mod systemd;

@@ -182,8 +182,16 @@ mod tests {
     /// The examples of MQTT 5.0, section 4.7.
     pub(crate) const MATCHES: &[(&str, &str, bool)] = &[
         ("sport/tennis/player1/#", "sport/tennis/player1", true),
-        ("sport/tennis/player1/#", "sport/tennis/player1/ranking", true),
-        ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon", true),
+        (
+            "sport/tennis/player1/#",
+            "sport/tennis/player1/ranking",
+            true,
+        ),
+        (
+            "sport/tennis/player1/#",
+            "sport/tennis/player1/score/wimbledon",
+            true,
+        ),
         ("sport/#", "sport", true),
         ("#", "sport/tennis", true),
         ("#", "$SYS/uptime", false),

@@ -90,9 +90,20 @@ impl Routes {
     pub fn load(&self) -> arc_swap::Guard<Arc<RouteTable>> {
         self.table.load()
     }
+
+    pub fn load_full(&self) -> Arc<RouteTable> {
+        self.table.load_full()
+    }
 }
 
 impl RouteTable {
+    /// Whether any outlet wants `topic`.
+    pub fn is_wanted(&self, topic: &str) -> bool {
+        let mut wanted = false;
+        self.trie.for_each_match(topic, |_| wanted = true);
+        wanted
+    }
+
     /// The outlets for `topic`, as sorted indices into [`RouteTable::outlets`], each once.
     pub fn outlets_for(&self, topic: &str, found: &mut Vec<u32>) {
         found.clear();

@@ -1,0 +1,16 @@
+//! Headgate's own load generator and what its benchmarks share.
+//!
+//! The generator runs on the same cores as what it measures, so it must cost next to nothing: frames
+//! are encoded once and patched in place, sockets are read in large pieces, and of what comes back
+//! only lengths, sequence numbers and times are looked at.
+#![deny(unsafe_code)]
+
+pub mod load;
+pub mod process;
+pub mod reading;
+pub mod report;
+pub mod server;
+pub mod sink;
+pub mod statistics;
+pub mod suite;
+pub mod wire;

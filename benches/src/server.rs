@@ -1,0 +1,338 @@
+//! The brokers that are measured, each a process of its own with a folder and ports of its own.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::{reading, wire};
+
+/// How long a server may take to get ready, or to end when told to.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a server that starts is asked whether it is ready. Bounds how exact a start time is.
+const ASKING: Duration = Duration::from_millis(1);
+
+/// What mosquitto is told. Without limits on queues and unacknowledged messages it drops the fewest.
+const MOSQUITTO_OPTIONS: &str = "allow_anonymous true
+set_tcp_nodelay true
+max_queued_messages 0
+max_inflight_messages 0
+persistence false
+log_type error
+";
+
+/// A process that ends with this value.
+struct Process {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Process {
+    /// What it says goes to `log`.
+    fn start(command: &mut Command, name: &str, log: PathBuf) -> Result<Self> {
+        let file = fs::File::create(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("can't start {}", command.get_program().display()))?;
+        Ok(Process {
+            child,
+            name: name.to_owned(),
+            log,
+        })
+    }
+
+    /// Asks `ready` until it says yes.
+    fn await_ready(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !ready() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended with {status}:\n{}", self.name, self.last_words());
+            }
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "{} is not ready after {PATIENCE:?}:\n{}",
+                self.name,
+                self.last_words()
+            );
+            thread::sleep(ASKING);
+        }
+        Ok(())
+    }
+
+    /// The end of what it has said.
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// SIGTERM, and SIGKILL if that does not help.
+    #[allow(unsafe_code)]
+    fn stop(&mut self) -> io::Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // SAFETY: the child has not been waited for, so its id is still its own.
+            unsafe {
+                libc::kill(pid, libc::SIGTERM);
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                self.child.kill()?;
+                self.child.wait()?;
+                break;
+            }
+            thread::sleep(ASKING);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // There is nobody to tell; whatever is left ends with the benchmark's process group.
+        let _ = self.stop();
+    }
+}
+
+/// A broker under load.
+pub trait Broker {
+    fn address(&self) -> SocketAddr;
+    fn pid(&self) -> u32;
+}
+
+/// mosquitto with a configuration of its own.
+pub struct Mosquitto {
+    process: Process,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Mosquitto {
+    /// Where mosquitto is, if it is installed.
+    pub fn find() -> Option<PathBuf> {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
+            .map(|folder| folder.join("mosquitto"))
+            .find(|program| program.is_file())
+    }
+
+    /// `mosquitto version 2.0.11` or so.
+    pub fn version(program: &Path) -> Result<String> {
+        let output = Command::new(program).arg("-h").output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    pub fn start(program: &Path) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let address = free_address()?;
+        let config = folder.path().join("mosquitto.conf");
+        let listener = format!("listener {} {}\n", address.port(), address.ip());
+        fs::write(&config, listener + MOSQUITTO_OPTIONS)?;
+        let mut process = Process::start(
+            Command::new(program).arg("-c").arg(&config),
+            "mosquitto",
+            folder.path().join("log"),
+        )?;
+        process.await_ready(|| wire::connect(address, "ready").is_ok())?;
+        Ok(Mosquitto {
+            process,
+            address,
+            _folder: folder,
+        })
+    }
+}
+
+impl Broker for Mosquitto {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+}
+
+/// A gateway's folder and addresses. They outlive its process, so that it can be started again on
+/// what it has stored.
+pub struct Site {
+    program: PathBuf,
+    folder: TempDir,
+    mqtt: SocketAddr,
+    metrics: SocketAddr,
+}
+
+impl Site {
+    /// An empty place for the gateway `program`.
+    pub fn new(program: &Path) -> Result<Self> {
+        ensure!(
+            program.is_file(),
+            "there is no gateway at {}: build it with `cargo build --release --workspace`, or name \
+             another with --headgate",
+            program.display()
+        );
+        Ok(Site {
+            program: program.to_owned(),
+            folder: TempDir::new()?,
+            mqtt: free_address()?,
+            metrics: free_address()?,
+        })
+    }
+
+    /// Starts the gateway and waits until it says that it is ready.
+    pub fn start(&self) -> Result<Gateway<'_>> {
+        let start = Instant::now();
+        let mut process = Process::start(
+            self.command().arg("run"),
+            "headgate run",
+            self.folder.path().join("log"),
+        )?;
+        process.await_ready(|| self.is_ready())?;
+        Ok(Gateway {
+            process,
+            site: self,
+            ready_after: start.elapsed(),
+        })
+    }
+
+    /// Removes the compiled apps, as if they had just been copied onto this machine.
+    pub fn forget_compiled_apps(&self) -> Result<()> {
+        let compiled = self.folder.path().join("store").join("aot");
+        fs::remove_dir_all(&compiled)
+            .with_context(|| format!("no compiled apps to remove at {}", compiled.display()))
+    }
+
+    fn command(&self) -> Command {
+        let folder = self.folder.path();
+        let mut command = Command::new(&self.program);
+        command
+            .env("HEADGATE_STORE_PATH", folder.join("store"))
+            .env("HEADGATE_MQTT_LISTEN", self.mqtt.to_string())
+            .env("HEADGATE_METRICS_LISTEN", self.metrics.to_string())
+            .env("HEADGATE_ADMIN_SOCKET", folder.join("admin.sock"));
+        command
+    }
+
+    fn is_ready(&self) -> bool {
+        let ask = || -> io::Result<bool> {
+            let mut stream = TcpStream::connect(self.metrics)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream
+                .write_all(b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer.starts_with(b"HTTP/1.1 200"))
+        };
+        ask().unwrap_or(false)
+    }
+}
+
+/// A gateway that runs.
+pub struct Gateway<'a> {
+    process: Process,
+    site: &'a Site,
+    /// From the start of its process until it said that it is ready.
+    pub ready_after: Duration,
+}
+
+impl Gateway<'_> {
+    /// Installs the app in `folder`: a manifest and a built component.
+    pub fn install(&self, folder: &Path) -> Result<()> {
+        let output = self
+            .site
+            .command()
+            .args(["app", "install"])
+            .arg(folder)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "installing {} failed:\n{}{}",
+            folder.display(),
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// Waits until a message sent to `topic` has `results` answers under `filter`; tells when it had.
+    pub fn await_results(&self, topic: &str, filter: &str, results: usize) -> Result<Instant> {
+        // Of a publisher that no load has, so that a late result is not taken for one of a load.
+        let (payload, ..) = reading::template(reading::MAX_PUBLISHERS - 1, 100)?;
+        let (frame, ..) = wire::publish(topic, 0, &payload);
+        let mut subscriber = wire::connect(self.site.mqtt, "probe-subscriber")?;
+        wire::subscribe(&mut subscriber, filter, 0)?;
+        let mut receiver = wire::Receiver::new(subscriber, Duration::from_millis(20))?;
+        let mut publisher = wire::connect(self.site.mqtt, "probe-publisher")?;
+        let start = Instant::now();
+        let answered = loop {
+            publisher.write_all(&frame)?;
+            let mut came = 0;
+            while came < results
+                && receiver.receive(
+                    || (),
+                    |(), _| {
+                        came += 1;
+                        Ok(())
+                    },
+                )?
+            {}
+            if came >= results {
+                break Instant::now();
+            }
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "{came} results instead of {results} came under {filter} for a message to {topic}:\n{}",
+                self.process.last_words()
+            );
+        };
+        Ok(answered)
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        crate::process::resident_bytes(self.pid())
+    }
+
+    /// Ends it as an operator would; an error if it does not end well.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.stop()?;
+        let status = self.process.child.wait()?;
+        ensure!(
+            status.success(),
+            "the gateway ended with {status}:\n{}",
+            self.process.last_words()
+        );
+        Ok(())
+    }
+}
+
+impl Broker for Gateway<'_> {
+    fn address(&self) -> SocketAddr {
+        self.site.mqtt
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+}
+
+/// An address that nobody listens on just now.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

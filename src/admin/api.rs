@@ -1,0 +1,607 @@
+//! The requests that the admin API answers, and how errors become status codes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
+use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
+
+/// Lines that `GET …/logs` answers with when it isn't told.
+const DEFAULT_LOG_LINES: usize = 100;
+
+/// The client is on the same machine: 64 MiB take a fraction of a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+struct Api {
+    state: AdminState,
+    /// One package is taken in at a time, so that no more than one sits in memory.
+    installing: Arc<Mutex<()>>,
+}
+
+pub(super) fn router(state: AdminState) -> Router {
+    let api = Api {
+        state,
+        installing: Arc::default(),
+    };
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/apps", get(list).post(install))
+        .route("/v1/apps/{name}", get(inspect).delete(remove))
+        .route("/v1/apps/{name}/start", post(start))
+        .route("/v1/apps/{name}/stop", post(stop))
+        .route("/v1/apps/{name}/restart", post(restart))
+        .route("/v1/apps/{name}/logs", get(logs))
+        .fallback(|| async {
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "no such path; here are /v1/status and /v1/apps",
+            )
+        })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path doesn't answer to this method; see the Allow header",
+            )
+        })
+        .with_state(api)
+}
+
+/// An error as it goes over the wire: a status code and `{"error": "…"}`.
+struct Refusal {
+    status: StatusCode,
+    error: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Refusal {
+        Refusal {
+            status,
+            error: error.into(),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.error }))).into_response()
+    }
+}
+
+impl From<AppError> for Refusal {
+    fn from(error: AppError) -> Refusal {
+        let status = match error.kind() {
+            AppErrorKind::NotFound => StatusCode::NOT_FOUND,
+            AppErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            AppErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            AppErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(%error, "an admin request failed");
+        }
+        Refusal::new(status, error.to_string())
+    }
+}
+
+/// The app that a path names.
+struct AppName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for AppName {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<AppName, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(AppName(name)),
+            Err(rejection) => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                format!("the app's name in the path: {}", rejection.body_text()),
+            )),
+        }
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+async fn status(State(api): State<Api>) -> Answer<serde_json::Value> {
+    let status = api.state.status;
+    blocking(move || Ok(status())).await.map(Json)
+}
+
+#[derive(Serialize)]
+struct AppList {
+    apps: Vec<AppInfo>,
+}
+
+async fn list(State(api): State<Api>) -> Answer<AppList> {
+    let apps = api.state.apps;
+    blocking(move || Ok(AppList { apps: apps.list() }))
+        .await
+        .map(Json)
+}
+
+async fn inspect(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::inspect).await
+}
+
+async fn start(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::start).await
+}
+
+async fn stop(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::stop).await
+}
+
+async fn restart(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::restart).await
+}
+
+async fn remove(State(api): State<Api>, AppName(name): AppName) -> Answer<serde_json::Value> {
+    with_app(api, name, |apps, name| {
+        apps.remove(name)?;
+        Ok(json!({ "removed": name }))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct LogsQuery {
+    last: Option<usize>,
+}
+
+async fn logs(
+    State(api): State<Api>,
+    AppName(name): AppName,
+    query: Result<Query<LogsQuery>, QueryRejection>,
+) -> Answer<serde_json::Value> {
+    let Query(LogsQuery { last }) = query.map_err(|rejection| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("?last=N takes a number of lines: {}", rejection.body_text()),
+        )
+    })?;
+    with_app(api, name, move |apps, name| {
+        let lines = apps.logs(name, last.unwrap_or(DEFAULT_LOG_LINES))?;
+        Ok(json!({ "lines": lines }))
+    })
+    .await
+}
+
+async fn install(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<AppInfo>), Refusal> {
+    let manifest_bytes = manifest_length(&headers)?;
+    if let Some(announced) = content_length(&headers) {
+        check_size(announced, manifest_bytes)?;
+    }
+    let _one_at_a_time = api.installing.lock().await;
+    let package = read_body(body, manifest_bytes).await?;
+    if package.len() < manifest_bytes {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "{MANIFEST_LENGTH} says {manifest_bytes} bytes, but the whole body has {}",
+                package.len()
+            ),
+        ));
+    }
+    let apps = api.state.apps;
+    let installed = blocking(move || {
+        let (manifest, component) = package.split_at(manifest_bytes);
+        let manifest = std::str::from_utf8(manifest).map_err(|error| {
+            Refusal::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                format!("manifest: not UTF-8: {error}"),
+            )
+        })?;
+        Ok(apps.install(manifest, component)?)
+    })
+    .await?;
+    Ok((StatusCode::CREATED, Json(installed)))
+}
+
+fn manifest_length(headers: &HeaderMap) -> Result<usize, Refusal> {
+    let Some(value) = headers.get(MANIFEST_LENGTH) else {
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "the header {MANIFEST_LENGTH} is missing: the body is the manifest followed by \
+                 the component, and it says how many bytes the manifest has"
+            ),
+        ));
+    };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    match length {
+        Some(length) if length <= MAX_MANIFEST_BYTES => Ok(length),
+        Some(length) => Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the manifest is {length} bytes; it can have {MAX_MANIFEST_BYTES}"),
+        )),
+        None => Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the header {MANIFEST_LENGTH} is not a number of bytes"),
+        )),
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+fn check_size(package_bytes: usize, manifest_bytes: usize) -> Result<(), Refusal> {
+    let component_bytes = package_bytes.saturating_sub(manifest_bytes);
+    if component_bytes > MAX_COMPONENT_BYTES {
+        return Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the component is {component_bytes} bytes; it can have {MAX_COMPONENT_BYTES}"),
+        ));
+    }
+    Ok(())
+}
+
+async fn read_body(body: Body, manifest_bytes: usize) -> Result<Bytes, Refusal> {
+    let read = axum::body::to_bytes(body, manifest_bytes + MAX_COMPONENT_BYTES);
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(package)) => Ok(package),
+        Ok(Err(error)) if is_too_large(&error) => Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the component has more than {MAX_COMPONENT_BYTES} bytes"),
+        )),
+        Ok(Err(error)) => Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body ended early: {error}"),
+        )),
+        Err(_) => Err(Refusal::new(
+            StatusCode::REQUEST_TIMEOUT,
+            format!(
+                "the body did not arrive within {} s",
+                BODY_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    std::error::Error::source(error)
+        .is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+}
+
+/// Runs `act` on the app called `name`.
+async fn with_app<T, F>(api: Api, name: String, act: F) -> Answer<T>
+where
+    T: Send + 'static,
+    F: FnOnce(&Apps, &str) -> Result<T, AppError> + Send + 'static,
+{
+    let apps = api.state.apps;
+    blocking(move || Ok(act(&apps, &name)?)).await.map(Json)
+}
+
+/// Runs what may block on a thread that may be blocked.
+async fn blocking<T, F>(work: F) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, Refusal> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request failed inside the gateway; its log has the details",
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use http_body_util::{BodyExt, Full};
+    use hyper::Request;
+    use hyper_util::rt::TokioIo;
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::admin::{AdminListener, Client, ClientError};
+    use crate::apps::{AppState, AppsConfig, Compiler};
+    use crate::event::Event;
+    use crate::pipeline::{Routes, Sink};
+    use crate::store::{Store, StoreConfig};
+
+    const MANIFEST: &str = r#"
+        name = "thermo"
+        version = "1.2.3"
+        subscribe = ["plant/#"]
+    "#;
+
+    struct NoSink;
+
+    impl Sink for NoSink {
+        fn publish(&self, _: &str, _: Vec<Event>) {}
+    }
+
+    /// A real API with real apps on a socket of its own.
+    struct Served {
+        folder: tempfile::TempDir,
+        socket: PathBuf,
+        stop: oneshot::Sender<()>,
+        server: JoinHandle<()>,
+    }
+
+    fn served() -> Served {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig {
+            path: folder.path().join("store"),
+            map_bytes: 16 << 20,
+        })
+        .unwrap();
+        let config = AppsConfig {
+            compiler: Compiler::InProcess,
+            ..AppsConfig::new(store.path()).unwrap()
+        };
+        let apps = Apps::open(
+            config,
+            store,
+            Arc::new(Routes::default()),
+            Arc::new(NoSink),
+            Arc::new(|| {}),
+        )
+        .unwrap();
+        let socket = folder.path().join("admin.sock");
+        let listener = AdminListener::bind(&socket).unwrap();
+        let state = AdminState {
+            apps,
+            status: Arc::new(|| json!({ "version": "1" })),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(crate::admin::serve(listener, state, async {
+            stopped.await.ok();
+        }));
+        Served {
+            folder,
+            socket,
+            stop,
+            server,
+        }
+    }
+
+    impl Served {
+        fn client(&self) -> Client {
+            Client::new(&self.socket)
+        }
+
+        async fn request(&self, request: Request<Full<Bytes>>) -> (u16, Value) {
+            let stream = UnixStream::connect(&self.socket).await.unwrap();
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                    .await
+                    .unwrap();
+            tokio::spawn(connection);
+            let answer = sender.send_request(request).await.unwrap();
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            (status, serde_json::from_slice(&body).unwrap())
+        }
+
+        async fn call(&self, method: &str, path: &str) -> (u16, Value) {
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", "x");
+            self.request(request.body(Full::default()).unwrap()).await
+        }
+
+        async fn post_package(&self, manifest_length: Option<&str>, body: &[u8]) -> (u16, String) {
+            let mut request = Request::builder()
+                .method("POST")
+                .uri("/v1/apps")
+                .header("host", "x");
+            if let Some(length) = manifest_length {
+                request = request.header(MANIFEST_LENGTH, length);
+            }
+            let body = Full::new(Bytes::copy_from_slice(body));
+            let (status, answer) = self.request(request.body(body).unwrap()).await;
+            (status, error(&answer))
+        }
+    }
+
+    fn error(answer: &Value) -> String {
+        answer["error"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn refused(outcome: Result<impl std::fmt::Debug, ClientError>) -> (u16, String) {
+        match outcome.unwrap_err() {
+            ClientError::Refused { status, message } => (status, message),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_status_is_what_the_gateway_says() {
+        let served = served();
+        let status = served.client().status().await.unwrap();
+        assert_eq!(status, json!({ "version": "1" }));
+    }
+
+    #[tokio::test]
+    async fn every_verb_on_an_unknown_app_is_a_404_that_names_it() {
+        let served = served();
+        let client = served.client();
+        for outcome in [
+            refused(client.inspect("no/such app").await),
+            refused(client.start("no/such app").await),
+            refused(client.stop("no/such app").await),
+            refused(client.restart("no/such app").await),
+            refused(client.remove("no/such app").await),
+            refused(client.logs("no/such app", 5).await),
+        ] {
+            assert_eq!(outcome.0, 404);
+            assert!(outcome.1.contains("\"no/such app\""), "{}", outcome.1);
+        }
+        assert!(client.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_component_is_a_422_that_says_why() {
+        let served = served();
+        let client = served.client();
+        let (status, message) = refused(client.install(MANIFEST, b"#!/bin/sh").await);
+        assert_eq!(status, 422);
+        assert!(
+            message.contains("app thermo: this is not WebAssembly"),
+            "{message}"
+        );
+
+        let module = wat::parse_str("(module)").unwrap();
+        let (status, message) = refused(client.install(MANIFEST, &module).await);
+        assert_eq!(status, 422);
+        assert!(message.contains("core WebAssembly module"), "{message}");
+        assert!(client.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_manifest_is_a_422_with_its_line() {
+        let served = served();
+        let manifest = "name = \"a/b\"\nversion = \"1\"\nsubscribe = [\"a/#\"]\n";
+        let (status, message) = refused(served.client().install(manifest, b"").await);
+        assert_eq!(status, 422);
+        assert!(message.starts_with("manifest: line 1: "), "{message}");
+
+        let (status, message) = served.post_package(Some("2"), b"\xff\xffrest").await;
+        assert_eq!(status, 422);
+        assert!(message.contains("manifest: not UTF-8"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_package_that_cannot_be_taken_apart_says_what_it_lacks() {
+        let served = served();
+        for length in [None, Some("many"), Some("-1")] {
+            let (status, message) = served.post_package(length, b"x").await;
+            assert_eq!(status, 400);
+            assert!(message.contains(MANIFEST_LENGTH), "{message}");
+        }
+        let (status, message) = served.post_package(Some("9"), b"short").await;
+        assert_eq!(status, 400);
+        assert!(message.contains("the whole body has 5"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_is_refused_before_it_is_read() {
+        let served = served();
+        let (status, _) = served.post_package(Some("65537"), b"x").await;
+        assert_eq!(status, 413);
+
+        let mut stream = UnixStream::connect(&served.socket).await.unwrap();
+        let header = format!(
+            "POST /v1/apps HTTP/1.1\r\nhost: x\r\n{MANIFEST_LENGTH}: 10\r\ncontent-length: {}\r\n\r\n",
+            MAX_COMPONENT_BYTES + 11
+        );
+        stream.write_all(header.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 413");
+    }
+
+    #[tokio::test]
+    async fn a_component_that_never_ends_is_cut_off() {
+        let served = served();
+        let stream = UnixStream::connect(&served.socket).await.unwrap();
+        let (mut answer, mut body) = stream.into_split();
+        let header = format!(
+            "POST /v1/apps HTTP/1.1\r\nhost: x\r\n{MANIFEST_LENGTH}: 0\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        let endless = tokio::spawn(async move {
+            body.write_all(header.as_bytes()).await.unwrap();
+            let mut chunk = b"100000\r\n".to_vec();
+            chunk.resize(chunk.len() + (1 << 20), 0);
+            chunk.extend_from_slice(b"\r\n");
+            while body.write_all(&chunk).await.is_ok() {}
+        });
+        let mut status = vec![0; 12];
+        answer.read_exact(&mut status).await.unwrap();
+        assert_eq!(status, b"HTTP/1.1 413");
+        drop(answer);
+        endless.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn errors_of_the_protocol_are_json_too() {
+        let served = served();
+        let (status, answer) = served.call("GET", "/v2/apps").await;
+        assert_eq!(status, 404);
+        assert!(error(&answer).contains("/v1/apps"));
+
+        let (status, answer) = served.call("PUT", "/v1/apps").await;
+        assert_eq!(status, 405);
+        assert!(!error(&answer).is_empty());
+
+        let (status, answer) = served.call("GET", "/v1/apps/x/logs?last=all").await;
+        assert_eq!(status, 400);
+        assert!(error(&answer).contains("?last=N"));
+
+        let (status, answer) = served.call("GET", "/v1/apps/%ff").await;
+        assert_eq!(status, 400);
+        assert!(!error(&answer).is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_no_gateway_runs_the_client_names_the_socket_and_the_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        for path in [socket, folder.path().join("missing.sock")] {
+            let message = Client::new(&path).status().await.unwrap_err().to_string();
+            assert!(message.contains(path.to_str().unwrap()), "{message}");
+            assert!(message.contains("`headgate run`"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_answers_but_is_no_gateway_is_no_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let other = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream
+                .write_all(b"220 mail.example.org ESMTP\r\n")
+                .await
+                .unwrap();
+        });
+        let error = Client::new(&path).status().await.unwrap_err();
+        assert!(matches!(error, ClientError::BrokeOff { .. }), "{error}");
+        other.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_the_shutdown_the_socket_is_gone() {
+        let served = served();
+        let idle = UnixStream::connect(&served.socket).await.unwrap();
+        served.client().status().await.unwrap();
+        served.stop.send(()).unwrap();
+        served.server.await.unwrap();
+        assert!(!served.socket.exists());
+        drop((idle, served.folder));
+    }
+}

@@ -1,0 +1,237 @@
+//! The client side of the admin API: one connection a request, over the gateway's socket.
+
+use std::fmt::Write;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::MANIFEST_LENGTH;
+use crate::apps::{AppInfo, LogLine};
+
+/// For what only looks something up.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For what may compile a component: 1 s a megabyte on a desktop, ten times that on a small board
+/// that is busy.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no gateway answers on {}; start one with `headgate run`, or name its socket with \
+         --socket PATH", .socket.display()
+    )]
+    NotRunning { socket: PathBuf },
+    #[error(
+        "not permitted to open {}; the gateway's socket belongs to the user that runs it, so run \
+         this command as that user", .socket.display()
+    )]
+    NotPermitted { socket: PathBuf },
+    #[error("cannot reach the gateway on {}: {source}", .socket.display())]
+    Unreachable { socket: PathBuf, source: io::Error },
+    #[error("the gateway on {} did not answer within {} s", .socket.display(), .after.as_secs())]
+    TimedOut { socket: PathBuf, after: Duration },
+    #[error(
+        "the connection to the gateway on {} broke off: {reason}", .socket.display()
+    )]
+    BrokeOff { socket: PathBuf, reason: String },
+    /// The gateway's own words.
+    #[error("{message}")]
+    Refused { status: u16, message: String },
+}
+
+/// Talks to the gateway that listens on a socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub fn new(socket: impl Into<PathBuf>) -> Client {
+        Client {
+            socket: socket.into(),
+        }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub async fn status(&self) -> Result<serde_json::Value, ClientError> {
+        self.request(Method::GET, "/v1/status", LOOK_UP_TIMEOUT)
+            .await
+    }
+
+    /// All apps, by name.
+    pub async fn list(&self) -> Result<Vec<AppInfo>, ClientError> {
+        #[derive(Deserialize)]
+        struct AppList {
+            apps: Vec<AppInfo>,
+        }
+        let list: AppList = self
+            .request(Method::GET, "/v1/apps", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(list.apps)
+    }
+
+    pub async fn inspect(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::GET, &app_path(name, ""), LOOK_UP_TIMEOUT)
+            .await
+    }
+
+    /// Installs a package; an app of the same name is replaced.
+    pub async fn install(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, ClientError> {
+        let mut package = Vec::with_capacity(manifest.len() + component.len());
+        package.extend_from_slice(manifest.as_bytes());
+        package.extend_from_slice(component);
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/v1/apps")
+            .header(MANIFEST_LENGTH, manifest.len())
+            .body(Full::new(Bytes::from(package)));
+        self.send(request, COMPILE_TIMEOUT).await
+    }
+
+    pub async fn start(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::POST, &app_path(name, "/start"), COMPILE_TIMEOUT)
+            .await
+    }
+
+    pub async fn stop(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::POST, &app_path(name, "/stop"), COMPILE_TIMEOUT)
+            .await
+    }
+
+    pub async fn restart(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::POST, &app_path(name, "/restart"), COMPILE_TIMEOUT)
+            .await
+    }
+
+    pub async fn remove(&self, name: &str) -> Result<(), ClientError> {
+        let _: serde_json::Value = self
+            .request(Method::DELETE, &app_path(name, ""), COMPILE_TIMEOUT)
+            .await?;
+        Ok(())
+    }
+
+    /// The last `last` lines of an app's log, oldest first.
+    pub async fn logs(&self, name: &str, last: usize) -> Result<Vec<LogLine>, ClientError> {
+        #[derive(Deserialize)]
+        struct Lines {
+            lines: Vec<LogLine>,
+        }
+        let path = app_path(name, &format!("/logs?last={last}"));
+        let lines: Lines = self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await?;
+        Ok(lines.lines)
+    }
+
+    async fn request<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        within: Duration,
+    ) -> Result<T, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Full::default());
+        self.send(request, within).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        request: hyper::http::Result<Request<Full<Bytes>>>,
+        within: Duration,
+    ) -> Result<T, ClientError> {
+        let mut request = request.map_err(|error| self.broke_off(error))?;
+        request.headers_mut().insert(
+            hyper::header::HOST,
+            hyper::header::HeaderValue::from_static("headgate"),
+        );
+        let exchange = tokio::time::timeout(within, self.exchange(request));
+        let (status, body) = exchange.await.map_err(|_| ClientError::TimedOut {
+            socket: self.socket.clone(),
+            after: within,
+        })??;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| self.broke_off(error));
+        }
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: String,
+        }
+        let message = match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => refusal.error,
+            Err(_) => format!("the gateway answered {status} without a reason"),
+        };
+        Err(ClientError::Refused {
+            status: status.as_u16(),
+            message,
+        })
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| self.unreachable(source))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broke_off(error))?;
+        let exchange = async {
+            let answer = sender.send_request(request).await?;
+            let status = answer.status();
+            let body = answer.into_body().collect().await?.to_bytes();
+            Ok((status, body))
+        };
+        tokio::pin!(exchange);
+        let exchanged: hyper::Result<_> = tokio::select! {
+            exchanged = &mut exchange => exchanged,
+            // The connection has ended; what it has read still stands in the exchange.
+            _ = connection => exchange.await,
+        };
+        exchanged.map_err(|error| self.broke_off(error))
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { socket }
+            }
+            io::ErrorKind::PermissionDenied => ClientError::NotPermitted { socket },
+            _ => ClientError::Unreachable { socket, source },
+        }
+    }
+
+    fn broke_off(&self, error: impl std::fmt::Display) -> ClientError {
+        ClientError::BrokeOff {
+            socket: self.socket.clone(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// The path of the app `name`, which may hold anything that a user has typed.
+fn app_path(name: &str, rest: &str) -> String {
+    let mut path = String::from("/v1/apps/");
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            path.push(char::from(byte));
+        } else {
+            write!(path, "%{byte:02X}").expect("writing to a String does not fail");
+        }
+    }
+    path + rest
+}

@@ -1,0 +1,38 @@
+//! The HTTP API on the Unix socket, and the client that the command line uses.
+//!
+//! Knows how requests and answers look; what they mean is the business of the rooms behind it.
+//! `docs/admin-api.md` describes the API for those who write clients of their own.
+
+mod api;
+mod client;
+mod socket;
+
+use std::sync::Arc;
+
+use crate::apps::Apps;
+
+pub use client::{Client, ClientError};
+pub use socket::{AdminListener, SocketError};
+
+/// Largest component that can be installed, in bytes.
+pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
+
+/// Largest manifest that can be installed, in bytes.
+pub const MAX_MANIFEST_BYTES: usize = 64 << 10;
+
+/// Header of an install request: how many bytes at the head of the body are the manifest.
+const MANIFEST_LENGTH: &str = "headgate-manifest-length";
+
+/// What the API answers from.
+#[derive(Clone)]
+pub struct AdminState {
+    pub apps: Apps,
+    /// What `GET /v1/status` answers: an object. May block for a moment.
+    pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+}
+
+/// Answers requests until `shutdown` resolves; then lets those under way end, for at most two
+/// seconds, and removes the socket.
+pub async fn serve(listener: AdminListener, state: AdminState, shutdown: impl Future<Output = ()>) {
+    crate::http::serve(listener, api::router(state), shutdown).await;
+}

@@ -1,0 +1,310 @@
+//! The cache of compiled components: one file for each, sealed with a key of this host.
+//!
+//! A compiled component is native code. Whoever could slip one in would run as the gateway; so a
+//! file counts only if its seal, a keyed hash over its bytes, its component and the engine's
+//! configuration, is right. Anything else (tampered, cut short, from another host, of another
+//! engine) is as good as not there, and is compiled anew.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::store::ComponentId;
+
+use super::AppError;
+
+const KEY_BYTES: usize = 32;
+const SEAL_BYTES: usize = 32;
+
+/// Begins each file; its last byte is the version of this layout: magic, seal, compiled component.
+const MAGIC: &[u8; 8] = b"HGAOT\0\0\x01";
+
+pub(super) struct AotCache {
+    folder: PathBuf,
+    key: [u8; KEY_BYTES],
+    /// Stands for all that decides whether compiled code fits the engine.
+    engine: String,
+}
+
+/// What was found in the cache.
+#[derive(Debug, PartialEq)]
+pub(super) enum Cached {
+    /// Compiled code, sealed by this host for this component and this engine.
+    Hit(Vec<u8>),
+    Missing,
+    /// There is a file, and it can't be trusted.
+    Rejected {
+        path: PathBuf,
+        why: &'static str,
+    },
+}
+
+impl AotCache {
+    /// `engine` is a short hash of the engine's configuration, fit for a file name.
+    pub(super) fn open(folder: &Path, key: &Path, engine: String) -> Result<AotCache, AppError> {
+        fs::create_dir_all(folder).map_err(|source| file_error(folder, source))?;
+        Ok(AotCache {
+            folder: folder.to_owned(),
+            key: host_key(key).map_err(|source| file_error(key, source))?,
+            engine,
+        })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Reads once and judges the very bytes that it returns.
+    pub(super) fn get(&self, id: ComponentId) -> Cached {
+        let path = self.path(id);
+        let mut file = match fs::read(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Cached::Missing,
+            Err(_) => {
+                return Cached::Rejected {
+                    path,
+                    why: "it can't be read",
+                };
+            }
+        };
+        let header = MAGIC.len() + SEAL_BYTES;
+        if file.len() < header || !file.starts_with(MAGIC) {
+            return Cached::Rejected {
+                path,
+                why: "it has no seal",
+            };
+        }
+        let seal = <[u8; SEAL_BYTES]>::try_from(&file[MAGIC.len()..header]);
+        let seal = seal.expect("as long as the range");
+        // Compares in constant time.
+        if self.seal(id, &file[header..]) != blake3::Hash::from_bytes(seal) {
+            return Cached::Rejected {
+                path,
+                why: "its seal is wrong",
+            };
+        }
+        file.drain(..header);
+        Cached::Hit(file)
+    }
+
+    /// Keeps compiled code. The file appears whole or not at all.
+    pub(super) fn put(&self, id: ComponentId, compiled: &[u8]) -> io::Result<()> {
+        self.remove(id);
+        let mut file = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempfile_in(&self.folder)?;
+        file.write_all(MAGIC)?;
+        file.write_all(self.seal(id, compiled).as_bytes())?;
+        file.write_all(compiled)?;
+        file.as_file().sync_data()?;
+        file.persist(self.path(id))?;
+        Ok(())
+    }
+
+    /// Removes the files of a component, those for other engines too. A file that stays is useless
+    /// but harmless.
+    pub(super) fn remove(&self, id: ComponentId) {
+        let id = id.to_string();
+        self.remove_where(|name| name.starts_with(&id));
+    }
+
+    /// Removes all that doesn't belong to one of `used`, and what a crash has left behind.
+    pub(super) fn keep_only(&self, used: &[ComponentId]) {
+        let used: Vec<_> = used.iter().map(|id| self.file_name(*id)).collect();
+        self.remove_where(|name| {
+            name.starts_with(TEMPORARY)
+                || (name.ends_with(".cwasm") && !used.iter().any(|used| used == name))
+        });
+    }
+
+    fn remove_where(&self, which: impl Fn(&str) -> bool) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(&which)
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "can't remove a stale file");
+            }
+        }
+    }
+
+    fn file_name(&self, id: ComponentId) -> String {
+        format!("{id}-{}.cwasm", self.engine)
+    }
+
+    fn path(&self, id: ComponentId) -> PathBuf {
+        self.folder.join(self.file_name(id))
+    }
+
+    fn seal(&self, id: ComponentId, compiled: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(id.as_bytes());
+        hasher.update(&(self.engine.len() as u64).to_le_bytes());
+        hasher.update(self.engine.as_bytes());
+        hasher.update(compiled);
+        hasher.finalize()
+    }
+}
+
+/// Files that begin so are being written, or were when a gateway died.
+pub(super) const TEMPORARY: &str = ".tmp-";
+
+/// Reads this host's key, or makes one. A key that others could read is worth nothing: it is
+/// replaced, and everything is compiled anew.
+fn host_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+    match File::open(path) {
+        Ok(mut file) => {
+            let mut bytes = Vec::new();
+            Read::by_ref(&mut file)
+                .take(KEY_BYTES as u64 + 1)
+                .read_to_end(&mut bytes)?;
+            let open_to_others = file.metadata()?.permissions().mode() & 0o077 != 0;
+            match <[u8; KEY_BYTES]>::try_from(bytes) {
+                Ok(key) if !open_to_others => return Ok(key),
+                _ => tracing::warn!(
+                    path = %path.display(),
+                    "the host key is damaged or readable by others; made a new one"
+                ),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut key = [0; KEY_BYTES];
+    File::open("/dev/urandom")?.read_exact(&mut key)?;
+    let temporary = path.with_extension("tmp");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    Ok(key)
+}
+
+pub(super) fn file_error(path: &Path, source: io::Error) -> AppError {
+    AppError::File {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(folder: &Path, engine: &str) -> AotCache {
+        AotCache::open(&folder.join("aot"), &folder.join("host.key"), engine.into()).unwrap()
+    }
+
+    #[test]
+    fn what_was_put_is_found_again_after_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = ComponentId::of(b"wasm");
+        assert_eq!(cache(folder.path(), "e").get(id), Cached::Missing);
+        cache(folder.path(), "e").put(id, b"code").unwrap();
+        assert_eq!(
+            cache(folder.path(), "e").get(id),
+            Cached::Hit(b"code".to_vec())
+        );
+    }
+
+    #[test]
+    fn a_changed_byte_anywhere_breaks_the_seal() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), "e");
+        let id = ComponentId::of(b"wasm");
+        cache.put(id, b"code").unwrap();
+        let path = cache.path(id);
+        let whole = fs::read(&path).unwrap();
+        for position in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[position] ^= 1;
+            fs::write(&path, changed).unwrap();
+            assert!(
+                matches!(cache.get(id), Cached::Rejected { .. }),
+                "byte {position}"
+            );
+            fs::write(&path, &whole[..position]).unwrap();
+            assert!(
+                matches!(cache.get(id), Cached::Rejected { .. }),
+                "cut at {position}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_counts_only_for_its_component_its_engine_and_its_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = cache(folder.path(), "e");
+        let (id, other) = (ComponentId::of(b"wasm"), ComponentId::of(b"other"));
+        here.put(id, b"code").unwrap();
+
+        fs::copy(here.path(id), here.path(other)).unwrap();
+        assert!(matches!(here.get(other), Cached::Rejected { .. }));
+
+        let newer = cache(folder.path(), "e2");
+        fs::copy(here.path(id), newer.path(id)).unwrap();
+        assert!(matches!(newer.get(id), Cached::Rejected { .. }));
+
+        let elsewhere = tempfile::tempdir().unwrap();
+        let elsewhere = cache(elsewhere.path(), "e");
+        fs::copy(here.path(id), elsewhere.path(id)).unwrap();
+        assert!(matches!(elsewhere.get(id), Cached::Rejected { .. }));
+    }
+
+    #[test]
+    fn stale_files_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), "e");
+        let (kept, gone) = (ComponentId::of(b"kept"), ComponentId::of(b"gone"));
+        cache.put(kept, b"code").unwrap();
+        cache.put(gone, b"code").unwrap();
+        fs::write(cache.folder().join(format!("{kept}-older.cwasm")), "").unwrap();
+        fs::write(cache.folder().join(".tmp-abc"), "").unwrap();
+        fs::write(cache.folder().join("README"), "").unwrap();
+        cache.keep_only(&[kept]);
+        let mut left: Vec<_> = fs::read_dir(cache.folder())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        left.sort();
+        let mut expected = [cache.path(kept), cache.folder().join("README")];
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn the_host_key_is_secret_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("host.key");
+        let key = host_key(&path).unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(host_key(&path).unwrap(), key);
+    }
+
+    #[test]
+    fn a_host_key_that_others_can_read_or_that_is_damaged_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("host.key");
+        let first = host_key(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let second = host_key(&path).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        fs::write(&path, "short").unwrap();
+        assert_ne!(host_key(&path).unwrap(), second);
+    }
+}

@@ -1,0 +1,842 @@
+//! One app at run time: its queue, its accounting, its turns on a worker.
+//!
+//! Three kinds of threads meet here. The pipeline offers batches, workers take turns (never two at
+//! once on one app), the control side and the timer change the state. What they share stands in
+//! [`Inside`], behind a lock that is held for moments and never across a call into the app.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::durations::Durations;
+use super::engine::{CallError, Instance, LoadedComponent};
+use super::host::{Output, Tally, Watch};
+use super::log::{AppLog, Complaint};
+use super::manifest::{Limits, Manifest};
+use super::status::{AppCounters, AppInfo, AppState, LogLevel};
+use super::supervisor::{Supervisor, Verdict};
+use super::workers::Shared;
+use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
+use crate::pipeline::{Offer, Outlet};
+use crate::store::ComponentId;
+
+/// Most bytes of topics and payloads that may wait for one app, whatever their number.
+const MAX_QUEUE_BYTES: usize = 64 << 20;
+
+/// Of an app's memory, one call's events may fill an eighth, for the app needs some to work with;
+/// so that large payloads make for smaller batches, not for apps that run out of memory. An event
+/// that is larger than a quarter never gets to the app.
+const CALL_SHARE: usize = 8;
+const EVENT_SHARE: usize = 4;
+
+/// A new number whenever somebody starts, stops or replaces the app. What a worker brings back from
+/// an older generation is counted, and otherwise forgotten.
+type Generation = u64;
+
+pub(super) struct App {
+    name: Arc<str>,
+    shared: Arc<Shared>,
+    this: Weak<App>,
+    inside: Mutex<Inside>,
+    /// Notified when the state has changed and when a turn has ended.
+    changed: Condvar,
+    /// Held by the worker whose turn it is. There is an instance whenever the app is running.
+    instance: Mutex<Option<Instance>>,
+    /// A copy of what `inside` says, for [`Outlet::is_idle`].
+    idle: AtomicBool,
+    watch: Arc<Watch>,
+    log: Arc<AppLog>,
+}
+
+struct Inside {
+    supervisor: Supervisor,
+    generation: Generation,
+    package: Package,
+    /// To be run; none if it could not be loaded, or needn't be because the app is stopped.
+    component: Option<LoadedComponent>,
+    /// Is to stop once its queue is empty. Takes nothing more.
+    draining: bool,
+    reason: Option<String>,
+    since_ms: u64,
+    last_error: Option<String>,
+    queue: VecDeque<Queued>,
+    /// Events in `queue`.
+    waiting: usize,
+    /// Bytes of topics and payloads in `queue`.
+    waiting_bytes: usize,
+    /// Events that a worker is at.
+    in_call: usize,
+    /// Is in the run queue, or a worker has it.
+    scheduled: bool,
+    /// The pipeline holds a batch back until it is told of progress.
+    refused: bool,
+    counters: AppCounters,
+    durations: Durations,
+    /// The counters and restarts that the metrics know of.
+    recorded: (AppCounters, u64),
+    memory_bytes: usize,
+}
+
+struct Queued {
+    batch: Batch,
+    bytes: usize,
+}
+
+/// What was counted since the last scrape.
+pub(super) struct SinceLast {
+    pub(super) counters: AppCounters,
+    pub(super) restarts: u64,
+    pub(super) durations: Durations,
+}
+
+/// What an app is made of.
+#[derive(Clone)]
+pub(super) struct Package {
+    /// None if the stored manifest can't be read.
+    pub(super) manifest: Option<Arc<Manifest>>,
+    pub(super) component: ComponentId,
+    pub(super) component_bytes: u64,
+}
+
+impl Package {
+    /// For an app of which nothing but the name can be read.
+    pub(super) fn unknown() -> Package {
+        Package {
+            manifest: None,
+            component: ComponentId::of(&[]),
+            component_bytes: 0,
+        }
+    }
+}
+
+/// What a worker is to do.
+enum Turn {
+    Start(Generation, LoadedComponent, Arc<Manifest>),
+    Handle(Generation, Batch),
+    Nothing,
+    /// Let go of the instance, if there is one.
+    Rest,
+}
+
+/// How a call went, for the books.
+struct CallReport {
+    events: usize,
+    error: Option<CallError>,
+    published: usize,
+    tally: Tally,
+    refused_growth: u64,
+    memory_bytes: usize,
+    took: Duration,
+}
+
+/// To be done once the lock is released: writing logs may block.
+#[must_use]
+struct Note(LogLevel, String);
+
+impl App {
+    pub(super) fn new(name: &str, package: Package, shared: Arc<Shared>) -> Arc<App> {
+        Arc::new_cyclic(|this: &Weak<App>| {
+            let name: Arc<str> = name.into();
+            let on_stall = {
+                let this = this.clone();
+                move || {
+                    if let Some(app) = this.upgrade() {
+                        app.on_stall();
+                    }
+                }
+            };
+            App {
+                log: Arc::new(AppLog::new(name.clone())),
+                name,
+                shared,
+                this: this.clone(),
+                inside: Mutex::new(Inside {
+                    supervisor: Supervisor::new(),
+                    generation: 0,
+                    package,
+                    component: None,
+                    draining: false,
+                    reason: None,
+                    since_ms: unix_time_ms(),
+                    last_error: None,
+                    queue: VecDeque::new(),
+                    waiting: 0,
+                    waiting_bytes: 0,
+                    in_call: 0,
+                    scheduled: false,
+                    refused: false,
+                    counters: AppCounters::default(),
+                    durations: Durations::default(),
+                    recorded: (AppCounters::default(), 0),
+                    memory_bytes: 0,
+                }),
+                changed: Condvar::new(),
+                instance: Mutex::new(None),
+                idle: AtomicBool::new(false),
+                watch: Arc::new(Watch::new(on_stall)),
+            }
+        })
+    }
+
+    pub(super) fn log(&self) -> &AppLog {
+        &self.log
+    }
+
+    pub(super) fn package(&self) -> Package {
+        self.inside.lock().package.clone()
+    }
+
+    /// What the app is to be run with, if it has been loaded.
+    pub(super) fn component(&self) -> Option<LoadedComponent> {
+        self.inside.lock().component.clone()
+    }
+
+    pub(super) fn state(&self) -> AppState {
+        self.inside.lock().supervisor.state()
+    }
+
+    /// The filters of the events that go here now.
+    pub(super) fn subscriptions(&self) -> Vec<TopicFilter> {
+        let inside = self.inside.lock();
+        match &inside.package.manifest {
+            Some(manifest) if inside.is_open() => manifest.subscribe.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn info(&self) -> AppInfo {
+        self.info_of(&self.inside.lock())
+    }
+
+    fn info_of(&self, inside: &Inside) -> AppInfo {
+        let manifest = inside.package.manifest.as_deref();
+        let texts = |filters: &[TopicFilter]| filters.iter().map(|f| f.to_string()).collect();
+        AppInfo {
+            name: self.name.to_string(),
+            version: manifest.map_or_else(String::new, |m| m.version.clone()),
+            description: manifest.and_then(|m| m.description.clone()),
+            state: inside.supervisor.state(),
+            reason: inside.reason.clone(),
+            since_ms: inside.since_ms,
+            restarts: inside.supervisor.restarts(),
+            last_error: inside.last_error.clone(),
+            component_sha256: inside.package.component.to_string(),
+            component_bytes: inside.package.component_bytes,
+            subscribe: manifest.map_or_else(Vec::new, |m| texts(&m.subscribe)),
+            publish: manifest.map_or_else(Vec::new, |m| texts(&m.publish)),
+            config: manifest.map_or_else(Default::default, |m| m.config.clone()),
+            limits: manifest.map_or_else(|| Limits::new(0), |m| m.limits.clone()),
+            counters: inside.counters(),
+            memory_bytes: inside.memory_bytes as u64,
+        }
+    }
+
+    /// How the app is, and what has come to its counters since this was last called.
+    pub(super) fn info_for_metrics(&self) -> (AppInfo, SinceLast) {
+        let mut inside = self.inside.lock();
+        let info = self.info_of(&inside);
+        let last = std::mem::replace(&mut inside.recorded, (info.counters.clone(), info.restarts));
+        let since_last = SinceLast {
+            counters: info.counters.since(&last.0),
+            restarts: info.restarts - last.1,
+            durations: std::mem::take(&mut inside.durations),
+        };
+        (info, since_last)
+    }
+
+    // ---- Changes of state, from the control side and the timer ----
+
+    /// Notes that the app is to run as soon as it is loaded. Events may queue up from now on.
+    /// Returns what [`App::start`] wants to hear.
+    pub(super) fn loading(&self) -> Generation {
+        let mut inside = self.inside.lock();
+        inside.supervisor.start();
+        inside.enter(Some("its component is being compiled".into()));
+        inside.generation
+    }
+
+    /// Starts the app, with a clean slate; its running instance, if there is one, finishes its
+    /// batch and is replaced. With `only_if`, does nothing if somebody has changed the state since.
+    pub(super) fn start(
+        &self,
+        package: Package,
+        component: LoadedComponent,
+        only_if: Option<Generation>,
+    ) {
+        let mut inside = self.inside.lock();
+        if only_if.is_some_and(|generation| generation != inside.generation) {
+            return;
+        }
+        if self.watch.is_stalled() {
+            // Who starts an app anew that hangs in a call doesn't want to wait for it.
+            self.watch.set_abort(true);
+        }
+        inside.package = package;
+        inside.component = Some(component);
+        inside.draining = false;
+        inside.supervisor.start();
+        inside.enter(None);
+        self.update_idle(&inside);
+        self.schedule(&mut inside);
+        drop(inside);
+        self.changed.notify_all();
+    }
+
+    /// Puts another package in the place of a stopped app's.
+    pub(super) fn replace_package(&self, package: Package) {
+        let mut inside = self.inside.lock();
+        inside.package = package;
+        inside.component = None;
+    }
+
+    /// Called when a pause is over.
+    pub(super) fn retry(&self) {
+        let mut inside = self.inside.lock();
+        if inside.supervisor.retry(Instant::now()) {
+            inside.enter(None);
+            self.schedule(&mut inside);
+        }
+    }
+
+    /// The app can't be run at all, for `reason`. With `only_if`, does nothing if somebody has
+    /// changed the state since.
+    pub(super) fn quarantine(&self, reason: String, only_if: Option<Generation>) {
+        let mut inside = self.inside.lock();
+        if only_if.is_some_and(|generation| generation != inside.generation) {
+            return;
+        }
+        inside.supervisor.quarantine();
+        inside.last_error = Some(reason.clone());
+        inside.enter(Some(reason.clone()));
+        inside.close();
+        let progress = inside.take_refused();
+        self.update_idle(&inside);
+        drop(inside);
+        self.changed.notify_all();
+        self.tell_progress(progress);
+        self.log
+            .gateway_line(LogLevel::Error, &format!("quarantined: {reason}"));
+    }
+
+    /// Takes no more events from now on, and finishes what waits. [`App::wait_until_drained`]
+    /// waits for that.
+    pub(super) fn drain(&self) {
+        self.inside.lock().draining = true;
+    }
+
+    /// Waits until nothing is queued and nothing runs, or nothing ever will.
+    pub(super) fn wait_until_drained(&self, deadline: Instant) {
+        self.wait_while(deadline, |inside| {
+            matches!(
+                inside.supervisor.state(),
+                AppState::Starting | AppState::Running
+            ) && inside.waiting + inside.in_call > 0
+        });
+    }
+
+    /// Waits until the app runs, or has failed to.
+    pub(super) fn wait_until_settled(&self, deadline: Instant) {
+        self.wait_while(deadline, |inside| {
+            inside.supervisor.state() == AppState::Starting
+        });
+    }
+
+    /// Stops the app now. What waits is counted as dropped, a call that runs is ended. When this
+    /// returns, its instance is gone, unless it holds on for longer than until `deadline`.
+    pub(super) fn halt(&self, deadline: Instant) {
+        let mut inside = self.inside.lock();
+        let was_up = inside.is_up();
+        inside.supervisor.stop();
+        inside.enter(None);
+        inside.draining = false;
+        inside.close();
+        self.watch.set_abort(true);
+        let progress = inside.take_refused();
+        self.update_idle(&inside);
+        self.schedule(&mut inside);
+        drop(inside);
+        self.changed.notify_all();
+        self.tell_progress(progress);
+        if was_up {
+            self.log.gateway_line(LogLevel::Info, "stopped");
+        }
+        self.wait_while(deadline, |inside| inside.scheduled);
+    }
+
+    fn wait_while(&self, deadline: Instant, mut condition: impl FnMut(&Inside) -> bool) {
+        let mut inside = self.inside.lock();
+        while condition(&inside) {
+            if self.changed.wait_until(&mut inside, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    // ---- A worker's turn ----
+
+    /// Does the next thing that there is to do. Returns whether there is more.
+    pub(super) fn take_turn(&self) -> bool {
+        let mut instance = self.instance.lock();
+        match self.next_turn() {
+            Turn::Start(generation, component, manifest) => {
+                *instance = None;
+                self.start_instance(&mut instance, generation, &component, manifest);
+            }
+            Turn::Handle(generation, batch) => self.handle(&mut instance, generation, batch),
+            Turn::Nothing => {}
+            Turn::Rest => {
+                *instance = None;
+                self.inside.lock().memory_bytes = 0;
+            }
+        }
+        self.end_turn(&instance)
+    }
+
+    fn next_turn(&self) -> Turn {
+        let mut inside = self.inside.lock();
+        let generation = inside.generation;
+        match inside.supervisor.state() {
+            AppState::Starting => match (&inside.component, &inside.package.manifest) {
+                (Some(component), Some(manifest)) => {
+                    self.watch.set_abort(false);
+                    Turn::Start(generation, component.clone(), manifest.clone())
+                }
+                _ => Turn::Rest,
+            },
+            AppState::Running if inside.waiting > 0 => {
+                let batch = inside.pop(self.shared.max_batch_events);
+                inside.in_call = batch.len();
+                Turn::Handle(generation, batch)
+            }
+            AppState::Running => Turn::Nothing,
+            _ => Turn::Rest,
+        }
+    }
+
+    fn start_instance(
+        &self,
+        slot: &mut Option<Instance>,
+        generation: Generation,
+        component: &LoadedComponent,
+        manifest: Arc<Manifest>,
+    ) {
+        let started = {
+            let _running = self.shared.ticker.running();
+            let (log, watch) = (self.log.clone(), self.watch.clone());
+            catch_unwind(AssertUnwindSafe(|| {
+                Instance::start(component, manifest, log, watch)
+            }))
+        };
+        self.watch.call_ended();
+        let (result, outputs, tally, refused_growth) = match started {
+            Ok(start) => (
+                start.instance,
+                start.outputs,
+                start.tally,
+                start.refused_growth,
+            ),
+            Err(_) => (Err(PANICKED.into()), Vec::new(), Tally::default(), 0),
+        };
+        let published = self.publish(outputs, Instant::now(), 0);
+
+        let mut inside = self.inside.lock();
+        inside.counters.published += published as u64;
+        inside.count_refusals(tally, refused_growth);
+        let note = match result {
+            Ok(_) if generation != inside.generation => None,
+            Ok(instance) => {
+                inside.memory_bytes = instance.memory_bytes();
+                *slot = Some(instance);
+                inside.supervisor.started();
+                inside.enter(None);
+                Some(Note(LogLevel::Info, "running".into()))
+            }
+            Err(reason) => self.fail(&mut inside, generation, reason),
+        };
+        self.after_change(inside, note);
+    }
+
+    fn handle(&self, slot: &mut Option<Instance>, generation: Generation, batch: Batch) {
+        let instance = slot.as_mut().expect("a running app has an instance");
+        let began = Instant::now();
+        let result = {
+            let _running = self.shared.ticker.running();
+            catch_unwind(AssertUnwindSafe(|| instance.handle(&batch)))
+                .unwrap_or_else(|_| Err(CallError::Trapped(PANICKED.into())))
+        };
+        let took = began.elapsed();
+        self.watch.call_ended();
+
+        let mut report = CallReport {
+            events: batch.len(),
+            error: None,
+            published: 0,
+            tally: instance.take_tally(),
+            refused_growth: 0,
+            memory_bytes: instance.memory_bytes(),
+            took,
+        };
+        match result {
+            Ok(outputs) => {
+                let received = batch.iter().map(|event| event.received).min();
+                let hops = batch.iter().map(|event| event.hops).max();
+                report.published = self.publish(
+                    outputs,
+                    received.unwrap_or(began),
+                    hops.map_or(0, |hops| hops.saturating_add(1)),
+                );
+            }
+            Err(error) => {
+                if let CallError::Trapped(_) = error {
+                    report.refused_growth = instance.refused_growth();
+                    report.memory_bytes = 0;
+                    *slot = None;
+                }
+                report.error = Some(error);
+            }
+        }
+        self.account(generation, report);
+    }
+
+    fn publish(&self, outputs: Vec<Output>, received: Instant, hops: u8) -> usize {
+        let count = outputs.len();
+        if count > 0 {
+            let events = outputs
+                .into_iter()
+                .map(|output| Event {
+                    topic: output.topic,
+                    payload: output.payload,
+                    timestamp_ns: output.timestamp_ns,
+                    received,
+                    hops,
+                })
+                .collect();
+            self.shared.sink.publish(&self.name, events);
+        }
+        count
+    }
+
+    fn account(&self, generation: Generation, report: CallReport) {
+        let mut inside = self.inside.lock();
+        let events = report.events as u64;
+        inside.in_call = 0;
+        inside.counters.batches += 1;
+        inside.counters.published += report.published as u64;
+        inside.count_refusals(report.tally, report.refused_growth);
+        inside.durations.record(report.took);
+        inside.memory_bytes = report.memory_bytes;
+        match report.error {
+            None => {
+                inside.counters.handled += events;
+                self.after_change(inside, None);
+            }
+            Some(CallError::Returned(message)) => {
+                inside.counters.failed += events;
+                inside.last_error = Some(message.clone());
+                self.after_change(inside, None);
+                self.log.complain(Complaint::BatchFailed, || {
+                    format!("a batch failed: {message}")
+                });
+            }
+            Some(error @ CallError::Trapped(_)) => {
+                inside.counters.failed += events;
+                let note = self.fail(&mut inside, generation, error.message().to_owned());
+                self.after_change(inside, note);
+            }
+        }
+    }
+
+    /// The instance is lost, or could not be made.
+    fn fail(&self, inside: &mut Inside, generation: Generation, reason: String) -> Option<Note> {
+        if generation != inside.generation {
+            return None;
+        }
+        inside.last_error = Some(reason.clone());
+        let now = Instant::now();
+        Some(match inside.supervisor.failed(now) {
+            Verdict::RetryAt(at) => {
+                inside.enter(Some(reason.clone()));
+                self.shared.timer.retry_at(at, self.this.clone());
+                let pause = at.duration_since(now).as_millis();
+                Note(
+                    LogLevel::Warn,
+                    format!("failed: {reason}; starting again in {pause} ms"),
+                )
+            }
+            Verdict::Quarantine => {
+                let reason = format!("failed too often, the last time: {reason}");
+                inside.enter(Some(reason.clone()));
+                inside.close();
+                Note(
+                    LogLevel::Error,
+                    format!(
+                        "quarantined: {reason}; `headgate app start {}` starts it again",
+                        self.name
+                    ),
+                )
+            }
+        })
+    }
+
+    /// Tells everybody what concerns them after a worker has changed something.
+    fn after_change(&self, mut inside: MutexGuard<Inside>, note: Option<Note>) {
+        self.update_idle(&inside);
+        let room = inside.waiting <= inside.bound() / 2;
+        let idle = inside.is_idle();
+        let progress = if idle || room || !inside.is_up() {
+            inside.take_refused() || idle
+        } else {
+            false
+        };
+        let quarantined = inside.supervisor.state() == AppState::Quarantined;
+        drop(inside);
+        self.changed.notify_all();
+        self.tell_progress(progress);
+        if quarantined {
+            self.shared.update_routes();
+        }
+        if let Some(Note(level, message)) = note {
+            self.log.gateway_line(level, &message);
+        }
+    }
+
+    fn end_turn(&self, instance: &Option<Instance>) -> bool {
+        let mut inside = self.inside.lock();
+        let more = match inside.supervisor.state() {
+            AppState::Starting => inside.component.is_some(),
+            AppState::Running => inside.waiting > 0,
+            _ => instance.is_some(),
+        };
+        inside.scheduled = more;
+        drop(inside);
+        if !more {
+            self.changed.notify_all();
+        }
+        more
+    }
+
+    /// Puts the app into the run queue, unless it is there or at a worker.
+    fn schedule(&self, inside: &mut Inside) {
+        if !inside.scheduled {
+            inside.scheduled = true;
+            let this = self.this.upgrade();
+            self.shared.run(this.expect("`self` is borrowed from it"));
+        }
+    }
+
+    fn update_idle(&self, inside: &Inside) {
+        self.idle.store(inside.is_idle(), Ordering::Release);
+    }
+
+    fn tell_progress(&self, progress: bool) {
+        if progress {
+            (self.shared.progress)();
+        }
+    }
+
+    /// A call has become long: what the pipeline holds back for this app would be dropped now.
+    fn on_stall(&self) {
+        let progress = self.inside.lock().take_refused();
+        self.tell_progress(progress);
+    }
+}
+
+/// For the message of a failure that should never be.
+const PANICKED: &str = "a function of the host panicked: this is a bug in Headgate";
+
+impl Outlet for App {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::Acquire)
+    }
+
+    /// A running app whose queue is full gets the batch offered again, for as long as its calls are
+    /// short. Whoever isn't running or sits in a long call loses what doesn't fit, so that the
+    /// pipeline never waits for it.
+    fn offer(&self, mut batch: Batch) -> Offer {
+        let mut bytes: usize = batch.iter().map(event_bytes).sum();
+        let mut inside = self.inside.lock();
+        if bytes > inside.memory_bound() / EVENT_SHARE && inside.is_open() {
+            inside.drop_too_large(&mut batch);
+            bytes = batch.iter().map(event_bytes).sum();
+        }
+        let events = batch.len();
+        if events == 0 {
+            return Offer::Taken;
+        }
+        if !inside.is_open() {
+            inside.counters.dropped.stopped += events as u64;
+        } else if inside.has_room(events, bytes) {
+            inside.push(Queued { batch, bytes });
+            self.update_idle(&inside);
+            if inside.supervisor.state() == AppState::Running {
+                self.schedule(&mut inside);
+            }
+        } else if inside.supervisor.state() != AppState::Running {
+            inside.counters.dropped.queue_full += events as u64;
+        } else if self.watch.is_stalled() {
+            inside.counters.dropped.stalled += events as u64;
+        } else {
+            inside.refused = true;
+            return Offer::Full(batch);
+        }
+        inside.counters.offered += events as u64;
+        Offer::Taken
+    }
+}
+
+impl Inside {
+    /// Runs, or will without anybody's doing.
+    fn is_up(&self) -> bool {
+        matches!(
+            self.supervisor.state(),
+            AppState::Starting | AppState::Running | AppState::BackingOff
+        )
+    }
+
+    /// Takes events.
+    fn is_open(&self) -> bool {
+        self.is_up() && !self.draining
+    }
+
+    fn is_idle(&self) -> bool {
+        self.supervisor.state() == AppState::Running && self.waiting + self.in_call == 0
+    }
+
+    /// Events that may wait.
+    fn bound(&self) -> usize {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.limits.queue_events)
+    }
+
+    /// Bytes of memory that the app may have.
+    fn memory_bound(&self) -> usize {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.limits.memory_bytes())
+    }
+
+    /// A batch that is larger than the whole queue is taken when the queue is empty.
+    fn has_room(&self, events: usize, bytes: usize) -> bool {
+        self.waiting == 0
+            || (self.waiting + events <= self.bound()
+                && self.waiting_bytes + bytes <= MAX_QUEUE_BYTES)
+    }
+
+    fn push(&mut self, queued: Queued) {
+        self.waiting += queued.batch.len();
+        self.waiting_bytes += queued.bytes;
+        self.queue.push_back(queued);
+    }
+
+    /// The next events for one call: as many whole batches as make at most `most` events; part of a
+    /// batch only if it is too large for the app's memory.
+    fn pop(&mut self, most: usize) -> Batch {
+        let most_bytes = self.memory_bound() / CALL_SHARE;
+        let Some(mut first) = self.queue.pop_front() else {
+            return Batch::new();
+        };
+        if first.bytes > most_bytes
+            && let Some(rest) = first.split(most_bytes)
+        {
+            self.queue.push_front(rest);
+        }
+        let Queued {
+            mut batch,
+            mut bytes,
+        } = first;
+        while let Some(next) = self.queue.front()
+            && batch.len() + next.batch.len() <= most
+            && bytes + next.bytes <= most_bytes
+            && let Some(next) = self.queue.pop_front()
+        {
+            batch.extend(next.batch);
+            bytes += next.bytes;
+        }
+        self.waiting -= batch.len();
+        self.waiting_bytes -= bytes;
+        batch
+    }
+
+    /// Takes out of `batch` what would not fit into the app's memory.
+    fn drop_too_large(&mut self, batch: &mut Batch) {
+        let most = self.memory_bound() / EVENT_SHARE;
+        let before = batch.len();
+        batch.retain(|event| event_bytes(event) <= most);
+        let dropped = (before - batch.len()) as u64;
+        self.counters.offered += dropped;
+        self.counters.dropped.too_large += dropped;
+    }
+
+    /// Drops what waits, because the app has come to rest.
+    fn close(&mut self) {
+        self.counters.dropped.stopped += self.waiting as u64;
+        self.waiting = 0;
+        self.waiting_bytes = 0;
+        self.queue = VecDeque::new();
+    }
+
+    /// Notes that the supervisor has come into another state.
+    fn enter(&mut self, reason: Option<String>) {
+        self.reason = reason;
+        self.since_ms = unix_time_ms();
+        if !matches!(
+            self.supervisor.state(),
+            AppState::Running | AppState::BackingOff
+        ) {
+            self.generation += 1;
+        }
+    }
+
+    fn take_refused(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
+    }
+
+    fn count_refusals(&mut self, tally: Tally, refused_growth: u64) {
+        self.counters.denied += tally.denied;
+        self.counters.over_publish_quota += tally.over_publish_quota;
+        self.counters.over_log_quota += tally.over_log_quota;
+        self.counters.refused_growth += refused_growth;
+    }
+
+    fn counters(&self) -> AppCounters {
+        AppCounters {
+            queued: (self.waiting + self.in_call) as u64,
+            ..self.counters.clone()
+        }
+    }
+}
+
+impl Queued {
+    /// Keeps the first events, of at most `most` bytes together but at least one, and returns the
+    /// others.
+    fn split(&mut self, most: usize) -> Option<Queued> {
+        let mut kept = 0;
+        let fits = |event: &&Event| {
+            kept += event_bytes(event);
+            kept <= most
+        };
+        let count = self.batch.iter().take_while(fits).count().max(1);
+        if count == self.batch.len() {
+            return None;
+        }
+        let batch = self.batch.split_off(count);
+        let bytes = batch.iter().map(event_bytes).sum();
+        self.bytes -= bytes;
+        Some(Queued { batch, bytes })
+    }
+}
+
+fn event_bytes(event: &Event) -> usize {
+    event.topic.as_str().len() + event.payload.len()
+}
+
+fn unix_time_ms() -> u64 {
+    unix_time_ns() / 1_000_000
+}

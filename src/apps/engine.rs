@@ -1,0 +1,379 @@
+//! The WASM engine: how it is set up, what fits its world, and live instances of apps.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre, Linker, TypedFunc};
+use wasmtime::{Config, Engine, Store, Trap, WasmBacktrace};
+
+use super::error::ComponentProblem;
+use super::host::{self, EventIn, EventOut, HostState, Interruption, Output, Tally, Watch};
+use super::log::AppLog;
+use super::manifest::Manifest;
+use crate::event::Event;
+
+/// Address space that a linear memory gets: as much as `limits.memory_pages` can ask for, so that a
+/// memory never moves. Wasmtime's 4 GiB would fill the 39-bit address space of a small board.
+const MEMORY_RESERVATION: u64 = 64 << 20;
+const MEMORY_GUARD: u64 = 64 << 10;
+
+/// Native stack of a call. Threads that run apps have the 2 MiB that Rust gives them.
+const MAX_WASM_STACK: usize = 512 << 10;
+
+/// Largest component that is taken, in bytes. A Python interpreter has 18 MB.
+const MAX_COMPONENT_BYTES: usize = 64 << 20;
+
+const CONFIGURE: &str = "configure";
+const CONFIGURE_SIGNATURE: &str = "configure: func() -> result<_, string>";
+const HANDLE: &str = "handle";
+const HANDLE_SIGNATURE: &str = "handle: func(batch: list<event>) -> result<list<event>, string>";
+
+type ConfigureFunc = TypedFunc<(), (Result<(), String>,)>;
+type HandleFunc<'a> = TypedFunc<(&'a [EventIn<'a>],), (Result<Vec<EventOut>, String>,)>;
+
+/// The one place where the engine's settings stand: the compiler and the runtime must agree.
+/// Memories are mapped on demand, not pooled: instances live long, so a pool would only hold
+/// memory and bound the number of apps.
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .memory_reservation(MEMORY_RESERVATION)
+        .memory_may_move(false)
+        .memory_guard_size(MEMORY_GUARD)
+        .guard_before_linear_memory(false)
+        .max_wasm_stack(MAX_WASM_STACK)
+        .generate_address_map(false);
+    config
+}
+
+/// Compiles a component for this machine. Costs seconds of CPU time and hundreds of megabytes for
+/// a big one: see [`super::compile`].
+pub(super) fn precompile(component: &[u8]) -> Result<Vec<u8>, ComponentProblem> {
+    let invalid = |error: wasmtime::Error| ComponentProblem::Invalid {
+        reason: format!("{error:#}"),
+    };
+    Engine::new(&config())
+        .and_then(|engine| engine.precompile_component(component))
+        .map_err(invalid)
+}
+
+/// Says what can be said of a file before it is compiled.
+pub(super) fn check_header(component: &[u8]) -> Result<(), ComponentProblem> {
+    // Four bytes of magic; two of version and two of layer: 0 for a core module, 1 for a component.
+    let Some(version) = component
+        .strip_prefix(b"\0asm")
+        .and_then(|rest| rest.first_chunk::<4>())
+    else {
+        return Err(ComponentProblem::NotWasm);
+    };
+    match version {
+        [0x0d, 0, 1, 0] if component.len() > MAX_COMPONENT_BYTES => Err(ComponentProblem::TooBig {
+            bytes: component.len(),
+            max: MAX_COMPONENT_BYTES,
+        }),
+        [0x0d, 0, 1, 0] => Ok(()),
+        [1, 0, 0, 0] => Err(ComponentProblem::CoreModule),
+        _ => Err(ComponentProblem::UnknownVersion {
+            version: u32::from_le_bytes(*version),
+        }),
+    }
+}
+
+/// The engine with the host's functions. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct WasmEngine {
+    engine: Engine,
+    linker: Arc<Linker<HostState>>,
+}
+
+impl WasmEngine {
+    pub(super) fn new() -> wasmtime::Result<WasmEngine> {
+        let engine = Engine::new(&config())?;
+        let mut linker = Linker::new(&engine);
+        host::add_to_linker(&mut linker)?;
+        Ok(WasmEngine {
+            engine,
+            linker: Arc::new(linker),
+        })
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// A short hash of all that decides whether compiled code fits this engine.
+    pub(super) fn compatibility(&self) -> String {
+        struct Blake3(blake3::Hasher);
+        impl Hasher for Blake3 {
+            fn write(&mut self, bytes: &[u8]) {
+                self.0.update(bytes);
+            }
+            fn finish(&self) -> u64 {
+                let hash = self.0.finalize();
+                u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("32 bytes"))
+            }
+        }
+        let mut hasher = Blake3(blake3::Hasher::new());
+        self.engine
+            .precompile_compatibility_hash()
+            .hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+
+    /// Loads what [`precompile`] has made, and checks that it fits the world of an app.
+    ///
+    /// # Safety
+    /// `compiled` is native code: it must come from [`precompile`], unchanged.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn load(&self, compiled: &[u8]) -> Result<LoadedComponent, LoadError> {
+        // SAFETY: the caller's promise is the one that is asked for.
+        let component = unsafe { Component::deserialize(&self.engine, compiled) }
+            .map_err(|error| LoadError::Unusable(format!("{error:#}")))?;
+        self.check_imports(&component)?;
+        let pre = self.linker.instantiate_pre(&component).map_err(|error| {
+            // The linker's message begins with the import that it is about.
+            let reason = format!("{error:#}");
+            let import = reason.split('`').nth(1).unwrap_or("?").to_owned();
+            ComponentProblem::WrongImport { import, reason }
+        })?;
+        check_exports(&pre)?;
+        Ok(LoadedComponent { pre })
+    }
+
+    fn check_imports(&self, component: &Component) -> Result<(), ComponentProblem> {
+        let unknown = |import: String| ComponentProblem::UnknownImport {
+            import,
+            offered: host::INTERFACES.join(", "),
+        };
+        let world = component.component_type();
+        for (name, item) in world.imports(&self.engine) {
+            let ComponentItem::ComponentInstance(instance) = item.ty else {
+                return Err(unknown(name.to_owned()));
+            };
+            // The version is left to the linker, which knows which ones are compatible.
+            let interface = |name: &str| name.split('@').next().map(str::to_owned);
+            let Some(known) = host::INTERFACES
+                .iter()
+                .find(|known| interface(known) == interface(name))
+            else {
+                return Err(unknown(name.to_owned()));
+            };
+            for (function, item) in instance.exports(&self.engine) {
+                if matches!(item.ty, ComponentItem::ComponentFunc(_))
+                    && !host::FUNCTIONS.contains(&(known, function))
+                {
+                    return Err(unknown(format!("{name}#{function}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_exports(pre: &InstancePre<HostState>) -> Result<(), ComponentProblem> {
+    let world = pre.component().component_type();
+    let function = |export, signature| {
+        let item = world.get_export(pre.engine(), export).map(|item| item.ty);
+        match item {
+            Some(ComponentItem::ComponentFunc(function)) => Ok(function),
+            _ => Err(ComponentProblem::MissingExport { export, signature }),
+        }
+    };
+    let types = pre.instance_type();
+    let configure = function(CONFIGURE, CONFIGURE_SIGNATURE)?;
+    let handle = function(HANDLE, HANDLE_SIGNATURE)?;
+    let wrong = |export, signature| {
+        move |error: wasmtime::Error| ComponentProblem::WrongSignature {
+            export,
+            signature,
+            reason: format!("{error:#}"),
+        }
+    };
+    configure
+        .typecheck::<(), (Result<(), String>,)>(&types)
+        .map_err(wrong(CONFIGURE, CONFIGURE_SIGNATURE))?;
+    handle
+        .typecheck::<(&[EventIn],), (Result<Vec<EventOut>, String>,)>(&types)
+        .map_err(wrong(HANDLE, HANDLE_SIGNATURE))
+}
+
+/// Why compiled code can't be used.
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// It isn't for this engine or this CPU: compile anew.
+    Unusable(String),
+    /// The component itself is wrong.
+    Component(ComponentProblem),
+}
+
+impl From<ComponentProblem> for LoadError {
+    fn from(problem: ComponentProblem) -> LoadError {
+        LoadError::Component(problem)
+    }
+}
+
+/// A component that fits the world, ready to make instances of.
+#[derive(Clone)]
+pub(super) struct LoadedComponent {
+    pre: InstancePre<HostState>,
+}
+
+/// A live instance of an app.
+pub(super) struct Instance {
+    store: Store<HostState>,
+    handle: HandleFunc<'static>,
+}
+
+/// How a call has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CallError {
+    /// The instance is dead.
+    Trapped(String),
+    /// The app returned an error; the instance lives on.
+    Returned(String),
+}
+
+impl CallError {
+    pub(super) fn message(&self) -> &str {
+        let (CallError::Trapped(message) | CallError::Returned(message)) = self;
+        message
+    }
+}
+
+impl Instance {
+    /// Makes an instance and runs its `configure`. Returns what that has published, too.
+    pub(super) fn start(
+        component: &LoadedComponent,
+        manifest: Arc<Manifest>,
+        log: Arc<AppLog>,
+        watch: Arc<Watch>,
+    ) -> StartResult {
+        let state = HostState::new(manifest, log, watch);
+        let mut store = Store::new(component.pre.engine(), state);
+        store.limiter(|state| &mut state.limiter);
+        store.epoch_deadline_callback(|mut store| store.data_mut().watch.look());
+        store.set_hostcall_fuel(host::MAX_COPY_BYTES);
+        store.data_mut().begin_call();
+        store.set_epoch_deadline(1);
+        let result = Self::configure(&mut store, component);
+        let outputs = match &result {
+            Ok(_) => store.data_mut().take_outputs(Vec::new()),
+            Err(_) => Vec::new(),
+        };
+        StartResult {
+            outputs,
+            tally: store.data_mut().take_tally(),
+            refused_growth: store.data().limiter.refused(),
+            instance: result.map(|handle| Instance { store, handle }),
+        }
+    }
+
+    fn configure(
+        store: &mut Store<HostState>,
+        component: &LoadedComponent,
+    ) -> Result<HandleFunc<'static>, String> {
+        let instance = component
+            .pre
+            .instantiate(&mut *store)
+            .map_err(|error| format!("it can't be instantiated: {}", explain(&error)))?;
+        let function = |error: wasmtime::Error| format!("an export has changed: {error:#}");
+        let configure: ConfigureFunc = instance
+            .get_typed_func(&mut *store, CONFIGURE)
+            .map_err(function)?;
+        let handle = instance
+            .get_typed_func(&mut *store, HANDLE)
+            .map_err(function)?;
+        match configure.call(&mut *store, ()) {
+            Ok((Ok(()),)) => Ok(handle),
+            Ok((Err(message),)) => Err(format!("`configure` returned an error: {message}")),
+            Err(error) => Err(format!("`configure` {}", explain(&error))),
+        }
+    }
+
+    /// Runs a batch. On an error, nothing that the call has handed out remains.
+    pub(super) fn handle(&mut self, batch: &[Event]) -> Result<Vec<Output>, CallError> {
+        let events: Vec<EventIn> = batch
+            .iter()
+            .map(|event| EventIn {
+                topic: event.topic.as_str(),
+                payload: &event.payload,
+                timestamp: event.timestamp_ns,
+            })
+            .collect();
+        self.store.data_mut().begin_call();
+        self.store.set_epoch_deadline(1);
+        // A `TypedFunc` is covariant in its parameters: this one takes shorter borrows, too.
+        let handle: &HandleFunc<'_> = &self.handle;
+        match handle.call(&mut self.store, (&events,)) {
+            Ok((Ok(results),)) => Ok(self.store.data_mut().take_outputs(results)),
+            Ok((Err(message),)) => Err(CallError::Returned(format!(
+                "`handle` returned an error: {message}"
+            ))),
+            Err(error) => Err(CallError::Trapped(format!("`handle` {}", explain(&error)))),
+        }
+    }
+
+    /// What the last call was refused.
+    pub(super) fn take_tally(&mut self) -> Tally {
+        self.store.data_mut().take_tally()
+    }
+
+    /// Linear memory, in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.store.data().limiter.bytes()
+    }
+
+    /// Growths that were refused to this instance.
+    pub(super) fn refused_growth(&self) -> u64 {
+        self.store.data().limiter.refused()
+    }
+}
+
+/// What became of a start.
+pub(super) struct StartResult {
+    pub(super) instance: Result<Instance, String>,
+    pub(super) outputs: Vec<Output>,
+    pub(super) tally: Tally,
+    pub(super) refused_growth: u64,
+}
+
+/// A trap in one line: what it was, and the innermost function by name.
+fn explain(error: &wasmtime::Error) -> String {
+    if let Some(interruption) = error.downcast_ref::<Interruption>() {
+        return interruption.to_string();
+    }
+    let mut text = match error.downcast_ref::<Trap>() {
+        Some(Trap::StackOverflow) => {
+            format!("overflowed its stack of {} KiB", MAX_WASM_STACK / 1024)
+        }
+        Some(trap) => {
+            let text = trap.to_string();
+            format!(
+                "trapped: {}",
+                text.strip_prefix("wasm trap: ").unwrap_or(&text)
+            )
+        }
+        None => format!("failed: {:#}", error.root_cause()),
+    };
+    let innermost = error
+        .downcast_ref::<WasmBacktrace>()
+        .and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name()));
+    if let Some(function) = innermost {
+        text.push_str(", in ");
+        text.push_str(function);
+    }
+    text
+}
+
+/// Keeps the kernel from backing this process with huge pages: the first touch of an instance's
+/// memory would otherwise cost up to 32 MB.
+pub(super) fn disable_huge_pages() {
+    // SAFETY: no pointers are involved; on a kernel without this option, the call fails and changes
+    // nothing.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    }
+}

@@ -1,0 +1,117 @@
+//! From a component's bytes to code that can run: header, cache, compiler, world.
+
+use parking_lot::Mutex;
+
+use super::AppError;
+use super::aot::{AotCache, Cached};
+use super::compile::{CompileError, Compiler};
+use super::engine::{self, LoadError, LoadedComponent, WasmEngine};
+use super::error::ComponentProblem;
+use crate::store::ComponentId;
+
+pub(super) struct Loader {
+    engine: WasmEngine,
+    cache: AotCache,
+    compiler: Compiler,
+    /// One compilation at a time: each takes all CPUs and much memory.
+    compiling: Mutex<()>,
+}
+
+impl Loader {
+    pub(super) fn new(engine: WasmEngine, cache: AotCache, compiler: Compiler) -> Loader {
+        Loader {
+            engine,
+            cache,
+            compiler,
+            compiling: Mutex::new(()),
+        }
+    }
+
+    /// Loads a component from the cache; none if it isn't there, or not in a state to be trusted.
+    pub(super) fn cached(
+        &self,
+        app: &str,
+        id: ComponentId,
+    ) -> Option<Result<LoadedComponent, AppError>> {
+        let compiled = match self.cache.get(id) {
+            Cached::Hit(compiled) => compiled,
+            Cached::Missing => return None,
+            Cached::Rejected { path, why } => {
+                tracing::warn!(app, path = %path.display(), "not using a compiled component: {why}; compiling anew");
+                return None;
+            }
+        };
+        // SAFETY: the seal says that `load` below has written these bytes.
+        #[allow(unsafe_code)]
+        match unsafe { self.engine.load(&compiled) } {
+            Ok(component) => Some(Ok(component)),
+            Err(LoadError::Component(problem)) => Some(Err(component_error(app, problem))),
+            Err(LoadError::Unusable(why)) => {
+                tracing::warn!(
+                    app,
+                    "a compiled component doesn't fit: {why}; compiling anew"
+                );
+                None
+            }
+        }
+    }
+
+    /// Loads a component, from the cache if it is there; else `bytes` are compiled, which may take
+    /// seconds.
+    pub(super) fn load(
+        &self,
+        app: &str,
+        id: ComponentId,
+        bytes: &[u8],
+    ) -> Result<LoadedComponent, AppError> {
+        engine::check_header(bytes).map_err(|problem| component_error(app, problem))?;
+        if let Some(result) = self.cached(app, id) {
+            return result;
+        }
+        let compiled = {
+            let _one_at_a_time = self.compiling.lock();
+            self.compiler.compile(bytes, self.cache.folder())
+        };
+        let compiled = compiled.map_err(|error| match error {
+            CompileError::Component(problem) => component_error(app, problem),
+            CompileError::Compiler(reason) => AppError::Compiler {
+                name: app.to_owned(),
+                reason,
+            },
+        })?;
+        // SAFETY: these are the bytes that the compiler, this very program, has just made.
+        #[allow(unsafe_code)]
+        let component = match unsafe { self.engine.load(&compiled) } {
+            Ok(component) => component,
+            Err(LoadError::Component(problem)) => return Err(component_error(app, problem)),
+            Err(LoadError::Unusable(reason)) => {
+                return Err(AppError::Compiler {
+                    name: app.to_owned(),
+                    reason: format!("it made code that doesn't fit: {reason}"),
+                });
+            }
+        };
+        if let Err(error) = self.cache.put(id, &compiled) {
+            let folder = self.cache.folder().display();
+            tracing::warn!(app, %folder, %error, "can't keep the compiled component: it will be compiled anew at the next start");
+        }
+        Ok(component)
+    }
+
+    /// Forgets compiled components.
+    pub(super) fn forget(&self, ids: &[ComponentId]) {
+        ids.iter().for_each(|id| self.cache.remove(*id));
+    }
+
+    /// Forgets all compiled components but these.
+    pub(super) fn keep_only(&self, used: &[ComponentId]) {
+        self.cache.keep_only(used);
+    }
+}
+
+fn component_error(app: &str, problem: ComponentProblem) -> AppError {
+    AppError::Component {
+        name: app.to_owned(),
+        problem,
+    }
+}

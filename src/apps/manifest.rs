@@ -1,0 +1,548 @@
+//! The manifest of an app: who it is, what it reads, what it may publish, what it may use.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::{Range, RangeInclusive};
+
+use serde::{Deserialize, Serialize};
+use toml::{Spanned, Value};
+
+use crate::event::TopicFilter;
+
+/// The file name of a manifest in an app's folder.
+pub const MANIFEST_FILE: &str = "manifest.toml";
+
+/// Longest manifest, in bytes. A sample is 500 bytes long.
+const MAX_MANIFEST_BYTES: usize = 64 * 1024;
+
+/// Longest name of an app. It goes into file names, metrics and log lines.
+const MAX_NAME: usize = 64;
+
+/// Most topic filters in `subscribe`, and in `publish`.
+const MAX_FILTERS: usize = 64;
+
+const MEMORY_PAGES: RangeInclusive<u64> = 1..=1024;
+const BATCH_DEADLINE_MS: RangeInclusive<u64> = 1..=60_000;
+const QUEUE_EVENTS: RangeInclusive<u64> = 1..=1_000_000;
+const PUBLISH_PER_BATCH: RangeInclusive<u64> = 0..=1_000_000;
+const LOG_PER_BATCH: RangeInclusive<u64> = 0..=10_000;
+
+/// A checked manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// `[a-z0-9][a-z0-9_.-]{0,63}`.
+    pub name: String,
+    /// A version as of semver.org.
+    pub version: String,
+    pub description: Option<String>,
+    /// File name of the component, beside the manifest.
+    pub component: String,
+    /// Events on these topics go to the app. At least one.
+    pub subscribe: Vec<TopicFilter>,
+    /// The app may publish on these topics.
+    pub publish: Vec<TopicFilter>,
+    /// What the app reads through `wasi:config/store`.
+    pub config: BTreeMap<String, String>,
+    pub limits: Limits,
+}
+
+/// What an app may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Linear memory, in pages of 64 KiB.
+    pub memory_pages: u32,
+    /// CPU time of one call, in milliseconds.
+    pub batch_deadline_ms: u64,
+    /// Events that may wait.
+    pub queue_events: usize,
+    /// Events that one call may publish.
+    pub publish_per_batch: u32,
+    /// Lines that one call may log.
+    pub log_per_batch: u32,
+}
+
+const WASM_PAGE: usize = 64 * 1024;
+
+impl Limits {
+    /// `memory_pages` in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_pages as usize * WASM_PAGE
+    }
+
+    /// Those of a manifest that doesn't mention any.
+    pub fn new(queue_events: usize) -> Limits {
+        Limits {
+            memory_pages: 256,
+            batch_deadline_ms: 100,
+            queue_events,
+            publish_per_batch: 4096,
+            log_per_batch: 64,
+        }
+    }
+}
+
+/// Says which key is wrong, on which line, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{message}", .line.map(|line| format!("line {line}: ")).unwrap_or_default())]
+pub struct ManifestError {
+    /// Line in the manifest, from 1.
+    pub line: Option<usize>,
+    pub message: String,
+}
+
+/// A manifest as TOML has it, with the places of what is checked further.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawManifest {
+    name: Spanned<String>,
+    version: Spanned<String>,
+    description: Option<String>,
+    component: Option<Spanned<String>>,
+    subscribe: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    publish: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    config: BTreeMap<String, Spanned<Value>>,
+    #[serde(default)]
+    limits: RawLimits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimits {
+    memory_pages: Option<Spanned<i64>>,
+    batch_deadline_ms: Option<Spanned<i64>>,
+    queue_events: Option<Spanned<i64>>,
+    publish_per_batch: Option<Spanned<i64>>,
+    log_per_batch: Option<Spanned<i64>>,
+}
+
+impl Manifest {
+    /// Reads and checks a manifest. `default_queue_events` stands in for `limits.queue_events`.
+    pub fn parse(text: &str, default_queue_events: usize) -> Result<Manifest, ManifestError> {
+        if text.len() > MAX_MANIFEST_BYTES {
+            return Err(ManifestError {
+                line: None,
+                message: format!(
+                    "the manifest has {} bytes, and at most {MAX_MANIFEST_BYTES} are allowed",
+                    text.len()
+                ),
+            });
+        }
+        let raw: RawManifest = toml::from_str(text).map_err(|error| ManifestError {
+            line: error.span().map(|span| line_of(text, &span)),
+            message: error.message().to_owned(),
+        })?;
+        let check = Check { text };
+        check.name(&raw.name)?;
+        check.version(&raw.version)?;
+        let name = raw.name.into_inner();
+        let component = match raw.component {
+            Some(component) => check.component(component)?,
+            None => format!("{name}.wasm"),
+        };
+        Ok(Manifest {
+            component,
+            version: raw.version.into_inner(),
+            description: raw.description,
+            subscribe: check.subscribe(&raw.subscribe)?,
+            publish: match &raw.publish {
+                Some(filters) => check.publish(filters)?,
+                None => Vec::new(),
+            },
+            config: check.config(raw.config)?,
+            limits: check.limits(&raw.limits, default_queue_events)?,
+            name,
+        })
+    }
+}
+
+/// The checks that TOML's types don't make.
+struct Check<'a> {
+    text: &'a str,
+}
+
+impl Check<'_> {
+    fn error<T>(&self, at: &Spanned<T>, message: impl Display) -> ManifestError {
+        ManifestError {
+            line: Some(line_of(self.text, &at.span())),
+            message: message.to_string(),
+        }
+    }
+
+    fn name(&self, name: &Spanned<String>) -> Result<(), ManifestError> {
+        let text = name.get_ref();
+        let starts_well = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_.-".contains(c);
+        if starts_well && text.len() <= MAX_NAME && text.chars().all(allowed) {
+            return Ok(());
+        }
+        Err(self.error(
+            name,
+            format!(
+                "`name`: {text:?} is no name for an app; take 1 to {MAX_NAME} of the characters \
+                 a-z 0-9 _ . - and begin with a letter or a digit"
+            ),
+        ))
+    }
+
+    fn version(&self, version: &Spanned<String>) -> Result<(), ManifestError> {
+        match semver::Version::parse(version.get_ref()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.error(
+                version,
+                format!(
+                    "`version`: {:?} is no version ({error}); write it as in \"1.2.3\"",
+                    version.get_ref()
+                ),
+            )),
+        }
+    }
+
+    fn component(&self, component: Spanned<String>) -> Result<String, ManifestError> {
+        let text = component.get_ref();
+        if matches!(text.as_str(), "" | "." | "..") || text.contains(['/', '\\', '\0']) {
+            return Err(self.error(
+                &component,
+                format!(
+                    "`component`: {text:?} is no file name; put the component beside the manifest \
+                     and name it without a folder"
+                ),
+            ));
+        }
+        Ok(component.into_inner())
+    }
+
+    fn subscribe(
+        &self,
+        filters: &Spanned<Vec<Spanned<String>>>,
+    ) -> Result<Vec<TopicFilter>, ManifestError> {
+        if filters.get_ref().is_empty() {
+            return Err(self.error(
+                filters,
+                "`subscribe` is empty: an app without a topic filter would never get an event",
+            ));
+        }
+        for filter in filters.get_ref() {
+            if filter.get_ref().starts_with("$share/") {
+                return Err(self.error(
+                    filter,
+                    format!(
+                        "`subscribe`: {:?}: an app has no shared subscriptions; leave out the \
+                         first two levels",
+                        filter.get_ref()
+                    ),
+                ));
+            }
+        }
+        self.filters("subscribe", filters)
+    }
+
+    fn publish(
+        &self,
+        filters: &Spanned<Vec<Spanned<String>>>,
+    ) -> Result<Vec<TopicFilter>, ManifestError> {
+        for filter in filters.get_ref() {
+            if filter.get_ref().starts_with('$') {
+                return Err(self.error(
+                    filter,
+                    format!(
+                        "`publish`: {:?}: topics that start with $ are the gateway's own; choose \
+                         another",
+                        filter.get_ref()
+                    ),
+                ));
+            }
+        }
+        self.filters("publish", filters)
+    }
+
+    fn filters(
+        &self,
+        key: &str,
+        filters: &Spanned<Vec<Spanned<String>>>,
+    ) -> Result<Vec<TopicFilter>, ManifestError> {
+        let count = filters.get_ref().len();
+        if count > MAX_FILTERS {
+            return Err(self.error(
+                filters,
+                format!(
+                    "`{key}` has {count} topic filters, and at most {MAX_FILTERS} are allowed; \
+                     put some together with + or #"
+                ),
+            ));
+        }
+        let parse = |filter: &Spanned<String>| {
+            TopicFilter::new(filter.get_ref().as_str()).map_err(|error| {
+                self.error(filter, format!("`{key}`: {:?}: {error}", filter.get_ref()))
+            })
+        };
+        filters.get_ref().iter().map(parse).collect()
+    }
+
+    fn config(
+        &self,
+        config: BTreeMap<String, Spanned<Value>>,
+    ) -> Result<BTreeMap<String, String>, ManifestError> {
+        let to_text = |(key, value): (String, Spanned<Value>)| {
+            let text = match value.get_ref() {
+                Value::String(text) => text.clone(),
+                Value::Integer(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Boolean(yes) => yes.to_string(),
+                other => {
+                    return Err(self.error(
+                        &value,
+                        format!(
+                            "`config.{key}` is {} {}; give a string, a number or a boolean",
+                            if matches!(other, Value::Array(_)) {
+                                "an"
+                            } else {
+                                "a"
+                            },
+                            other.type_str()
+                        ),
+                    ));
+                }
+            };
+            Ok((key, text))
+        };
+        config.into_iter().map(to_text).collect()
+    }
+
+    fn limits(&self, raw: &RawLimits, queue_events: usize) -> Result<Limits, ManifestError> {
+        let default = Limits::new(queue_events);
+        let number = |key, value: &Option<Spanned<i64>>, range: RangeInclusive<u64>, default| {
+            let Some(value) = value else {
+                return Ok(default);
+            };
+            let number = u64::try_from(*value.get_ref()).ok();
+            number
+                .filter(|number| range.contains(number))
+                .ok_or_else(|| {
+                    self.error(
+                        value,
+                        format!(
+                            "`limits.{key}`: {} is out of range; give {} to {}",
+                            value.get_ref(),
+                            range.start(),
+                            range.end()
+                        ),
+                    )
+                })
+        };
+        Ok(Limits {
+            memory_pages: number(
+                "memory_pages",
+                &raw.memory_pages,
+                MEMORY_PAGES,
+                default.memory_pages.into(),
+            )? as u32,
+            batch_deadline_ms: number(
+                "batch_deadline_ms",
+                &raw.batch_deadline_ms,
+                BATCH_DEADLINE_MS,
+                default.batch_deadline_ms,
+            )?,
+            queue_events: number(
+                "queue_events",
+                &raw.queue_events,
+                QUEUE_EVENTS,
+                default.queue_events as u64,
+            )? as usize,
+            publish_per_batch: number(
+                "publish_per_batch",
+                &raw.publish_per_batch,
+                PUBLISH_PER_BATCH,
+                default.publish_per_batch.into(),
+            )? as u32,
+            log_per_batch: number(
+                "log_per_batch",
+                &raw.log_per_batch,
+                LOG_PER_BATCH,
+                default.log_per_batch.into(),
+            )? as u32,
+        })
+    }
+}
+
+/// The line, from 1, on which `span` begins.
+fn line_of(text: &str, span: &Range<usize>) -> usize {
+    let before = &text.as_bytes()[..span.start.min(text.len())];
+    before.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SMALLEST: &str = "name = \"a\"\nversion = \"0.1.0\"\nsubscribe = [\"plant/#\"]\n";
+
+    fn error(text: &str) -> String {
+        match Manifest::parse(text, 100) {
+            Ok(manifest) => panic!("accepted: {manifest:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_smallest_manifest_gets_the_defaults() {
+        let manifest = Manifest::parse(SMALLEST, 100).unwrap();
+        assert_eq!(manifest.component, "a.wasm");
+        assert_eq!(manifest.limits, Limits::new(100));
+        assert_eq!(manifest.publish, []);
+        assert!(manifest.config.is_empty());
+    }
+
+    #[test]
+    fn a_full_manifest_is_read() {
+        let manifest = Manifest::parse(
+            r##"
+            name = "overheat-alarm"
+            version = "1.2.3-rc.1"
+            description = "Raises alarms"
+            component = "alarm.wasm"
+            subscribe = ["plant/+/temperature", "lab/#"]
+            publish = ["alarms/#"]
+
+            [config]
+            limit = 90
+            hysteresis = 2.5
+            unit = "C"
+            verbose = true
+
+            [limits]
+            memory_pages = 64
+            batch_deadline_ms = 20
+            queue_events = 10
+            publish_per_batch = 0
+            log_per_batch = 1
+            "##,
+            100,
+        )
+        .unwrap();
+        assert_eq!(manifest.component, "alarm.wasm");
+        let config: Vec<_> = manifest.config.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(
+            config,
+            [
+                ("hysteresis", "2.5"),
+                ("limit", "90"),
+                ("unit", "C"),
+                ("verbose", "true")
+            ]
+        );
+        let limits = Limits {
+            memory_pages: 64,
+            batch_deadline_ms: 20,
+            queue_events: 10,
+            publish_per_batch: 0,
+            log_per_batch: 1,
+        };
+        assert_eq!(manifest.limits, limits);
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for name in ["a", "0", "a.b_c-d", &"a".repeat(64)] {
+            let text = SMALLEST.replace("\"a\"", &format!("{name:?}"));
+            assert_eq!(Manifest::parse(&text, 1).unwrap().name, name);
+        }
+        for name in ["", "a/b", "A", ".a", "-a", "ä", "a b", &"a".repeat(65)] {
+            let message = error(&SMALLEST.replace("\"a\"", &format!("{name:?}")));
+            assert!(message.starts_with("line 1: `name`:"), "{message}");
+            assert!(message.contains("a-z 0-9"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_manifest_is_told_line_key_and_remedy() {
+        let with = |line: &str| format!("{SMALLEST}{line}\n");
+        let cases = [
+            (
+                SMALLEST.replace("plant/#", "plant/#/x"),
+                "line 3: `subscribe`: \"plant/#/x\": `#` must be the last level",
+            ),
+            (
+                SMALLEST.replace("\"plant/#\"", ""),
+                "line 3: `subscribe` is empty",
+            ),
+            (
+                SMALLEST.replace("plant/#", "$share/g/plant"),
+                "no shared subscriptions",
+            ),
+            (
+                SMALLEST.replace("0.1.0", "1"),
+                "line 2: `version`: \"1\" is no version",
+            ),
+            (
+                SMALLEST.replace("version = \"0.1.0\"", ""),
+                "missing field `version`",
+            ),
+            (
+                with("publish = [\n\"ok\",\n\"a+\"]"),
+                "line 6: `publish`: \"a+\": `+` must stand alone",
+            ),
+            (
+                with("publish = [\"$SYS/x\"]"),
+                "line 4: `publish`: \"$SYS/x\": topics that start with $",
+            ),
+            (
+                with("subscribes = []"),
+                "line 4: unknown field `subscribes`",
+            ),
+            (
+                with("component = \"../a.wasm\""),
+                "line 4: `component`: \"../a.wasm\" is no file name",
+            ),
+            (with("component = \"\""), "is no file name"),
+            (
+                with("[limits]\nmemory_pages = 1025"),
+                "line 5: `limits.memory_pages`: 1025 is out of range; give 1 to 1024",
+            ),
+            (with("[limits]\nbatch_deadline_ms = 0"), "give 1 to 60000"),
+            (
+                with("[limits]\nqueue_events = -1"),
+                "line 5: `limits.queue_events`: -1 is out of range",
+            ),
+            (
+                with("[limits]\nmemory = 1"),
+                "line 5: unknown field `memory`",
+            ),
+            (
+                with("[limits]\nlog_per_batch = \"many\""),
+                "line 5: invalid type",
+            ),
+            (
+                with("[config]\nlist = [1]"),
+                "line 5: `config.list` is an array; give a string",
+            ),
+            (
+                with("[config]\nday = 2026-01-01"),
+                "`config.day` is a datetime",
+            ),
+            (with("name = \"b\""), "line 4: duplicate key"),
+            (with("= 1"), "line 4: "),
+            (
+                with(&format!("publish = [{}]", "\"a\",".repeat(65))),
+                "`publish` has 65 topic filters",
+            ),
+            (with(&"#".repeat(70_000)), "at most 65536 are allowed"),
+        ];
+        for (text, expected) in cases {
+            let message = error(&text);
+            assert!(
+                message.contains(expected),
+                "expected {expected:?}, got {message:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "(name|version|subscribe|\\[limits\\]|=|\"|\\[|\\]|a|1|\n|,|'|\\PC){0,40}") {
+            let _ = Manifest::parse(&text, 1);
+        }
+    }
+}

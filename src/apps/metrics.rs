@@ -1,0 +1,114 @@
+//! The apps' metrics: names, descriptions, and how counters get from the apps to the recorder.
+
+use std::sync::Once;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+use super::app::App;
+use super::status::AppState;
+
+const OFFERED: &str = "headgate_app_offered_events_total";
+const HANDLED: &str = "headgate_app_handled_events_total";
+const FAILED: &str = "headgate_app_failed_events_total";
+const DROPPED: &str = "headgate_app_dropped_events_total";
+const QUEUED: &str = "headgate_app_queued_events";
+const PUBLISHED: &str = "headgate_app_published_events_total";
+const REFUSED: &str = "headgate_app_refused_outputs_total";
+const BATCHES: &str = "headgate_app_batches_total";
+const BATCH_SECONDS: &str = "headgate_app_batch_seconds";
+const LOG_DROPPED: &str = "headgate_app_dropped_log_lines_total";
+const RESTARTS: &str = "headgate_app_restarts_total";
+const STATE: &str = "headgate_app_state";
+const MEMORY: &str = "headgate_app_memory_bytes";
+const REFUSED_GROWTH: &str = "headgate_app_refused_growth_total";
+
+fn describe() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        describe_counter!(
+            OFFERED,
+            "Events routed to the app: handled + failed + dropped + queued"
+        );
+        describe_counter!(HANDLED, "Events in batches that the app handled");
+        describe_counter!(FAILED, "Events in batches that failed");
+        describe_counter!(DROPPED, "Events that never reached the app, by reason");
+        describe_gauge!(
+            QUEUED,
+            "Events that wait for the app or are being worked on"
+        );
+        describe_counter!(PUBLISHED, "Events that the app handed out and that went on");
+        describe_counter!(
+            REFUSED,
+            "Events that the app handed out and may not, by reason"
+        );
+        describe_counter!(BATCHES, "Calls of the app's handler");
+        describe_histogram!(
+            BATCH_SECONDS,
+            Unit::Seconds,
+            "Duration of the handler's calls"
+        );
+        describe_counter!(LOG_DROPPED, "Log lines beyond the app's quota");
+        describe_counter!(RESTARTS, "Instances replaced after a failure");
+        describe_gauge!(
+            STATE,
+            "1 for the state that the app is in, 0 for the others"
+        );
+        describe_gauge!(MEMORY, Unit::Bytes, "Linear memory of the app's instance");
+        describe_counter!(REFUSED_GROWTH, "Refused growths of memory or tables");
+    });
+}
+
+/// Hands the app's counters to the recorder.
+pub(super) fn record(app: &App) {
+    describe();
+    let (info, since_last) = app.info_for_metrics();
+    let name = || info.name.clone();
+    // Increments, not totals: an app that was removed and is installed again counts on.
+    let counters = &since_last.counters;
+    counter!(OFFERED, "app" => name()).increment(counters.offered);
+    counter!(HANDLED, "app" => name()).increment(counters.handled);
+    counter!(FAILED, "app" => name()).increment(counters.failed);
+    let dropped = &counters.dropped;
+    for (reason, count) in [
+        ("queue_full", dropped.queue_full),
+        ("stalled", dropped.stalled),
+        ("stopped", dropped.stopped),
+        ("too_large", dropped.too_large),
+    ] {
+        counter!(DROPPED, "app" => name(), "reason" => reason).increment(count);
+    }
+    gauge!(QUEUED, "app" => name()).set(info.counters.queued as f64);
+    counter!(PUBLISHED, "app" => name()).increment(counters.published);
+    for (reason, count) in [
+        ("denied", counters.denied),
+        ("quota", counters.over_publish_quota),
+    ] {
+        counter!(REFUSED, "app" => name(), "reason" => reason).increment(count);
+    }
+    counter!(BATCHES, "app" => name()).increment(counters.batches);
+    let batch_seconds = histogram!(BATCH_SECONDS, "app" => name());
+    since_last
+        .durations
+        .replay(|seconds, count| batch_seconds.record_many(seconds, count));
+    counter!(LOG_DROPPED, "app" => name()).increment(counters.over_log_quota);
+    counter!(RESTARTS, "app" => name()).increment(since_last.restarts);
+    for state in AppState::ALL {
+        let is = if state == info.state { 1.0 } else { 0.0 };
+        gauge!(STATE, "app" => name(), "state" => state.as_str()).set(is);
+    }
+    gauge!(MEMORY, "app" => name()).set(info.memory_bytes as f64);
+    counter!(REFUSED_GROWTH, "app" => name()).increment(counters.refused_growth);
+}
+
+/// Records a removed app for the last time: it is in no state and holds nothing any more.
+pub(super) fn forget(app: &App) {
+    record(app);
+    let name = || app.info().name;
+    gauge!(QUEUED, "app" => name()).set(0.0);
+    gauge!(MEMORY, "app" => name()).set(0.0);
+    for state in AppState::ALL {
+        gauge!(STATE, "app" => name(), "state" => state.as_str()).set(0.0);
+    }
+}

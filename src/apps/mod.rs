@@ -1,0 +1,452 @@
+//! Apps: WASM components that take batches of events and hand out events.
+//!
+//! Owns an app's whole life: package and manifest, compilation and its cache, instances and their
+//! limits, scheduling, supervision. Knows nothing of MQTT: batches come in through
+//! [`Outlet`](crate::pipeline::Outlet)s that it puts into [`Routes`], results leave through a
+//! [`Sink`].
+
+mod aot;
+mod app;
+mod compile;
+mod durations;
+mod engine;
+mod epoch;
+mod error;
+mod host;
+mod loader;
+mod log;
+mod manifest;
+mod metrics;
+mod status;
+mod supervisor;
+mod timer;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use self::aot::AotCache;
+use self::app::{App, Package};
+use self::engine::WasmEngine;
+use self::epoch::Ticker;
+use self::loader::Loader;
+use self::timer::Timer;
+use self::workers::{Shared, Workers};
+use crate::pipeline::{Progress, Routes, Sink};
+use crate::store::{AppRecord, ComponentId, Desired, Store};
+
+pub use compile::{Compiler, compile_file};
+pub use durations::BATCH_SECONDS_BUCKETS;
+pub use error::{AppError, AppErrorKind, ComponentProblem};
+pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
+pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine};
+
+/// How long a command waits for an app's `configure` to end. Longer than most deadlines; who has to
+/// wait longer sees `starting`.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long `stop` lets an app work on what waits.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How long a stopped app's instance may hold on. It is interrupted at the next epoch.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// How apps are run.
+#[derive(Clone, Debug)]
+pub struct AppsConfig {
+    /// Threads that run apps; 0 for one a CPU.
+    pub workers: usize,
+    /// Events that may wait for an app whose manifest doesn't say.
+    pub queue_events: usize,
+    /// How often a running call is looked at: the grain of `limits.batch_deadline_ms`.
+    pub epoch: Duration,
+    /// Small batches that wait are put together up to this many events a call.
+    pub max_batch_events: usize,
+    /// Where compiled components are kept.
+    pub aot_dir: PathBuf,
+    /// The key that seals what is in `aot_dir`. Made at the first start.
+    pub host_key: PathBuf,
+    pub compiler: Compiler,
+}
+
+impl AppsConfig {
+    /// The defaults for a store at `store`, compiling with this very program.
+    pub fn new(store: &Path) -> std::io::Result<AppsConfig> {
+        Ok(AppsConfig {
+            workers: 0,
+            queue_events: 8192,
+            epoch: Duration::from_millis(5),
+            max_batch_events: 64,
+            aot_dir: store.join("aot"),
+            host_key: store.join("host.key"),
+            compiler: Compiler::ChildProcess(std::env::current_exe()?),
+        })
+    }
+}
+
+/// All apps of a gateway. Cheap to clone. When the last clone goes, the apps are stopped.
+#[derive(Clone)]
+pub struct Apps {
+    control: Arc<Control>,
+}
+
+struct Control {
+    queue_events: usize,
+    store: Store,
+    loader: Arc<Loader>,
+    shared: Arc<Shared>,
+    /// Held while a command changes what is stored and what runs. None once all is shut down.
+    workers: Mutex<Option<Workers>>,
+    /// Compiles at the start what isn't in the cache.
+    starter: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Apps {
+    /// Loads the installed apps and starts those that should run. An app that is broken says so in
+    /// its [`AppInfo`]; it never keeps the others from running. Apps whose component has to be
+    /// compiled are started from a thread of their own, after this has returned.
+    pub fn open(
+        config: AppsConfig,
+        store: Store,
+        routes: Arc<Routes>,
+        sink: Arc<dyn Sink>,
+        progress: Progress,
+    ) -> Result<Apps, AppError> {
+        engine::disable_huge_pages();
+        let engine = WasmEngine::new().map_err(|error| AppError::Engine(format!("{error:#}")))?;
+        let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
+        let thread_error = |error| AppError::Engine(format!("cannot start a thread: {error}"));
+        let ticker = Ticker::start(engine.engine().clone(), config.epoch).map_err(thread_error)?;
+        let (run_queue, tasks) = crossbeam_channel::unbounded();
+        let shared = Arc::new(Shared {
+            apps: RwLock::default(),
+            sink,
+            progress,
+            max_batch_events: config.max_batch_events,
+            ticker,
+            timer: Timer::start().map_err(thread_error)?,
+            routes,
+            routing: Mutex::new(()),
+            run_queue,
+        });
+        let workers = match config.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let workers = Workers::start(workers, &shared, &tasks).map_err(thread_error)?;
+        let apps = Apps {
+            control: Arc::new(Control {
+                queue_events: config.queue_events,
+                store,
+                loader: Arc::new(Loader::new(engine, cache, config.compiler)),
+                shared,
+                workers: Mutex::new(Some(workers)),
+                starter: Mutex::new(None),
+            }),
+        };
+        apps.control.start_stored()?;
+        Ok(apps)
+    }
+
+    /// Checks a package, stores it and starts the app. An app of the same name is replaced; if that
+    /// was stopped, the new one stays so. Blocks for as long as the compiler takes. When it
+    /// returns, the app has run its `configure`, or its state says why not.
+    pub fn install(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let checked = Arc::new(Manifest::parse(manifest, control.queue_events)?);
+        let name = checked.name.clone();
+        let id = ComponentId::of(component);
+        let package = Package {
+            manifest: Some(checked),
+            component: id,
+            component_bytes: component.len() as u64,
+        };
+        let loaded = control.loader.load(&name, id, component)?;
+
+        let workers = control.workers_unless_shut_down()?;
+        let present = control.app(&name).ok();
+        let desired = match &present {
+            Some(app) if app.state() == AppState::Stopped => Desired::Stopped,
+            _ => Desired::Running,
+        };
+        let record = AppRecord {
+            manifest: manifest.to_owned(),
+            component: id,
+            component_bytes: component.len() as u64,
+            desired,
+        };
+        let unused = control.store.put_app(&name, &record, component)?;
+        control.loader.forget(&unused);
+        let app = present.unwrap_or_else(|| control.add(&name, package.clone()));
+        app.log()
+            .gateway_line(LogLevel::Info, &format!("installed, component {id}"));
+        match desired {
+            Desired::Running => app.start(package, loaded, None),
+            Desired::Stopped => app.replace_package(package),
+        }
+        control.shared.update_routes();
+        drop(workers);
+        app.wait_until_settled(Instant::now() + SETTLE);
+        Ok(app.info())
+    }
+
+    /// All apps, by name.
+    pub fn list(&self) -> Vec<AppInfo> {
+        let apps = self.control.shared.apps.read();
+        apps.values().map(|app| app.info()).collect()
+    }
+
+    pub fn inspect(&self, name: &str) -> Result<AppInfo, AppError> {
+        Ok(self.control.app(name)?.info())
+    }
+
+    /// Starts a stopped or quarantined app, or one that backs off. Blocks until it runs or has
+    /// failed.
+    pub fn start(&self, name: &str) -> Result<AppInfo, AppError> {
+        let app = self.control.app(name)?;
+        match app.state() {
+            AppState::Starting | AppState::Running => Ok(app.info()),
+            _ => self.restart(name),
+        }
+    }
+
+    /// Stops an app, and it stays stopped when the gateway starts again. What waits is still
+    /// handled, for at most two seconds.
+    pub fn stop(&self, name: &str) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let _workers = control.workers_unless_shut_down()?;
+        let app = control.app(name)?;
+        control.store.set_desired(name, Desired::Stopped)?;
+        control.stop(&app);
+        Ok(app.info())
+    }
+
+    /// Gives an app a fresh instance and a clean slate of failures. What waits stays.
+    pub fn restart(&self, name: &str) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let app = control.app(name)?;
+        let package = control.readable(&app)?;
+        let component = match app.component() {
+            Some(component) => component,
+            None => {
+                let bytes = control.store.component(package.component)?;
+                control.loader.load(name, package.component, &bytes)?
+            }
+        };
+        let workers = control.workers_unless_shut_down()?;
+        // It may have been removed or replaced in the meantime.
+        let app = control.app(name)?;
+        if app.package().component == package.component {
+            control.store.set_desired(name, Desired::Running)?;
+            app.start(app.package(), component, None);
+            control.shared.update_routes();
+        }
+        drop(workers);
+        app.wait_until_settled(Instant::now() + SETTLE);
+        Ok(app.info())
+    }
+
+    /// Stops an app and forgets it.
+    pub fn remove(&self, name: &str) -> Result<(), AppError> {
+        let control = &self.control;
+        let _workers = control.workers_unless_shut_down()?;
+        let app = control.app(name)?;
+        let unused = control.store.remove_app(name)?;
+        control.stop(&app);
+        control.shared.apps.write().remove(name);
+        control.loader.forget(&unused);
+        metrics::forget(&app);
+        app.log().gateway_line(LogLevel::Info, "removed");
+        Ok(())
+    }
+
+    /// The last `last_n` lines of an app's log, oldest first.
+    pub fn logs(&self, name: &str, last_n: usize) -> Result<Vec<LogLine>, AppError> {
+        Ok(self.control.app(name)?.log().last(last_n))
+    }
+
+    /// Puts the apps' counters into the `metrics` crate's recorder. To be called before a scrape.
+    pub fn record_metrics(&self) {
+        let apps = self.control.shared.apps.read();
+        apps.values().for_each(|app| metrics::record(app));
+    }
+
+    /// Lets the apps finish what waits, until `deadline`; then stops them all. What is left is
+    /// counted as dropped.
+    pub fn shutdown(&self, deadline: Instant) {
+        self.control.shut_down(deadline);
+    }
+}
+
+impl Control {
+    fn start_stored(self: &Arc<Self>) -> Result<(), AppError> {
+        let stored = self.store.apps()?;
+        let used: Vec<_> = stored
+            .iter()
+            .filter_map(|(_, record)| Some(record.as_ref().ok()?.component))
+            .collect();
+        self.loader.keep_only(&used);
+
+        let mut uncompiled = Vec::new();
+        for (name, record) in stored {
+            uncompiled.extend(self.start_one_stored(&name, record));
+        }
+        self.shared.update_routes();
+        if !uncompiled.is_empty() {
+            let (store, loader) = (self.store.clone(), self.loader.clone());
+            let shared = self.shared.clone();
+            let starter = thread::Builder::new()
+                .name("apps-starter".into())
+                .spawn(move || {
+                    for (app, generation) in uncompiled {
+                        compile_and_start(&store, &loader, &app, generation);
+                        shared.update_routes();
+                    }
+                });
+            let starter =
+                starter.map_err(|e| AppError::Engine(format!("cannot start a thread: {e}")))?;
+            *self.starter.lock() = Some(starter);
+        }
+        Ok(())
+    }
+
+    /// Returns the app if it has to be compiled first.
+    fn start_one_stored(
+        &self,
+        name: &str,
+        record: Result<AppRecord, String>,
+    ) -> Option<(Arc<App>, u64)> {
+        let (manifest, record) = match record {
+            Ok(record) => (Manifest::parse(&record.manifest, self.queue_events), record),
+            Err(why) => {
+                let app = self.add(name, Package::unknown());
+                app.quarantine(
+                    format!("its record in the store can't be read ({why}); install it again"),
+                    None,
+                );
+                return None;
+            }
+        };
+        let package = Package {
+            component: record.component,
+            component_bytes: record.component_bytes,
+            manifest: manifest.as_ref().ok().cloned().map(Arc::new),
+        };
+        let app = self.add(name, package.clone());
+        if let Err(error) = manifest {
+            app.quarantine(
+                format!(
+                    "its manifest doesn't fit this version of Headgate ({error}); install it again"
+                ),
+                None,
+            );
+            return None;
+        }
+        if record.desired == Desired::Stopped {
+            app.halt(Instant::now());
+            return None;
+        }
+        match self.loader.cached(name, record.component) {
+            Some(Ok(component)) => app.start(package, component, None),
+            Some(Err(error)) => app.quarantine(error.to_string(), None),
+            None => {
+                let generation = app.loading();
+                return Some((app, generation));
+            }
+        }
+        None
+    }
+
+    fn add(&self, name: &str, package: Package) -> Arc<App> {
+        let app = App::new(name, package, self.shared.clone());
+        self.shared
+            .apps
+            .write()
+            .insert(name.to_owned(), app.clone());
+        app
+    }
+
+    fn app(&self, name: &str) -> Result<Arc<App>, AppError> {
+        let apps = self.shared.apps.read();
+        apps.get(name).cloned().ok_or_else(|| AppError::NotFound {
+            name: name.to_owned(),
+        })
+    }
+
+    /// The app's package, if its manifest can be read; else the error that says why not.
+    fn readable(&self, app: &App) -> Result<Package, AppError> {
+        let package = app.package();
+        if package.manifest.is_none() {
+            return Err(AppError::Unreadable {
+                name: app.info().name,
+            });
+        }
+        Ok(package)
+    }
+
+    fn workers_unless_shut_down(
+        &self,
+    ) -> Result<parking_lot::MutexGuard<'_, Option<Workers>>, AppError> {
+        let workers = self.workers.lock();
+        match *workers {
+            Some(_) => Ok(workers),
+            None => Err(AppError::ShuttingDown),
+        }
+    }
+
+    fn stop(&self, app: &App) {
+        let now = Instant::now();
+        app.drain();
+        self.shared.update_routes();
+        app.wait_until_drained(now + DRAIN);
+        app.halt(now + DRAIN + LET_GO);
+    }
+
+    fn shut_down(&self, deadline: Instant) {
+        let Some(workers) = self.workers.lock().take() else {
+            return;
+        };
+        let apps: Vec<_> = self.shared.apps.read().values().cloned().collect();
+        apps.iter().for_each(|app| app.wait_until_drained(deadline));
+        let let_go = deadline.max(Instant::now()) + LET_GO;
+        apps.iter().for_each(|app| app.halt(let_go));
+        self.shared.update_routes();
+        self.shared.timer.stop();
+        workers.stop(&self.shared);
+        if let Some(starter) = self.starter.lock().take()
+            && starter.is_finished()
+            && starter.join().is_err()
+        {
+            tracing::error!("the thread that starts apps has panicked");
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shut_down(Instant::now());
+        // The apps hold what is shared, and that holds the apps.
+        self.shared.apps.write().clear();
+    }
+}
+
+/// Loads an app that is marked as starting, and starts it unless somebody has stopped it since.
+fn compile_and_start(store: &Store, loader: &Loader, app: &App, generation: u64) {
+    let package = app.package();
+    let name = app.info().name;
+    let loaded = store
+        .component(package.component)
+        .map_err(AppError::from)
+        .and_then(|bytes| loader.load(&name, package.component, &bytes));
+    match loaded {
+        Ok(component) => app.start(package, component, Some(generation)),
+        Err(error) => app.quarantine(error.to_string(), Some(generation)),
+    }
+}

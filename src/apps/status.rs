@@ -1,0 +1,199 @@
+//! What the outside sees of an app: its state, its counters, its log. Plain data, as it goes over
+//! the admin API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::Limits;
+
+/// Where an app stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AppState {
+    /// In the store, and nothing more yet.
+    Installed,
+    /// Its component is being loaded (compiled, if need be), or `configure` runs.
+    Starting,
+    /// Takes batches.
+    Running,
+    /// Failed; is started again by itself in a moment. Takes events up to its queue's bound.
+    BackingOff,
+    /// Failed too often, or can't be loaded: waits for `start` or `restart`.
+    Quarantined,
+    /// Stopped on request.
+    Stopped,
+}
+
+impl AppState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AppState::Installed => "installed",
+            AppState::Starting => "starting",
+            AppState::Running => "running",
+            AppState::BackingOff => "backing-off",
+            AppState::Quarantined => "quarantined",
+            AppState::Stopped => "stopped",
+        }
+    }
+
+    pub const ALL: [AppState; 6] = [
+        AppState::Installed,
+        AppState::Starting,
+        AppState::Running,
+        AppState::BackingOff,
+        AppState::Quarantined,
+        AppState::Stopped,
+    ];
+}
+
+impl fmt::Display for AppState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// All there is to say about an app.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AppInfo {
+    pub name: String,
+    /// From the manifest; empty if the stored manifest can't be read (the reason says so).
+    pub version: String,
+    pub description: Option<String>,
+    pub state: AppState,
+    /// Why the app is in this state, when that isn't plain from the state.
+    pub reason: Option<String>,
+    /// When the app came into this state, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// How often the instance was replaced after a failure since the gateway started.
+    pub restarts: u64,
+    /// The last failure of the instance or of a batch since the gateway started.
+    pub last_error: Option<String>,
+    /// SHA-256 of the component, in lower-case hex.
+    pub component_sha256: String,
+    pub component_bytes: u64,
+    /// Topic filters of the events that go to this app.
+    pub subscribe: Vec<String>,
+    /// Topic filters that cover what this app may publish.
+    pub publish: Vec<String>,
+    /// What the app reads through `wasi:config/store`.
+    pub config: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub counters: AppCounters,
+    /// Linear memory of the live instance; 0 if there is none.
+    pub memory_bytes: u64,
+}
+
+/// Counted since the gateway started. `offered = handled + failed + dropped + queued`, at any time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppCounters {
+    /// Events that were routed to this app and taken or dropped by it.
+    pub offered: u64,
+    /// Events in batches that `handle` returned from without an error.
+    pub handled: u64,
+    /// Events in batches that failed: a trap, a time-out, an error from `handle`.
+    pub failed: u64,
+    pub dropped: Dropped,
+    /// Events that wait or are being worked on now.
+    pub queued: u64,
+    /// Calls of `handle`.
+    pub batches: u64,
+    /// Events that the app handed out and that went on.
+    pub published: u64,
+    /// Outputs on a topic that the manifest doesn't cover, or on no valid topic.
+    pub denied: u64,
+    /// Outputs beyond `limits.publish_per_batch`.
+    pub over_publish_quota: u64,
+    /// Log lines beyond `limits.log_per_batch`.
+    pub over_log_quota: u64,
+    /// Refused attempts to grow a memory or a table beyond the limits.
+    pub refused_growth: u64,
+}
+
+impl AppCounters {
+    /// What has come since `earlier`. `queued` is no counter and stays as it is.
+    pub(super) fn since(&self, earlier: &AppCounters) -> AppCounters {
+        AppCounters {
+            offered: self.offered - earlier.offered,
+            handled: self.handled - earlier.handled,
+            failed: self.failed - earlier.failed,
+            dropped: Dropped {
+                queue_full: self.dropped.queue_full - earlier.dropped.queue_full,
+                stalled: self.dropped.stalled - earlier.dropped.stalled,
+                stopped: self.dropped.stopped - earlier.dropped.stopped,
+                too_large: self.dropped.too_large - earlier.dropped.too_large,
+            },
+            queued: self.queued,
+            batches: self.batches - earlier.batches,
+            published: self.published - earlier.published,
+            denied: self.denied - earlier.denied,
+            over_publish_quota: self.over_publish_quota - earlier.over_publish_quota,
+            over_log_quota: self.over_log_quota - earlier.over_log_quota,
+            refused_growth: self.refused_growth - earlier.refused_growth,
+        }
+    }
+}
+
+/// Events that never reached `handle`, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The app was not running (backing off, starting) and its queue was full.
+    pub queue_full: u64,
+    /// The app sat in a long call while its queue was full.
+    pub stalled: u64,
+    /// The app was stopped, quarantined or removed.
+    pub stopped: u64,
+    /// The event alone would have filled more than a quarter of `limits.memory_pages`.
+    pub too_large: u64,
+}
+
+impl Dropped {
+    pub fn total(&self) -> u64 {
+        self.queue_full + self.stalled + self.stopped + self.too_large
+    }
+}
+
+/// One line of an app's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Counts up by one with each line of this app, from 0 at the start of the gateway.
+    pub sequence: u64,
+    /// Milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    pub level: LogLevel,
+    /// Free-form, from the app. `headgate` on lines that the gateway itself writes about the app.
+    pub context: String,
+    pub message: String,
+}
+
+/// As in `wasi:logging`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+    Critical,
+}
+
+impl LogLevel {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Trace => "trace",
+            LogLevel::Debug => "debug",
+            LogLevel::Info => "info",
+            LogLevel::Warn => "warn",
+            LogLevel::Error => "error",
+            LogLevel::Critical => "critical",
+        }
+    }
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,236 @@
+//! When an app starts, waits and gives up: a state machine without I/O. It takes events and the
+//! time, and says what comes next; who runs the app does it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::status::AppState;
+
+/// Pause after the first failure. A fresh instance costs some 20 µs, so that this is for whatever
+/// made the app fail: at this pace, failing costs the others less than a percent.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest pause; the pauses double up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// After this long without a failure, the pauses begin at [`FIRST_PAUSE`] again.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// This many failures within [`WINDOW`] are enough. The pauses between them add up to 51 s, so that
+/// an app which fails whenever it starts gets here.
+const MOST_FAILURES: usize = 10;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// The life of one app, as far as it needs to be known to decide what comes next.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    state: AppState,
+    /// When the last failures were, oldest first; at most [`MOST_FAILURES`].
+    failures: VecDeque<Instant>,
+    pause: Duration,
+    /// In [`AppState::BackingOff`]: when to try again.
+    retry_at: Option<Instant>,
+    restarts: u64,
+}
+
+/// What follows from a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Call [`Supervisor::retry`] at this time.
+    RetryAt(Instant),
+    /// No more tries until somebody says so.
+    Quarantine,
+}
+
+impl Supervisor {
+    pub(super) fn new() -> Supervisor {
+        Supervisor {
+            state: AppState::Installed,
+            failures: VecDeque::new(),
+            pause: FIRST_PAUSE,
+            retry_at: None,
+            restarts: 0,
+        }
+    }
+
+    pub(super) fn state(&self) -> AppState {
+        self.state
+    }
+
+    /// How often the app was started again after a failure.
+    pub(super) fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// Somebody wants the app to run, with a clean slate.
+    pub(super) fn start(&mut self) {
+        self.failures.clear();
+        self.pause = FIRST_PAUSE;
+        self.retry_at = None;
+        self.state = AppState::Starting;
+    }
+
+    /// The instance is made and `configure` went well.
+    pub(super) fn started(&mut self) {
+        debug_assert_eq!(self.state, AppState::Starting);
+        self.state = AppState::Running;
+    }
+
+    /// The instance is lost, or could not be made.
+    pub(super) fn failed(&mut self, now: Instant) -> Verdict {
+        if let Some(last) = self.failures.back()
+            && now.duration_since(*last) >= HEALTHY.max(self.pause)
+        {
+            self.pause = FIRST_PAUSE;
+        }
+        while let Some(first) = self.failures.front()
+            && now.duration_since(*first) >= WINDOW
+        {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(now);
+        if self.failures.len() >= MOST_FAILURES {
+            self.quarantine();
+            return Verdict::Quarantine;
+        }
+        let retry_at = now + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.retry_at = Some(retry_at);
+        self.state = AppState::BackingOff;
+        Verdict::RetryAt(retry_at)
+    }
+
+    /// Whether the pause is over: then the app is to be started again.
+    pub(super) fn retry(&mut self, now: Instant) -> bool {
+        let due = self.state == AppState::BackingOff && self.retry_at.is_some_and(|at| now >= at);
+        if due {
+            self.retry_at = None;
+            self.restarts += 1;
+            self.state = AppState::Starting;
+        }
+        due
+    }
+
+    /// The app can't run at all.
+    pub(super) fn quarantine(&mut self) {
+        self.retry_at = None;
+        self.state = AppState::Quarantined;
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.retry_at = None;
+        self.state = AppState::Stopped;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn running() -> Supervisor {
+        let mut app = Supervisor::new();
+        app.start();
+        app.started();
+        app
+    }
+
+    /// Lets the app fail now, and start again as soon as it may.
+    fn fail_and_retry(app: &mut Supervisor, now: Instant) -> Option<Instant> {
+        match app.failed(now) {
+            Verdict::Quarantine => None,
+            Verdict::RetryAt(at) => {
+                assert!(!app.retry(at - Duration::from_nanos(1)), "too early");
+                assert!(app.retry(at));
+                app.started();
+                Some(at)
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_double_and_the_tenth_failure_in_a_minute_quarantines() {
+        let mut app = running();
+        let mut now = Instant::now();
+        let mut pauses = Vec::new();
+        while let Some(retry) = fail_and_retry(&mut app, now) {
+            pauses.push((retry - now).as_millis());
+            now = retry;
+        }
+        assert_eq!(
+            pauses,
+            [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600]
+        );
+        assert_eq!(app.state(), AppState::Quarantined);
+        assert_eq!(app.restarts(), 9);
+        assert!(
+            !app.retry(now + Duration::from_secs(3600)),
+            "it stays there"
+        );
+    }
+
+    #[test]
+    fn a_minute_of_health_resets_the_pause() {
+        let mut app = running();
+        let now = Instant::now();
+        let mut last = now;
+        for _ in 0..3 {
+            last = fail_and_retry(&mut app, last).unwrap();
+        }
+        let later = last + HEALTHY;
+        assert_eq!(app.failed(later), Verdict::RetryAt(later + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn pauses_never_grow_beyond_the_longest() {
+        let mut app = running();
+        let mut now = Instant::now();
+        // Slow enough to stay out of quarantine, too fast to count as healthy.
+        for _ in 0..40 {
+            let retry = fail_and_retry(&mut app, now).expect("not quarantined");
+            assert!(retry - now <= LONGEST_PAUSE);
+            now = retry.max(now + Duration::from_secs(20));
+        }
+        assert_eq!(app.failed(now), Verdict::RetryAt(now + LONGEST_PAUSE));
+    }
+
+    #[test]
+    fn starting_a_quarantined_app_gives_it_a_clean_slate() {
+        let mut app = running();
+        let now = Instant::now();
+        while app.failed(now) != Verdict::Quarantine {}
+        app.start();
+        assert_eq!(app.state(), AppState::Starting);
+        assert_eq!(app.failed(now), Verdict::RetryAt(now + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_stopped_app_is_not_retried() {
+        let mut app = running();
+        let now = Instant::now();
+        app.failed(now);
+        app.stop();
+        assert!(!app.retry(now + LONGEST_PAUSE));
+        assert_eq!(app.state(), AppState::Stopped);
+    }
+
+    proptest! {
+        /// However failures are spaced, no minute sees more than ten of them.
+        #[test]
+        fn no_minute_sees_more_than_ten_failures(gaps in prop::collection::vec(0u64..20_000, 1..200)) {
+            let mut app = running();
+            let mut now = Instant::now();
+            let mut failures = Vec::new();
+            for gap in gaps {
+                failures.push(now);
+                match fail_and_retry(&mut app, now) {
+                    Some(retry) => now = retry + Duration::from_millis(gap),
+                    None => break,
+                }
+            }
+            for window in failures.windows(MOST_FAILURES + 1) {
+                prop_assert!(*window.last().unwrap() - window[0] >= WINDOW);
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! A gateway's apps without the gateway: a store, routes, and a sink that remembers.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use crate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler};
+use crate::event::{Event, Topic};
+use crate::pipeline::{Offer, Routes, Sink};
+use crate::store::{Store, StoreConfig};
+
+/// Longer than anything here takes on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) struct House {
+    pub(super) folder: Arc<TempDir>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) sink: Arc<Remembering>,
+    /// How often an outlet has told of progress.
+    pub(super) progress: Arc<AtomicUsize>,
+    pub(super) apps: Apps,
+}
+
+/// A sink that keeps what it gets.
+#[derive(Default)]
+pub(super) struct Remembering {
+    events: Mutex<Vec<(String, Event)>>,
+    /// Locked by a test that wants workers to hang in `publish`.
+    pub(super) gate: Mutex<()>,
+}
+
+impl Sink for Remembering {
+    fn publish(&self, source: &str, events: Vec<Event>) {
+        let _through = self.gate.lock();
+        let mut all = self.events.lock();
+        all.extend(events.into_iter().map(|event| (source.to_owned(), event)));
+    }
+}
+
+impl Remembering {
+    pub(super) fn len(&self) -> usize {
+        self.events.lock().len()
+    }
+
+    /// Who has published what, in order: `app topic payload`.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let events = self.events.lock();
+        let line = |(source, event): &(String, Event)| {
+            let payload = String::from_utf8_lossy(&event.payload);
+            format!("{source} {} {payload}", event.topic)
+        };
+        events.iter().map(line).collect()
+    }
+
+    pub(super) fn events(&self) -> Vec<Event> {
+        let events = self.events.lock();
+        events.iter().map(|(_, event)| event.clone()).collect()
+    }
+}
+
+pub(super) fn config(folder: &Path) -> AppsConfig {
+    AppsConfig {
+        workers: 2,
+        queue_events: 100,
+        epoch: Duration::from_millis(1),
+        max_batch_events: 64,
+        compiler: Compiler::InProcess,
+        ..AppsConfig::new(&folder.join("store")).unwrap()
+    }
+}
+
+pub(super) fn store(folder: &Path) -> Store {
+    Store::open(&StoreConfig {
+        path: folder.join("store"),
+        map_bytes: 64 << 20,
+    })
+    .unwrap()
+}
+
+impl House {
+    pub(super) fn new() -> House {
+        House::with(|_| {})
+    }
+
+    pub(super) fn with(change: impl FnOnce(&mut AppsConfig)) -> House {
+        House::at(Arc::new(tempfile::tempdir().unwrap()), change)
+    }
+
+    pub(super) fn at(folder: Arc<TempDir>, change: impl FnOnce(&mut AppsConfig)) -> House {
+        let mut config = config(folder.path());
+        change(&mut config);
+        let routes = Arc::<Routes>::default();
+        let sink = Arc::<Remembering>::default();
+        let progress = Arc::<AtomicUsize>::default();
+        let apps = Apps::open(
+            config,
+            store(folder.path()),
+            routes.clone(),
+            sink.clone(),
+            Arc::new({
+                let progress = progress.clone();
+                move || {
+                    progress.fetch_add(1, Ordering::SeqCst);
+                }
+            }),
+        );
+        House {
+            apps: apps.unwrap(),
+            folder,
+            routes,
+            sink,
+            progress,
+        }
+    }
+
+    /// Ends this gateway, and starts another one on the same store.
+    pub(super) fn reopen(self, change: impl FnOnce(&mut AppsConfig)) -> House {
+        let folder = self.folder.clone();
+        drop(self);
+        House::at(folder, change)
+    }
+
+    /// Installs the guest under a name; it takes `NAME/in` and may publish below `out/`.
+    pub(super) fn install(&self, name: &str) -> AppInfo {
+        self.apps.install(&manifest(name), &guest("")).unwrap()
+    }
+
+    /// Offers one event a payload, in one batch, to whoever `topic` is routed to.
+    pub(super) fn offer(&self, topic: &str, payloads: &[&str]) -> Vec<Offer> {
+        let table = self.routes.load();
+        let mut outlets = Vec::new();
+        table.outlets_for(topic, &mut outlets);
+        let offers = outlets
+            .iter()
+            .map(|index| table.outlets[*index as usize].offer(batch(topic, payloads)));
+        offers.collect()
+    }
+
+    /// Offers a batch that somebody must take.
+    pub(super) fn send(&self, topic: &str, payloads: &[&str]) {
+        match self.offer(topic, payloads).as_slice() {
+            [Offer::Taken] => {}
+            other => panic!("{topic}: {other:?}"),
+        }
+    }
+
+    pub(super) fn info(&self, name: &str) -> AppInfo {
+        let info = self.apps.inspect(name).unwrap();
+        assert_adds_up(&info);
+        info
+    }
+
+    /// Waits until `condition` holds for the app.
+    pub(super) fn eventually(
+        &self,
+        name: &str,
+        what: &str,
+        condition: impl Fn(&AppInfo) -> bool,
+    ) -> AppInfo {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let info = self.info(name);
+            if condition(&info) {
+                return info;
+            }
+            assert!(Instant::now() < deadline, "{what} never came: {info:#?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(super) fn until_state(&self, name: &str, state: AppState) -> AppInfo {
+        self.eventually(name, state.as_str(), |info| info.state == state)
+    }
+
+    /// Waits until nothing is queued.
+    pub(super) fn until_done(&self, name: &str) -> AppInfo {
+        self.eventually(name, "an empty queue", |info| info.counters.queued == 0)
+    }
+
+    /// Sends the app an event and waits until it comes back.
+    pub(super) fn assert_works(&self, name: &str) {
+        let before = self.info(name).counters.handled;
+        self.send(&format!("{name}/in"), &["hello"]);
+        let info = self.eventually(name, "the event", |info| info.counters.handled > before);
+        assert_eq!(info.state, AppState::Running);
+    }
+}
+
+/// What every observer may rely on.
+pub(super) fn assert_adds_up(info: &AppInfo) {
+    let c = &info.counters;
+    assert_eq!(
+        c.offered,
+        c.handled + c.failed + c.dropped.total() + c.queued,
+        "{c:#?}"
+    );
+}
+
+pub(super) fn batch(topic: &str, payloads: &[&str]) -> Vec<Event> {
+    let event = |payload: &&str| {
+        Event::new(
+            Topic::new(topic.to_owned()).unwrap(),
+            payload.to_string().into(),
+            Instant::now(),
+        )
+    };
+    payloads.iter().map(event).collect()
+}
+
+/// A manifest for [`guest`]: it returns events on the topic that they came on.
+pub(super) fn manifest(name: &str) -> String {
+    format!(
+        "name = {name:?}\nversion = \"1.0.0\"\nsubscribe = [\"{name}/in\"]\n\
+         publish = [\"{name}/#\", \"+/in\"]\n[limits]\nmemory_pages = 64\nbatch_deadline_ms = 20\n"
+    )
+}
+
+/// The guest in `guest.wat`, with some code to run at the beginning of `configure`.
+pub(super) fn guest(configure: &str) -> Vec<u8> {
+    component(&include_str!("guest.wat").replace("CONFIGURE", configure))
+}
+
+/// Makes a component for the world in `wit/` from a core module.
+pub(super) fn component(module: &str) -> Vec<u8> {
+    component_for(module, "app")
+}
+
+pub(super) fn component_for(module: &str, world: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(module).unwrap();
+    let mut resolve = wit_parser::Resolve::default();
+    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("wit");
+    let (package, _) = resolve.push_dir(&wit).unwrap();
+    if world != "app" {
+        resolve
+            .push_str(
+                "other.wit",
+                &format!("package test:{world};\n{}", OTHER_WORLDS),
+            )
+            .unwrap();
+    }
+    let world = match world {
+        "app" => resolve.select_world(&[package], Some("app")),
+        other => {
+            let package = resolve
+                .packages
+                .iter()
+                .find(|(_, package)| package.name.name == other)
+                .map(|(id, _)| id);
+            resolve.select_world(&[package.unwrap()], Some(other))
+        }
+    };
+    wit_component::embed_component_metadata(
+        &mut module,
+        &resolve,
+        world.unwrap(),
+        wit_component::StringEncoding::UTF8,
+        false,
+    )
+    .unwrap();
+    wit_component::ComponentEncoder::default()
+        .module(&module)
+        .unwrap()
+        .validate(true)
+        .encode()
+        .unwrap()
+}
+
+/// Worlds that are not an app's.
+const OTHER_WORLDS: &str = "
+    world no-handle {
+        export configure: func() -> result<_, string>;
+    }
+    interface telephone { call: func(number: string); }
+    world caller {
+        import telephone;
+        export configure: func() -> result<_, string>;
+    }
+    world other-handle {
+        export configure: func() -> result<_, string>;
+        export handle: func(batch: list<string>) -> u32;
+    }
+";

@@ -1,0 +1,8 @@
+//! Apps as their operator and the pipeline see them, with guests that do their worst.
+
+mod house;
+mod install;
+mod lifecycle;
+mod misbehaviour;
+mod scheduling;
+mod speed;

@@ -1,0 +1,106 @@
+//! The threads that run apps, and what they share.
+//!
+//! Each app is in the run queue at most once and gets one batch a turn, so that all that have work
+//! take turns; idle workers sleep on the queue.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Mutex, RwLock};
+
+use super::app::App;
+use super::epoch::Ticker;
+use super::timer::Timer;
+use crate::pipeline::{Progress, Route, Routes, Sink};
+
+/// What all apps and workers share.
+pub(super) struct Shared {
+    pub(super) apps: RwLock<BTreeMap<String, Arc<App>>>,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) progress: Progress,
+    pub(super) max_batch_events: usize,
+    pub(super) ticker: Ticker,
+    pub(super) timer: Timer,
+    pub(super) routes: Arc<Routes>,
+    /// Held while routes are gathered and replaced, so that the last to gather is the last to
+    /// replace.
+    pub(super) routing: Mutex<()>,
+    /// Bounded by the number of apps.
+    pub(super) run_queue: Sender<Task>,
+}
+
+pub(super) enum Task {
+    Turn(Arc<App>),
+    /// Ends one worker.
+    Stop,
+}
+
+impl Shared {
+    /// Gives `app` a turn.
+    pub(super) fn run(&self, app: Arc<App>) {
+        // After the workers have ended, nobody waits for a turn any more.
+        let _ = self.run_queue.send(Task::Turn(app));
+    }
+
+    /// Puts the routes of the apps that take events into force.
+    pub(super) fn update_routes(&self) {
+        let _last_wins = self.routing.lock();
+        let apps: Vec<_> = self.apps.read().values().cloned().collect();
+        let mut routes = Vec::new();
+        for app in apps {
+            for filter in app.subscriptions() {
+                routes.push(Route {
+                    filter,
+                    outlet: app.clone(),
+                });
+            }
+        }
+        self.routes.replace(routes);
+    }
+}
+
+/// The threads, until they are stopped.
+pub(super) struct Workers {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    pub(super) fn start(
+        count: usize,
+        shared: &Arc<Shared>,
+        tasks: &Receiver<Task>,
+    ) -> io::Result<Workers> {
+        let threads = (0..count).map(|number| {
+            let (shared, tasks) = (shared.clone(), tasks.clone());
+            thread::Builder::new()
+                .name(format!("apps-{number}"))
+                .spawn(move || work(&shared, &tasks))
+        });
+        Ok(Workers {
+            threads: threads.collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Waits for the workers' current turns and ends them.
+    pub(super) fn stop(self, shared: &Shared) {
+        for _ in &self.threads {
+            let _ = shared.run_queue.send(Task::Stop);
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread has panicked");
+            }
+        }
+    }
+}
+
+fn work(shared: &Shared, tasks: &Receiver<Task>) {
+    while let Ok(Task::Turn(app)) = tasks.recv() {
+        if app.take_turn() {
+            shared.run(app);
+        }
+    }
+}

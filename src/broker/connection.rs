@@ -1,0 +1,609 @@
+//! The I/O around one client's [`Session`]: a socket, a mailbox, a timer.
+//!
+//! One task a client. It reads only while it may write and while the pipeline takes what comes in,
+//! so that a client that is too fast is slowed down through TCP. It never waits for another client
+//! for longer than [`super::mailbox::PATIENCE`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::codec::{DecodeError, Decoder, Encoder, Incoming, Version};
+use super::fanout::Publisher;
+use super::mailbox::Mailbox;
+use super::message::{Delivery, Message, SessionKey};
+use super::rate::RateLimit;
+use super::registry::{Online, Parked};
+use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
+use super::{Phase, Shared};
+use crate::event::Event;
+use crate::pipeline::Tap;
+
+/// A connection's read buffer starts small, since most are idle most of the time, and doubles up to
+/// the larger size while reads fill it.
+const SMALL_READ: usize = 2 * 1024;
+const LARGE_READ: usize = 64 * 1024;
+
+/// No more is taken out of the mailbox while so much waits to be written.
+const WRITE_AHEAD: usize = 64 * 1024;
+
+/// Deliveries that are taken out of the mailbox at once.
+const TAKEN_AT_ONCE: usize = 512;
+
+/// How long a closing connection may take to send its last bytes.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
+/// A connection that has been idle for so long gives its large buffers back.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Serves a client until it goes.
+pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    // Without it, small acks wait for the peer's delayed acks.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "can't set TCP_NODELAY");
+    }
+    let mut wire = Wire {
+        stream,
+        decoder: Decoder::new(shared.config.max_packet_bytes),
+        input: BytesMut::new(),
+        read_size: SMALL_READ,
+        output: BytesMut::new(),
+    };
+    let patience = shared.config.connect_timeout;
+    let connect = tokio::select! {
+        connect = timeout(patience, wire.first_packet()) => connect,
+        () = shared.leaves(Phase::Running) => return,
+    };
+    match connect {
+        Ok(Ok(packet)) => {
+            let version = wire.decoder.version().expect("a packet has been decoded");
+            connected(wire, version, packet, peer, shared).await;
+        }
+        Ok(Err(error)) => {
+            shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(%peer, %error, "connection refused before CONNECT");
+            if matches!(
+                error,
+                FirstPacketError::Decode(DecodeError::UnsupportedVersion { .. })
+            ) {
+                // A 3.1.1 CONNACK with "unacceptable protocol version" is what every client reads.
+                wire.output.extend_from_slice(&[0x20, 2, 0, 1]);
+                wire.write_last().await;
+            }
+        }
+        Err(_) => {
+            shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(%peer, "connection closed: no CONNECT within mqtt.connect_timeout_ms");
+        }
+    }
+}
+
+async fn connected(
+    mut wire: Wire,
+    version: Version,
+    packet: Packet,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+) {
+    let key = shared.next_key.fetch_add(1, Ordering::Relaxed);
+    let assign_id = || shared.assign_client_id(key);
+    let request = match ConnectRequest::new(version, packet, key, &shared.limits, assign_id) {
+        Ok(request) => request,
+        Err(refused) => return refuse(wire, version, peer, &shared, refused).await,
+    };
+    let client_id = request.client_id.clone();
+    let max = shared.config.max_connections;
+    let Some((online, parked)) = shared.registry.attach(&client_id, max).await else {
+        let refused = ConnectRefused {
+            code: match version {
+                Version::V4 => ConnectReturnCode::ServiceUnavailable,
+                Version::V5 => ConnectReturnCode::ServerBusy,
+            },
+            text: format!("mqtt.max_connections ({max}) are connected already"),
+        };
+        return refuse(wire, version, peer, &shared, refused).await;
+    };
+    let now = Instant::now();
+    let parked = match parked {
+        Some(parked) if request.clean_start || parked.expires <= now => {
+            shared.end_session(&parked.session, parked.key, &parked.mailbox);
+            None
+        }
+        parked => parked,
+    };
+    let (key, session, mailbox) = match parked {
+        Some(parked) => {
+            let mut session = parked.session;
+            session.resume(request, now, &mut wire.output);
+            parked.mailbox.set_offline(false);
+            (parked.key, session, parked.mailbox)
+        }
+        None => {
+            let limits = shared.limits.clone();
+            let session = Session::new(request, key, limits, now, &mut wire.output);
+            let mailbox = Arc::new(Mailbox::new(
+                shared.config.max_queued_messages,
+                shared.config.max_queued_bytes,
+                shared.stats.dropped.clone(),
+            ));
+            (key, session, mailbox)
+        }
+    };
+    tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
+    shared.stats.connections.fetch_add(1, Ordering::Relaxed);
+    let connection = Connection {
+        wire,
+        session,
+        key,
+        mailbox,
+        publisher: Publisher::new(shared.fanout.clone()),
+        tap: shared.pipeline.tap(),
+        rate: RateLimit::new(shared.config.max_messages_per_s, now),
+        effects: Vec::new(),
+        tickets: Vec::new(),
+        taken: VecDeque::new(),
+        behind: Vec::new(),
+        last_progress: now,
+        client_id: client_id.clone(),
+        shared: shared.clone(),
+    };
+    connection.run(&online).await;
+}
+
+/// Answers a CONNECT that can't be accepted.
+async fn refuse(
+    mut wire: Wire,
+    version: Version,
+    peer: SocketAddr,
+    shared: &Shared,
+    refused: ConnectRefused,
+) {
+    shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+    tracing::info!(%peer, error = %refused, "connection refused");
+    Encoder(version).connack_refused(&refused, &mut wire.output);
+    wire.write_last().await;
+}
+
+/// A socket with its buffers.
+struct Wire {
+    stream: TcpStream,
+    decoder: Decoder,
+    input: BytesMut,
+    read_size: usize,
+    output: BytesMut,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FirstPacketError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Wire {
+    async fn first_packet(&mut self) -> Result<Packet, FirstPacketError> {
+        loop {
+            match self.decoder.next(&mut self.input)? {
+                Some(Incoming::Control(packet)) => return Ok(packet),
+                Some(Incoming::Publish(_)) => unreachable!("the decoder wants CONNECT first"),
+                None => {}
+            }
+            self.stream.readable().await?;
+            match self.read() {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads once. 0 bytes: the client has closed.
+    fn read(&mut self) -> io::Result<usize> {
+        if self.input.is_empty() && self.input.capacity() > self.read_size {
+            // Nothing refers to the buffer any more, or whoever does keeps it alive.
+            self.input.clear();
+        }
+        self.input.reserve(self.read_size);
+        let count = self.stream.try_read_buf(&mut self.input)?;
+        if count >= self.read_size {
+            self.read_size = (self.read_size * 2).min(LARGE_READ);
+        }
+        Ok(count)
+    }
+
+    /// Lets an idle connection's buffers go.
+    fn shrink(&mut self) {
+        self.read_size = SMALL_READ;
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        if self.output.is_empty() {
+            self.output = BytesMut::new();
+        }
+    }
+
+    /// Writes what the socket takes now. Returns how much.
+    fn write(&mut self) -> io::Result<usize> {
+        let mut written = 0;
+        while !self.output.is_empty() {
+            match self.stream.try_write(&self.output) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.output.advance(count);
+                    written += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Sends the rest, if the client takes it soon, and ends the connection in an orderly way.
+    async fn write_last(&mut self) {
+        let send = async {
+            while !self.output.is_empty() {
+                self.stream.writable().await?;
+                self.write()?;
+            }
+            tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await?;
+            // What the client sent and nobody will read would make the kernel reset the
+            // connection, and the client might never see our last packet.
+            loop {
+                self.stream.readable().await?;
+                self.input.clear();
+                match self.read() {
+                    Ok(0) => return io::Result::Ok(()),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        // Whether it worked makes no difference: the connection is closed.
+        let _ = timeout(LAST_WRITE, send).await;
+    }
+}
+
+/// A connected client.
+struct Connection {
+    wire: Wire,
+    session: Session,
+    key: SessionKey,
+    mailbox: Arc<Mailbox>,
+    publisher: Publisher,
+    tap: Tap,
+    rate: RateLimit,
+    effects: Vec<Effect>,
+    /// Messages that were handed on, but not yet acknowledged.
+    tickets: Vec<Ticket>,
+    /// Taken out of the mailbox, not yet given to the session.
+    taken: VecDeque<Delivery>,
+    /// Subscribers that are behind with what this client published: it is not read from while one
+    /// of them catches up.
+    behind: Vec<Arc<Mailbox>>,
+    /// When the client last took bytes, or there were none for it.
+    last_progress: Instant,
+    client_id: String,
+    shared: Arc<Shared>,
+}
+
+/// How a connection ended.
+enum End {
+    Close(Close),
+    TakenOver,
+    ShutDown,
+    /// The client went without a word, or stopped reading.
+    Lost(String),
+}
+
+impl Connection {
+    async fn run(mut self, online: &Online) {
+        let end = self.until_end(online).await;
+        let now = Instant::now();
+        let text = match &end {
+            End::Close(Close::ByClient) => "disconnected by the client",
+            End::Close(Close::Refused(text)) => text,
+            End::TakenOver => {
+                let reason = DisconnectReasonCode::SessionTakenOver;
+                let text = "another connection uses this client id";
+                self.session.refuse(reason, text, &mut self.wire.output);
+                text
+            }
+            End::ShutDown => {
+                let reason = DisconnectReasonCode::ServerShuttingDown;
+                let text = "the gateway is shutting down";
+                self.session.refuse(reason, text, &mut self.wire.output);
+                text
+            }
+            End::Lost(text) => text,
+        };
+        tracing::info!(
+            client = self.client_id,
+            reason = text,
+            "client disconnected"
+        );
+        if let Some(will) = self.session.on_connection_lost(now)
+            && !matches!(end, End::ShutDown)
+        {
+            self.publish(will, now);
+            self.flush(now);
+        }
+        while !self.tap.flush() {
+            self.tap.room().await;
+        }
+        let Connection {
+            mut wire,
+            session,
+            key,
+            mailbox,
+            taken,
+            client_id,
+            shared,
+            ..
+        } = self;
+        let expiry = session.session_expiry();
+        if expiry.is_zero() {
+            shared.end_session(&session, key, &mailbox);
+            shared.registry.detach(&client_id, online, None);
+        } else {
+            mailbox.put_back(taken);
+            mailbox.set_offline(true);
+            let parked = Parked {
+                session,
+                mailbox,
+                key,
+                expires: now + expiry,
+            };
+            shared.registry.detach(&client_id, online, Some(parked));
+            shared.expire_later(client_id, key, expiry);
+        }
+        shared.stats.connections.fetch_sub(1, Ordering::Relaxed);
+        if !matches!(end, End::Lost(_)) {
+            wire.write_last().await;
+        }
+    }
+
+    async fn until_end(&mut self, online: &Online) -> End {
+        let shared = self.shared.clone();
+        let timer = tokio::time::sleep(Duration::MAX);
+        tokio::pin!(timer);
+        loop {
+            let now = Instant::now();
+            self.fill_output(now);
+            match self.wire.write() {
+                Ok(written) if written > 0 || self.wire.output.is_empty() => {
+                    self.last_progress = now;
+                }
+                Ok(_) => {}
+                Err(error) => return End::Lost(format!("write failed: {error}")),
+            }
+            let phase = shared.phase();
+            if phase == Phase::Closing && self.wire.output.is_empty() && self.has_nothing_to_send()
+            {
+                return End::ShutDown;
+            }
+            // More is in the mailbox than one turn takes, and the socket takes more.
+            if self.wire.output.is_empty() && !self.has_nothing_to_send() {
+                tokio::task::consume_budget().await;
+                continue;
+            }
+
+            let paused = self.rate.paused_until();
+            self.behind.retain(|mailbox| mailbox.is_pressed());
+            let stuck = !self.tickets.is_empty();
+            let reads = phase == Phase::Running
+                && paused.is_none()
+                && self.behind.is_empty()
+                && !stuck
+                && self.wire.output.len() < WRITE_AHEAD;
+            let interest = match (reads, self.wire.output.is_empty()) {
+                (true, true) => Some(Interest::READABLE),
+                (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
+                (false, false) => Some(Interest::WRITABLE),
+                (false, true) => None,
+            };
+            let write_deadline = (!self.wire.output.is_empty())
+                .then(|| self.last_progress + shared.config.write_timeout);
+            // While nothing is read, nothing can be heard: the keep-alive is not counted.
+            let heard_deadline = if reads { self.session.deadline() } else { None };
+            let idle_deadline = (self.wire.read_size > SMALL_READ).then(|| now + IDLE);
+            let deadline = [write_deadline, heard_deadline, paused, idle_deadline]
+                .into_iter()
+                .flatten()
+                .min();
+            if let Some(deadline) = deadline {
+                // Moving a timer costs more than being woken early once in a while.
+                let set = timer.deadline().into_std();
+                if deadline < set || set <= now {
+                    timer.as_mut().reset(deadline.into());
+                }
+            }
+            tokio::select! {
+                biased;
+                () = online.taken_over.notified() => return End::TakenOver,
+                () = shared.leaves(phase) => {}
+                ready = async {
+                    match interest {
+                        Some(interest) => self.wire.stream.ready(interest).await,
+                        None => std::future::pending().await,
+                    }
+                } => match ready {
+                    Ok(ready) if ready.is_readable() && reads => {
+                        if let Some(end) = self.on_readable() {
+                            return end;
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(error) => return End::Lost(format!("connection failed: {error}")),
+                },
+                () = self.mailbox.filled(), if self.wants_deliveries() => {}
+                () = self.tap.room(), if stuck => self.hand_over(),
+                () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}
+                () = &mut timer, if deadline.is_some() => {
+                    let now = Instant::now();
+                    self.rate.refill(now);
+                    if write_deadline.is_some_and(|deadline| deadline <= now) {
+                        return End::Lost(
+                            "the client takes no bytes (mqtt.write_timeout_ms)".into(),
+                        );
+                    }
+                    if reads && let Some(Effect::Close(close)) =
+                        self.session.on_timeout(now, &mut self.wire.output)
+                    {
+                        return End::Close(close);
+                    }
+                    self.wire.shrink();
+                }
+            }
+        }
+    }
+
+    /// Whether the session takes what is in the mailbox now.
+    fn wants_deliveries(&self) -> bool {
+        self.wire.output.len() < WRITE_AHEAD && !self.session.is_congested()
+    }
+
+    fn has_nothing_to_send(&self) -> bool {
+        !self.wants_deliveries() || (self.taken.is_empty() && self.mailbox.is_empty())
+    }
+
+    /// Moves deliveries from the mailbox through the session into the output.
+    fn fill_output(&mut self, now: Instant) {
+        if self.wants_deliveries() && self.taken.is_empty() {
+            self.mailbox.take(TAKEN_AT_ONCE, &mut self.taken);
+        }
+        while self.wants_deliveries() {
+            let Some(delivery) = self.taken.pop_front() else {
+                return;
+            };
+            self.session.deliver(delivery, now, &mut self.wire.output);
+        }
+    }
+
+    fn on_readable(&mut self) -> Option<End> {
+        let count = match self.wire.read() {
+            Ok(0) => return Some(End::Lost("the client closed the connection".into())),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) => return Some(End::Lost(format!("read failed: {error}"))),
+        };
+        let now = Instant::now();
+        let mut packets = 0;
+        loop {
+            match self.wire.decoder.next(&mut self.wire.input) {
+                Ok(Some(packet)) => {
+                    packets += 1;
+                    let (output, effects) = (&mut self.wire.output, &mut self.effects);
+                    self.session.on_packet(packet, now, output, effects);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    let output = &mut self.wire.output;
+                    self.effects
+                        .push(self.session.on_decode_error(&error, output));
+                    break;
+                }
+            }
+        }
+        let stats = &self.shared.stats;
+        stats
+            .bytes_received
+            .fetch_add(count as u64, Ordering::Relaxed);
+        stats.packets_received.fetch_add(packets, Ordering::Relaxed);
+        self.apply(now)
+    }
+
+    /// Does what the session asked for.
+    fn apply(&mut self, now: Instant) -> Option<End> {
+        let mut effects = std::mem::take(&mut self.effects);
+        let mut end = None;
+        let mut published = 0;
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Publish { message, ticket } => {
+                    published += 1;
+                    self.publish(message, now);
+                    self.tickets.push(ticket);
+                }
+                Effect::Subscribe(subscriptions) => {
+                    self.flush(now);
+                    for subscription in subscriptions {
+                        self.shared
+                            .fanout
+                            .subscribe(self.key, &self.mailbox, &subscription);
+                        if subscription.send_retained {
+                            self.shared
+                                .fanout
+                                .send_retained(&self.mailbox, &subscription, now);
+                        }
+                    }
+                }
+                Effect::Unsubscribe(filters) => {
+                    self.flush(now);
+                    self.shared.fanout.unsubscribe(self.key, &filters);
+                }
+                Effect::Close(close) => {
+                    end = Some(End::Close(close));
+                    break;
+                }
+            }
+        }
+        self.effects = effects;
+        if published > 0 {
+            self.rate.spend(published, now);
+            let stats = &self.shared.stats;
+            stats
+                .messages_received
+                .fetch_add(published, Ordering::Relaxed);
+            self.flush(now);
+        }
+        end
+    }
+
+    /// Collects a message for everyone who is to get it.
+    fn publish(&mut self, message: Message, now: Instant) {
+        if message.retain
+            && let Err(error) = self.shared.fanout.retain(&message)
+        {
+            tracing::warn!(client = self.client_id, %error);
+        }
+        self.tap.add(&message.topic, || {
+            Event::new(message.topic.clone(), message.payload.clone(), now)
+        });
+        self.publisher.add(message);
+    }
+
+    /// Hands over what was collected.
+    fn flush(&mut self, now: Instant) {
+        for mailbox in self.publisher.flush(now) {
+            // Waiting for itself, a client would never read what it waits for.
+            if !Arc::ptr_eq(&mailbox, &self.mailbox) {
+                self.behind.push(mailbox);
+            }
+        }
+        self.hand_over();
+    }
+
+    /// Hands events to the pipeline and, when it has them, acknowledges them. While it has no
+    /// room, tickets are left and nothing is read; what is to be sent goes on being sent, since it
+    /// may be just that for which the pipeline waits.
+    fn hand_over(&mut self) {
+        if self.tap.flush() {
+            for ticket in self.tickets.drain(..) {
+                self.session.accepted(ticket, &mut self.wire.output);
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The MQTT edge: listeners, sessions, fan-out.
+//!
+//! Takes in what clients send, gives it to the pipeline and to the clients that subscribed, and
+//! owns every promise of MQTT. Knows nothing of apps and mappings.
+
+mod codec;
+mod connection;
+mod fanout;
+mod listener;
+mod mailbox;
+mod message;
+mod rate;
+mod registry;
+mod session;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use crate::event::{Event, unix_time_ns};
+use crate::pipeline::Pipeline;
+use fanout::{Fanout, Publisher};
+use mailbox::Mailbox;
+use message::{Message, SessionKey};
+use registry::Registry;
+use session::{Limits, Session};
+
+/// Connections beyond `max_connections` that may be between accept and CONNECT, so that a full
+/// gateway can still tell a client that it is full, and a known client can take over its session.
+const HANDSHAKES: usize = 64;
+
+/// How the edge is set up. The keys of `mqtt` in the configuration, with their units.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    pub max_connections: usize,
+    pub max_packet_bytes: usize,
+    pub connect_timeout: Duration,
+    pub write_timeout: Duration,
+    /// Zero: the client's own wish stands.
+    pub max_keep_alive: Duration,
+    pub max_inflight: u16,
+    pub receive_maximum: u16,
+    pub max_queued_messages: usize,
+    pub max_queued_bytes: usize,
+    pub max_subscriptions: usize,
+    pub session_expiry_max: Duration,
+    pub max_retained_messages: usize,
+    /// Per client. 0: no limit.
+    pub max_messages_per_s: u32,
+}
+
+/// How far the shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Running,
+    /// Nothing more is read; what apps still make of it is sent.
+    Draining,
+    /// What waits is sent, then the connections are closed.
+    Closing,
+}
+
+/// What the edge has done so far.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Connected clients, now.
+    pub connections: AtomicU64,
+    pub accepted: AtomicU64,
+    /// Connections that never became a client.
+    pub refused: AtomicU64,
+    pub messages_received: AtomicU64,
+    pub packets_received: AtomicU64,
+    pub bytes_received: AtomicU64,
+    /// Deliveries that found no room in their subscriber's mailbox.
+    pub dropped: Arc<AtomicU64>,
+}
+
+/// The running edge.
+pub struct Broker {
+    shared: Arc<Shared>,
+    addr: SocketAddr,
+    phase: watch::Sender<Phase>,
+    /// The way of what apps publish.
+    publisher: Mutex<Publisher>,
+}
+
+/// What all connections share.
+struct Shared {
+    config: BrokerConfig,
+    limits: Limits,
+    registry: Registry,
+    fanout: Arc<Fanout>,
+    pipeline: Arc<Pipeline>,
+    stats: Stats,
+    next_key: AtomicU64,
+    phase: watch::Receiver<Phase>,
+    sockets: Arc<Semaphore>,
+    /// Makes assigned client ids unique over restarts.
+    started_ns: u64,
+}
+
+impl Broker {
+    /// Serves MQTT on `listener` until [`Broker::close`].
+    pub fn start(
+        config: BrokerConfig,
+        listener: TcpListener,
+        pipeline: Arc<Pipeline>,
+    ) -> io::Result<Broker> {
+        let addr = listener.local_addr()?;
+        let (phase, phase_seen) = watch::channel(Phase::Running);
+        let fanout = Arc::new(Fanout::new(config.max_retained_messages));
+        let shared = Arc::new(Shared {
+            limits: Limits {
+                max_packet_bytes: config.max_packet_bytes as u32,
+                max_inflight: config.max_inflight,
+                receive_maximum: config.receive_maximum,
+                max_subscriptions: config.max_subscriptions,
+                session_expiry_max: config.session_expiry_max,
+                max_keep_alive: (!config.max_keep_alive.is_zero()).then_some(config.max_keep_alive),
+            },
+            registry: Registry::default(),
+            fanout: fanout.clone(),
+            pipeline,
+            stats: Stats::default(),
+            next_key: AtomicU64::new(message::NO_SESSION + 1),
+            phase: phase_seen,
+            sockets: Arc::new(Semaphore::new(config.max_connections + HANDSHAKES)),
+            started_ns: unix_time_ns(),
+            config,
+        });
+        tokio::spawn(listener::accept(listener, shared.clone()));
+        Ok(Broker {
+            shared,
+            addr,
+            phase,
+            publisher: Mutex::new(Publisher::new(fanout)),
+        })
+    }
+
+    /// Where the edge listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Sends what an app made to those who subscribed to it. Called from the apps' threads; waits,
+    /// within bounds, for subscribers that are behind.
+    pub fn publish(&self, events: &[Event]) {
+        let pressed = {
+            let mut publisher = self.publisher.lock();
+            for event in events {
+                publisher.add(Message::new(event.topic.clone(), event.payload.clone()));
+            }
+            publisher.flush(Instant::now())
+        };
+        for mailbox in pressed {
+            mailbox.eased_blocking();
+        }
+    }
+
+    pub fn stats(&self) -> BrokerStats {
+        let (connected, parked) = self.shared.registry.counts();
+        let stats = &self.shared.stats;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        BrokerStats {
+            connected,
+            parked,
+            accepted: get(&stats.accepted),
+            refused: get(&stats.refused),
+            messages_received: get(&stats.messages_received),
+            packets_received: get(&stats.packets_received),
+            bytes_received: get(&stats.bytes_received),
+            messages_delivered: get(&self.shared.fanout.delivered),
+            messages_dropped: get(&stats.dropped),
+            subscriptions: self.shared.fanout.subscription_count(),
+            retained: self.shared.fanout.retained_count(),
+        }
+    }
+
+    /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
+    pub fn record_metrics(&self) {
+        let stats = self.stats();
+        metrics::gauge!("headgate_mqtt_clients").set(stats.connected as f64);
+        metrics::gauge!("headgate_mqtt_parked_sessions").set(stats.parked as f64);
+        metrics::gauge!("headgate_mqtt_subscriptions").set(stats.subscriptions as f64);
+        metrics::gauge!("headgate_mqtt_retained_messages").set(stats.retained as f64);
+        metrics::counter!("headgate_mqtt_connections_total", "result" => "accepted")
+            .absolute(stats.accepted);
+        metrics::counter!("headgate_mqtt_connections_total", "result" => "refused")
+            .absolute(stats.refused);
+        metrics::counter!("headgate_mqtt_received_messages_total")
+            .absolute(stats.messages_received);
+        metrics::counter!("headgate_mqtt_received_packets_total").absolute(stats.packets_received);
+        metrics::counter!("headgate_mqtt_received_bytes_total").absolute(stats.bytes_received);
+        metrics::counter!("headgate_mqtt_delivered_messages_total")
+            .absolute(stats.messages_delivered);
+        metrics::counter!("headgate_mqtt_dropped_messages_total").absolute(stats.messages_dropped);
+    }
+
+    /// Accepts nobody and reads nothing any more.
+    pub fn drain(&self) {
+        self.phase.send_replace(Phase::Draining);
+    }
+
+    /// Sends what waits and closes all connections. Returns when all are gone.
+    pub async fn close(&self) {
+        self.phase.send_replace(Phase::Closing);
+        let all = (self.shared.config.max_connections + HANDSHAKES) as u32;
+        // The semaphore is never closed.
+        let _ = self.shared.sockets.acquire_many(all).await;
+    }
+}
+
+/// What [`Broker::stats`] counts. Totals since the start, except where a count of now is meant.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BrokerStats {
+    /// Clients, now.
+    pub connected: usize,
+    /// Sessions without a connection, now.
+    pub parked: usize,
+    /// TCP connections.
+    pub accepted: u64,
+    /// TCP connections that never became a client.
+    pub refused: u64,
+    pub messages_received: u64,
+    pub packets_received: u64,
+    pub bytes_received: u64,
+    /// Put into subscribers' mailboxes.
+    pub messages_delivered: u64,
+    /// Of these, dropped because a mailbox was full.
+    pub messages_dropped: u64,
+    /// Now.
+    pub subscriptions: usize,
+    /// Now.
+    pub retained: usize,
+}
+
+impl Shared {
+    fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Returns when the phase is another than `phase`.
+    async fn leaves(&self, phase: Phase) {
+        // An error means that the broker is gone, which ends the phase too.
+        let _ = self.phase.clone().wait_for(|now| *now != phase).await;
+    }
+
+    fn assign_client_id(&self, key: SessionKey) -> String {
+        format!("headgate-{:x}-{key:x}", self.started_ns)
+    }
+
+    /// A session is over: nothing is kept for it.
+    fn end_session(&self, session: &Session, key: SessionKey, mailbox: &Mailbox) {
+        self.fanout.unsubscribe(key, session.subscriptions());
+        mailbox.close();
+    }
+
+    /// Ends a parked session when its time is up, unless its client is back by then.
+    fn expire_later(self: &Arc<Self>, client_id: String, key: SessionKey, expiry: Duration) {
+        let shared = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(expiry).await;
+            if let Some(shared) = shared.upgrade()
+                && let Some(parked) = shared.registry.expire(&client_id, key, Instant::now())
+            {
+                shared.end_session(&parked.session, key, &parked.mailbox);
+                tracing::info!(client = client_id, "session expired");
+            }
+        });
+    }
+}

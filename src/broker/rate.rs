@@ -1,0 +1,72 @@
+//! How fast one client may publish: a token bucket, with time passed in.
+
+use std::time::{Duration, Instant};
+
+/// Lets `per_second` messages through a second, up to a second's worth at once.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// 0: no limit.
+    per_second: u32,
+    /// Below zero after a burst that was larger than what was left.
+    tokens: f64,
+    refilled: Instant,
+}
+
+impl RateLimit {
+    pub fn new(per_second: u32, now: Instant) -> Self {
+        RateLimit {
+            per_second,
+            tokens: per_second.into(),
+            refilled: now,
+        }
+    }
+
+    pub fn spend(&mut self, messages: u64, now: Instant) {
+        if self.per_second > 0 {
+            self.refill(now);
+            self.tokens -= messages as f64;
+        }
+    }
+
+    pub fn refill(&mut self, now: Instant) {
+        let gained = now.duration_since(self.refilled).as_secs_f64() * f64::from(self.per_second);
+        self.tokens = (self.tokens + gained).min(self.per_second.into());
+        self.refilled = now;
+    }
+
+    /// Until when nothing more is to be read from the client.
+    pub fn paused_until(&self) -> Option<Instant> {
+        (self.tokens < 0.0).then(|| {
+            let missing = -self.tokens / f64::from(self.per_second);
+            self.refilled + Duration::from_secs_f64(missing) + Duration::from_millis(1)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_let_through_and_then_paid_for() {
+        let start = Instant::now();
+        let mut rate = RateLimit::new(100, start);
+        rate.spend(100, start);
+        assert_eq!(rate.paused_until(), None);
+        rate.spend(50, start);
+        let until = rate.paused_until().unwrap();
+        let pause = until - start;
+        assert!(pause >= Duration::from_millis(500) && pause < Duration::from_millis(510));
+        rate.refill(until);
+        assert_eq!(rate.paused_until(), None);
+    }
+
+    #[test]
+    fn without_a_limit_there_is_no_pause() {
+        let start = Instant::now();
+        let mut rate = RateLimit::new(0, start);
+        rate.spend(u64::MAX, start);
+        rate.refill(start + Duration::from_secs(1));
+        assert_eq!(rate.paused_until(), None);
+    }
+}

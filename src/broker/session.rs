@@ -1,0 +1,1244 @@
+//! The protocol of one client: a state machine without sockets, tasks or clocks.
+//!
+//! It takes packets and the time, writes bytes into the buffer that it is given, and says through
+//! [`Effect`]s what the rest of the broker has to do. It must never decide who gets a message (that
+//! is the fan-out's) nor wait for anything.
+//!
+//! A session outlives its connection when the client asked for that: [`Session::resume`] puts it on
+//! a new one.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use bytestring::ByteString;
+use rumqttd::protocol::{
+    ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode,
+    LastWill, LastWillProperties, Packet, PubAckReason, PubCompReason, PubRecReason, PubRelReason,
+    PublishProperties, QoS, RetainForwardRule, Subscribe, SubscribeReasonCode, UnsubAckReason,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::codec::{DecodeError, Encoder, Incoming, IncomingPublish, PublishHeader, Version};
+use super::message::{Delivery, Message, SessionKey};
+use crate::event::{Topic, TopicError, TopicFilter};
+
+/// Highest topic alias that a client may use. Bounds what a connection keeps.
+const TOPIC_ALIAS_MAX: u16 = 64;
+
+/// Payloads up to this length are copied out of the read buffer, so that one message that is kept
+/// long does not keep the buffer, with its 64 KiB, from being freed.
+const COPIED_PAYLOAD_BYTES: usize = 4096;
+
+/// Topics whose checked form a connection remembers.
+const KNOWN_TOPICS: usize = 512;
+
+/// The bounds that a session keeps and announces.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub max_packet_bytes: u32,
+    /// Unacknowledged QoS 1 and 2 messages towards the client.
+    pub max_inflight: u16,
+    /// QoS 2 messages from the client that it has not released.
+    pub receive_maximum: u16,
+    pub max_subscriptions: usize,
+    pub session_expiry_max: Duration,
+    /// None: the client's own wish stands.
+    pub max_keep_alive: Option<Duration>,
+}
+
+/// What the rest of the broker has to do for the session.
+#[derive(Debug)]
+pub enum Effect {
+    /// Hand `message` on, then call [`Session::accepted`] with the ticket.
+    Publish {
+        message: Message,
+        ticket: Ticket,
+    },
+    Subscribe(Vec<Subscription>),
+    Unsubscribe(Vec<TopicFilter>),
+    /// Send what is in the buffer, then close the connection.
+    Close(Close),
+}
+
+/// Why a session closes its connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Close {
+    /// DISCONNECT from the client.
+    ByClient,
+    /// The client broke a rule or a limit; for the log.
+    Refused(String),
+}
+
+/// The acknowledgement that a PUBLISH is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Ticket {
+    qos: QoS,
+    packet_id: u16,
+}
+
+/// One granted subscription.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    pub filter: TopicFilter,
+    pub qos: QoS,
+    pub no_local: bool,
+    pub retain_as_published: bool,
+    pub id: Option<u32>,
+    /// Retained messages are to be sent now.
+    pub send_retained: bool,
+}
+
+/// What CONNECT asks for, before there is a session.
+#[derive(Debug)]
+pub struct ConnectRequest {
+    pub version: Version,
+    /// The client's, or one that was assigned.
+    pub client_id: String,
+    pub assigned_id: bool,
+    pub clean_start: bool,
+    pub keep_alive: Option<Duration>,
+    /// How long the session is kept after the connection's end.
+    pub session_expiry: Duration,
+    receive_maximum: u16,
+    max_packet_bytes: u32,
+    will: Option<Will>,
+}
+
+#[derive(Debug)]
+struct Will {
+    message: Message,
+    /// Life of the message from its publication on.
+    expiry: Option<Duration>,
+}
+
+/// A CONNECT that gets a CONNACK with an error.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct ConnectRefused {
+    pub code: ConnectReturnCode,
+    pub text: String,
+}
+
+impl ConnectRequest {
+    /// Reads a CONNECT. `assign_id` makes a client id where the client has none.
+    pub fn new(
+        version: Version,
+        packet: Packet,
+        key: SessionKey,
+        limits: &Limits,
+        assign_id: impl FnOnce() -> String,
+    ) -> Result<Self, ConnectRefused> {
+        let Packet::Connect(connect, properties, will, will_properties, _login) = packet else {
+            unreachable!("the decoder lets nothing but CONNECT come first");
+        };
+        let Connect {
+            keep_alive,
+            client_id,
+            clean_session,
+        } = connect;
+        let properties = properties.unwrap_or(ConnectProperties {
+            session_expiry_interval: None,
+            receive_maximum: None,
+            max_packet_size: None,
+            topic_alias_max: None,
+            request_response_info: None,
+            request_problem_info: None,
+            user_properties: Vec::new(),
+            authentication_method: None,
+            authentication_data: None,
+        });
+        if let Some(method) = properties.authentication_method {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::BadAuthenticationMethod,
+                text: format!("authentication method {method:?} is not supported"),
+            });
+        }
+        if properties.receive_maximum == Some(0) || properties.max_packet_size == Some(0) {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::ProtocolError,
+                text: "receive maximum and maximum packet size can't be 0".into(),
+            });
+        }
+        if client_id.contains('\0') || client_id.chars().any(char::is_control) {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::ClientIdentifierNotValid,
+                text: "the client id contains control characters".into(),
+            });
+        }
+        let assigned_id = client_id.is_empty();
+        if assigned_id && version == Version::V4 && !clean_session {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::ClientIdentifierNotValid,
+                text: "an empty client id needs clean session (MQTT 3.1.1, 3.1.3-8)".into(),
+            });
+        }
+        let session_expiry = match version {
+            Version::V4 if clean_session => Duration::ZERO,
+            Version::V4 => limits.session_expiry_max,
+            Version::V5 => {
+                let wish = properties.session_expiry_interval.unwrap_or(0);
+                Duration::from_secs(wish.into()).min(limits.session_expiry_max)
+            }
+        };
+        let keep_alive = (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()));
+        Ok(ConnectRequest {
+            version,
+            client_id: if assigned_id { assign_id() } else { client_id },
+            assigned_id,
+            clean_start: clean_session,
+            keep_alive,
+            session_expiry,
+            receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
+            max_packet_bytes: properties.max_packet_size.unwrap_or(u32::MAX),
+            will: will
+                .map(|will| Will::new(will, will_properties, key))
+                .transpose()?,
+        })
+    }
+}
+
+impl Will {
+    fn new(
+        will: LastWill,
+        properties: Option<LastWillProperties>,
+        key: SessionKey,
+    ) -> Result<Self, ConnectRefused> {
+        let topic = publishable(will.topic).map_err(|error| ConnectRefused {
+            code: ConnectReturnCode::TopicNameInvalid,
+            text: format!("will: {error}"),
+        })?;
+        let (expiry, properties) = match properties {
+            None => (None, None),
+            Some(properties) => (
+                properties.message_expiry_interval,
+                Some(PublishProperties {
+                    payload_format_indicator: properties.payload_format_indicator,
+                    response_topic: properties.response_topic,
+                    correlation_data: properties.correlation_data,
+                    user_properties: properties.user_properties,
+                    content_type: properties.content_type,
+                    ..PublishProperties::default()
+                }),
+            ),
+        };
+        Ok(Will {
+            message: Message {
+                topic,
+                payload: Bytes::copy_from_slice(&will.message),
+                qos: will.qos,
+                retain: will.retain,
+                publisher: key,
+                properties: properties.map(Box::new),
+                expires: None,
+            },
+            expiry: expiry.map(|seconds| Duration::from_secs(seconds.into())),
+        })
+    }
+}
+
+/// Why a client can't publish to a topic.
+#[derive(Debug, thiserror::Error)]
+enum PublishRefused {
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    #[error("topics that start with $ belong to the gateway")]
+    Reserved,
+}
+
+fn publishable(topic: Bytes) -> Result<Topic, PublishRefused> {
+    let topic = Topic::new(topic)?;
+    if topic.as_str().starts_with('$') {
+        return Err(PublishRefused::Reserved);
+    }
+    Ok(topic)
+}
+
+/// A QoS 1 or 2 message that the client has not acknowledged in full.
+#[derive(Debug)]
+enum Inflight {
+    /// PUBLISH is sent; PUBACK or PUBREC is awaited.
+    Published(Delivery),
+    /// PUBREL is sent; PUBCOMP is awaited.
+    Released,
+}
+
+/// The protocol state of one client.
+#[derive(Debug)]
+pub struct Session {
+    key: SessionKey,
+    limits: Limits,
+
+    // Kept for as long as the session lives.
+    session_expiry: Duration,
+    /// In the order of sending, which is the order of sending again.
+    inflight: VecDeque<(u16, Inflight)>,
+    /// Await a place in `inflight`, or a connection.
+    waiting: VecDeque<Delivery>,
+    last_packet_id: u16,
+    /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
+    unreleased: FxHashSet<u16>,
+    /// How many filters the client is subscribed to.
+    subscriptions: FxHashSet<TopicFilter>,
+
+    // Of the present connection.
+    encoder: Encoder,
+    keep_alive: Option<Duration>,
+    last_heard: Instant,
+    inflight_max: usize,
+    max_packet_bytes: usize,
+    will: Option<Will>,
+    aliases: FxHashMap<u16, Topic>,
+    known_topics: FxHashMap<Bytes, Topic>,
+    closed: bool,
+}
+
+impl Session {
+    /// A new session for an accepted CONNECT. The CONNACK goes to `out`.
+    pub fn new(
+        request: ConnectRequest,
+        key: SessionKey,
+        limits: Limits,
+        now: Instant,
+        out: &mut BytesMut,
+    ) -> Self {
+        let mut session = Session {
+            key,
+            limits,
+            session_expiry: Duration::ZERO,
+            inflight: VecDeque::new(),
+            waiting: VecDeque::new(),
+            last_packet_id: 0,
+            unreleased: FxHashSet::default(),
+            subscriptions: FxHashSet::default(),
+            encoder: Encoder(request.version),
+            keep_alive: None,
+            last_heard: now,
+            inflight_max: 0,
+            max_packet_bytes: 0,
+            will: None,
+            aliases: FxHashMap::default(),
+            known_topics: FxHashMap::default(),
+            closed: false,
+        };
+        session.connect(request, false, now, out);
+        session
+    }
+
+    /// Goes on with this session on a new connection: CONNACK, then again what was not
+    /// acknowledged (MQTT 5.0, 4.4), then what has been waiting.
+    pub fn resume(&mut self, request: ConnectRequest, now: Instant, out: &mut BytesMut) {
+        self.connect(request, true, now, out);
+        let inflight = std::mem::take(&mut self.inflight);
+        for (packet_id, message) in &inflight {
+            match message {
+                Inflight::Published(delivery) => {
+                    self.write(delivery, *packet_id, true, now, out);
+                }
+                Inflight::Released => {
+                    self.encoder.pubrel(*packet_id, PubRelReason::Success, out);
+                }
+            }
+        }
+        self.inflight = inflight;
+        self.send_waiting(now, out);
+    }
+
+    fn connect(
+        &mut self,
+        request: ConnectRequest,
+        resumed: bool,
+        now: Instant,
+        out: &mut BytesMut,
+    ) {
+        let keep_alive = match (request.keep_alive, self.limits.max_keep_alive) {
+            (Some(wish), Some(max)) => Some(wish.min(max)),
+            (wish, max) => wish.or(max),
+        };
+        let properties = ConnAckProperties {
+            session_expiry_interval: Some(request.session_expiry.as_secs() as u32),
+            receive_max: Some(self.limits.receive_maximum),
+            max_packet_size: Some(self.limits.max_packet_bytes),
+            assigned_client_identifier: request.assigned_id.then(|| request.client_id.clone()),
+            topic_alias_max: Some(TOPIC_ALIAS_MAX),
+            shared_subscription_available: Some(0),
+            server_keep_alive: (keep_alive != request.keep_alive)
+                .then(|| keep_alive.map_or(0, |keep_alive| keep_alive.as_secs() as u16)),
+            ..ConnAckProperties::default()
+        };
+        self.encoder = Encoder(request.version);
+        self.session_expiry = request.session_expiry;
+        // A 3.1.1 client can't be told of another keep-alive, so its own stands.
+        self.keep_alive = match request.version {
+            Version::V4 => request.keep_alive,
+            Version::V5 => keep_alive,
+        };
+        self.last_heard = now;
+        self.inflight_max = request.receive_maximum.min(self.limits.max_inflight).into();
+        self.max_packet_bytes = request.max_packet_bytes as usize;
+        self.will = request.will;
+        self.aliases.clear();
+        self.closed = false;
+        self.encoder
+            .connack(resumed, ConnectReturnCode::Success, properties, out);
+    }
+
+    /// How long the session lives on after its connection; zero: not at all.
+    pub fn session_expiry(&self) -> Duration {
+        self.session_expiry
+    }
+
+    pub fn subscriptions(&self) -> impl Iterator<Item = &TopicFilter> {
+        self.subscriptions.iter()
+    }
+
+    /// When [`Session::on_timeout`] wants to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        // One and a half times the keep-alive (MQTT 5.0, 3.1.2.10).
+        self.keep_alive
+            .map(|keep_alive| self.last_heard + keep_alive * 3 / 2)
+    }
+
+    pub fn on_timeout(&mut self, now: Instant, out: &mut BytesMut) -> Option<Effect> {
+        let expired = self.deadline().is_some_and(|deadline| deadline <= now);
+        expired.then(|| {
+            self.refuse(
+                DisconnectReasonCode::KeepAliveTimeout,
+                "nothing heard for 1.5 times the keep-alive",
+                out,
+            )
+        })
+    }
+
+    /// Ends the connection from this side, telling a client that can be told.
+    pub fn refuse(
+        &mut self,
+        reason: DisconnectReasonCode,
+        text: &str,
+        out: &mut BytesMut,
+    ) -> Effect {
+        self.encoder.disconnect(reason, text, out);
+        self.closed = true;
+        Effect::Close(Close::Refused(text.to_owned()))
+    }
+
+    /// The connection's bytes can't be read on.
+    pub fn on_decode_error(&mut self, error: &DecodeError, out: &mut BytesMut) -> Effect {
+        self.refuse(error.reason(), &error.to_string(), out)
+    }
+
+    /// The connection is gone. The will, where it is due now.
+    pub fn on_connection_lost(&mut self, now: Instant) -> Option<Message> {
+        self.will.take().map(|will| Message {
+            expires: will.expiry.map(|life| now + life),
+            ..will.message
+        })
+    }
+
+    /// Works on one packet; `effects` gets what is to be done, in order.
+    pub fn on_packet(
+        &mut self,
+        packet: Incoming,
+        now: Instant,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.last_heard = now;
+        if self.closed {
+            return;
+        }
+        match packet {
+            Incoming::Publish(publish) => self.on_publish(publish, now, out, effects),
+            Incoming::Control(packet) => self.on_control(packet, now, out, effects),
+        }
+    }
+
+    fn on_control(
+        &mut self,
+        packet: Packet,
+        now: Instant,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) {
+        match packet {
+            Packet::PubAck(ack, _) => self.on_puback(ack.pkid, now, out),
+            Packet::PubRec(rec, _) => {
+                let accepted = matches!(
+                    rec.reason,
+                    PubRecReason::Success | PubRecReason::NoMatchingSubscribers
+                );
+                self.on_pubrec(rec.pkid, accepted, now, out);
+            }
+            Packet::PubRel(rel, _) => {
+                let reason = match self.unreleased.remove(&rel.pkid) {
+                    true => PubCompReason::Success,
+                    false => PubCompReason::PacketIdentifierNotFound,
+                };
+                // A 3.1.1 PUBCOMP has no reason; the client only wants to get on.
+                self.encoder.pubcomp(rel.pkid, reason, out);
+            }
+            Packet::PubComp(comp, _) => self.on_pubcomp(comp.pkid, now, out),
+            Packet::Subscribe(subscribe, properties) => {
+                let id = properties.and_then(|properties| properties.id);
+                self.on_subscribe(subscribe, id, out, effects);
+            }
+            Packet::Unsubscribe(unsubscribe, _) => {
+                if unsubscribe.pkid == 0 || unsubscribe.filters.is_empty() {
+                    effects.push(self.refuse(
+                        DisconnectReasonCode::ProtocolError,
+                        "UNSUBSCRIBE without packet id or filters",
+                        out,
+                    ));
+                    return;
+                }
+                self.on_unsubscribe(unsubscribe.pkid, unsubscribe.filters, out, effects);
+            }
+            Packet::PingReq(_) => self.encoder.pingresp(out),
+            Packet::Disconnect(disconnect, properties) => {
+                if disconnect.reason_code != DisconnectReasonCode::DisconnectWithWillMessage {
+                    self.will = None;
+                }
+                if let Some(expiry) = properties.and_then(|p| p.session_expiry_interval) {
+                    // Zero can't become another value now (MQTT 5.0, 3.14.2.2.2).
+                    if !self.session_expiry.is_zero() {
+                        self.session_expiry =
+                            Duration::from_secs(expiry.into()).min(self.limits.session_expiry_max);
+                    }
+                }
+                self.closed = true;
+                effects.push(Effect::Close(Close::ByClient));
+            }
+            Packet::Connect(..) => effects.push(self.refuse(
+                DisconnectReasonCode::ProtocolError,
+                "a second CONNECT",
+                out,
+            )),
+            // The decoder refuses what a client can't send.
+            _ => effects.push(self.refuse(
+                DisconnectReasonCode::ProtocolError,
+                "a packet that only a server sends",
+                out,
+            )),
+        }
+    }
+
+    fn on_publish(
+        &mut self,
+        publish: IncomingPublish,
+        now: Instant,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) {
+        let ticket = Ticket {
+            qos: publish.qos,
+            packet_id: publish.packet_id,
+        };
+        let mut properties = publish.properties;
+        let alias = properties.as_mut().and_then(|p| p.topic_alias.take());
+        let topic = match self.topic(publish.topic, alias) {
+            Ok(topic) => topic,
+            Err(PublishRefused::Topic(error)) => {
+                effects.push(self.refuse(
+                    DisconnectReasonCode::TopicNameInvalid,
+                    &error.to_string(),
+                    out,
+                ));
+                return;
+            }
+            Err(PublishRefused::Reserved) => {
+                // Acknowledged, so that the client goes on, and sent nowhere.
+                match ticket.qos {
+                    QoS::AtMostOnce => {}
+                    QoS::AtLeastOnce => self.encoder.puback(
+                        ticket.packet_id,
+                        self.v5_reason(PubAckReason::NotAuthorized, PubAckReason::Success),
+                        out,
+                    ),
+                    QoS::ExactlyOnce => self.encoder.pubrec(
+                        ticket.packet_id,
+                        self.v5_reason(PubRecReason::NotAuthorized, PubRecReason::Success),
+                        out,
+                    ),
+                }
+                return;
+            }
+        };
+        let Some(topic) = topic else {
+            effects.push(self.refuse(
+                DisconnectReasonCode::TopicAliasInvalid,
+                "a topic alias that is 0, too high, or stands for no topic yet",
+                out,
+            ));
+            return;
+        };
+        let expires = properties
+            .as_mut()
+            .and_then(|p| p.message_expiry_interval.take())
+            .map(|seconds| now + Duration::from_secs(seconds.into()));
+        if let Some(properties) = &properties {
+            let bad_response = properties
+                .response_topic
+                .as_ref()
+                .is_some_and(|topic| Topic::new(topic.clone()).is_err());
+            if !properties.subscription_identifiers.is_empty() || bad_response {
+                effects.push(self.refuse(
+                    DisconnectReasonCode::ProtocolError,
+                    "PUBLISH with a subscription id or an invalid response topic",
+                    out,
+                ));
+                return;
+            }
+        }
+        if publish.qos == QoS::ExactlyOnce {
+            if self.unreleased.contains(&publish.packet_id) {
+                // Sent again before it was released: it has been handed on already.
+                self.encoder
+                    .pubrec(publish.packet_id, PubRecReason::Success, out);
+                return;
+            }
+            if self.unreleased.len() >= self.limits.receive_maximum.into() {
+                effects.push(self.refuse(
+                    DisconnectReasonCode::ReceiveMaximumExceeded,
+                    "more unreleased QoS 2 messages than mqtt.receive_maximum",
+                    out,
+                ));
+                return;
+            }
+            self.unreleased.insert(publish.packet_id);
+        }
+        let payload = if publish.payload.len() <= COPIED_PAYLOAD_BYTES {
+            Bytes::copy_from_slice(&publish.payload)
+        } else {
+            publish.payload
+        };
+        effects.push(Effect::Publish {
+            message: Message {
+                topic,
+                payload,
+                qos: publish.qos,
+                retain: publish.retain,
+                publisher: self.key,
+                properties: properties
+                    .filter(|p| *p != PublishProperties::default())
+                    .map(Box::new),
+                expires,
+            },
+            ticket,
+        });
+    }
+
+    /// The topic of a PUBLISH, checked; none for a wrong alias.
+    fn topic(&mut self, name: Bytes, alias: Option<u16>) -> Result<Option<Topic>, PublishRefused> {
+        if let Some(alias) = alias {
+            if alias == 0 || alias > TOPIC_ALIAS_MAX {
+                return Ok(None);
+            }
+            if name.is_empty() {
+                return Ok(self.aliases.get(&alias).cloned());
+            }
+        }
+        let topic = match self.known_topics.get(&name) {
+            Some(topic) => topic.clone(),
+            None => {
+                let topic = publishable(Bytes::copy_from_slice(&name))?;
+                if self.known_topics.len() >= KNOWN_TOPICS {
+                    self.known_topics.clear();
+                }
+                self.known_topics
+                    .insert(topic.as_bytes().clone(), topic.clone());
+                topic
+            }
+        };
+        if let Some(alias) = alias {
+            self.aliases.insert(alias, topic.clone());
+        }
+        Ok(Some(topic))
+    }
+
+    /// A reason that 3.1.1 can't express becomes `old`.
+    fn v5_reason<R>(&self, reason: R, old: R) -> R {
+        match self.encoder.0 {
+            Version::V4 => old,
+            Version::V5 => reason,
+        }
+    }
+
+    /// A message of this client's has been handed on: the acknowledgement that it is owed.
+    pub fn accepted(&mut self, ticket: Ticket, out: &mut BytesMut) {
+        match ticket.qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => self
+                .encoder
+                .puback(ticket.packet_id, PubAckReason::Success, out),
+            QoS::ExactlyOnce => self
+                .encoder
+                .pubrec(ticket.packet_id, PubRecReason::Success, out),
+        }
+    }
+
+    fn on_subscribe(
+        &mut self,
+        subscribe: Subscribe,
+        id: Option<usize>,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) {
+        if subscribe.pkid == 0 || id == Some(0) {
+            effects.push(self.refuse(
+                DisconnectReasonCode::ProtocolError,
+                "SUBSCRIBE with packet id or subscription id 0",
+                out,
+            ));
+            return;
+        }
+        let mut codes = Vec::with_capacity(subscribe.filters.len());
+        let mut granted = Vec::with_capacity(subscribe.filters.len());
+        for wish in subscribe.filters {
+            let path = ByteString::from(wish.path);
+            if path.starts_with("$share/") {
+                codes.push(self.v5_reason(
+                    SubscribeReasonCode::SharedSubscriptionsNotSupported,
+                    SubscribeReasonCode::Failure,
+                ));
+                continue;
+            }
+            let Ok(filter) = TopicFilter::new(path) else {
+                codes.push(self.v5_reason(
+                    SubscribeReasonCode::TopicFilterInvalid,
+                    SubscribeReasonCode::Failure,
+                ));
+                continue;
+            };
+            let is_new = !self.subscriptions.contains(&filter);
+            if is_new && self.subscriptions.len() >= self.limits.max_subscriptions {
+                codes.push(self.v5_reason(
+                    SubscribeReasonCode::QuotaExceeded,
+                    SubscribeReasonCode::Failure,
+                ));
+                continue;
+            }
+            self.subscriptions.insert(filter.clone());
+            codes.push(SubscribeReasonCode::Success(wish.qos));
+            granted.push(Subscription {
+                filter,
+                qos: wish.qos,
+                no_local: wish.nolocal,
+                retain_as_published: wish.preserve_retain,
+                id: id.map(|id| id as u32),
+                send_retained: match wish.retain_forward_rule {
+                    RetainForwardRule::OnEverySubscribe => true,
+                    RetainForwardRule::OnNewSubscribe => is_new,
+                    RetainForwardRule::Never => false,
+                },
+            });
+        }
+        self.encoder.suback(subscribe.pkid, codes, out);
+        if !granted.is_empty() {
+            effects.push(Effect::Subscribe(granted));
+        }
+    }
+
+    fn on_unsubscribe(
+        &mut self,
+        packet_id: u16,
+        filters: Vec<String>,
+        out: &mut BytesMut,
+        effects: &mut Vec<Effect>,
+    ) {
+        let mut removed = Vec::new();
+        let mut reasons = Vec::with_capacity(filters.len());
+        for filter in filters {
+            let Ok(filter) = TopicFilter::new(filter) else {
+                reasons.push(UnsubAckReason::TopicFilterInvalid);
+                continue;
+            };
+            if self.subscriptions.remove(&filter) {
+                reasons.push(UnsubAckReason::Success);
+                removed.push(filter);
+            } else {
+                reasons.push(UnsubAckReason::NoSubscriptionExisted);
+            }
+        }
+        self.encoder.unsuback(packet_id, reasons, out);
+        if !removed.is_empty() {
+            effects.push(Effect::Unsubscribe(removed));
+        }
+    }
+
+    /// Takes a message for the client: sends it, or keeps it until there is room.
+    pub fn deliver(&mut self, delivery: Delivery, now: Instant, out: &mut BytesMut) {
+        if delivery.qos == QoS::AtMostOnce {
+            self.write(&delivery, 0, false, now, out);
+        } else if self.waiting.is_empty() && self.inflight.len() < self.inflight_max {
+            self.send(delivery, now, out);
+        } else {
+            self.waiting.push_back(delivery);
+        }
+    }
+
+    /// Whether the client takes QoS 1 and 2 messages faster than it acknowledges them: what comes
+    /// now is better left where it is counted and bounded.
+    pub fn is_congested(&self) -> bool {
+        self.waiting.len() >= self.inflight_max
+    }
+
+    /// Sends with a packet id of its own. There is one: there are 65,535, and fewer in flight.
+    fn send(&mut self, delivery: Delivery, now: Instant, out: &mut BytesMut) {
+        let packet_id = loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            let id = self.last_packet_id;
+            if self.inflight.iter().all(|(used, _)| *used != id) {
+                break id;
+            }
+        };
+        if self.write(&delivery, packet_id, false, now, out) {
+            self.inflight
+                .push_back((packet_id, Inflight::Published(delivery)));
+        }
+    }
+
+    fn send_waiting(&mut self, now: Instant, out: &mut BytesMut) {
+        while self.inflight.len() < self.inflight_max {
+            let Some(delivery) = self.waiting.pop_front() else {
+                return;
+            };
+            self.send(delivery, now, out);
+        }
+    }
+
+    /// Whether it was written: a message whose time is up, or that is larger than the client takes,
+    /// counts as delivered (MQTT 5.0, 3.1.2.11.4). What was sent once is sent again in any case.
+    fn write(
+        &self,
+        delivery: &Delivery,
+        packet_id: u16,
+        dup: bool,
+        now: Instant,
+        out: &mut BytesMut,
+    ) -> bool {
+        let message = &delivery.message;
+        if message.is_expired(now) && !dup {
+            return false;
+        }
+        let start = out.len();
+        self.encoder.publish(
+            PublishHeader {
+                qos: delivery.qos,
+                packet_id,
+                dup,
+                retain: delivery.retain,
+                properties: message.properties.as_deref(),
+                expires_in: message.expires_in(now),
+                subscription_ids: delivery.subscription_ids.as_deref().unwrap_or_default(),
+            },
+            &message.topic,
+            &message.payload,
+            out,
+        );
+        let fits = out.len() - start <= self.max_packet_bytes;
+        if !fits {
+            out.truncate(start);
+        }
+        fits
+    }
+
+    fn position(&self, packet_id: u16) -> Option<usize> {
+        self.inflight.iter().position(|(id, _)| *id == packet_id)
+    }
+
+    fn on_puback(&mut self, packet_id: u16, now: Instant, out: &mut BytesMut) {
+        // An id that is not in flight is a duplicate of an earlier ack: nothing to do.
+        if let Some(at) = self.position(packet_id)
+            && let Inflight::Published(delivery) = &self.inflight[at].1
+            && delivery.qos == QoS::AtLeastOnce
+        {
+            self.inflight.remove(at);
+            self.send_waiting(now, out);
+        }
+    }
+
+    fn on_pubrec(&mut self, packet_id: u16, accepted: bool, now: Instant, out: &mut BytesMut) {
+        let Some(at) = self.position(packet_id) else {
+            let reason = self.v5_reason(
+                PubRelReason::PacketIdentifierNotFound,
+                PubRelReason::Success,
+            );
+            self.encoder.pubrel(packet_id, reason, out);
+            return;
+        };
+        match (&self.inflight[at].1, accepted) {
+            (Inflight::Published(delivery), _) if delivery.qos != QoS::ExactlyOnce => {}
+            (Inflight::Published(_), false) => {
+                self.inflight.remove(at);
+                self.send_waiting(now, out);
+            }
+            _ => {
+                self.inflight[at].1 = Inflight::Released;
+                self.encoder.pubrel(packet_id, PubRelReason::Success, out);
+            }
+        }
+    }
+
+    fn on_pubcomp(&mut self, packet_id: u16, now: Instant, out: &mut BytesMut) {
+        if let Some(at) = self.position(packet_id)
+            && matches!(self.inflight[at].1, Inflight::Released)
+        {
+            self.inflight.remove(at);
+            self.send_waiting(now, out);
+        }
+    }
+}
+
+/// The lower of two QoS.
+pub fn lower(a: QoS, b: QoS) -> QoS {
+    if a < b { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::codec::Decoder;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    const CONNECT_V4: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c";
+    /// With a session that outlives its connection.
+    const CONNECT_V4_KEPT: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x00\x00\x3c\x00\x01c";
+    const CONNECT_V5: &[u8] = b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c";
+    /// Will "m" on topic "w", QoS 1.
+    const CONNECT_V4_WILL: &[u8] =
+        b"\x10\x13\x00\x04MQTT\x04\x0e\x00\x3c\x00\x01c\x00\x01w\x00\x01m";
+
+    fn limits() -> Limits {
+        Limits {
+            max_packet_bytes: 4096,
+            max_inflight: 2,
+            receive_maximum: 2,
+            max_subscriptions: 3,
+            session_expiry_max: Duration::from_secs(100),
+            max_keep_alive: None,
+        }
+    }
+
+    /// A session with the wire around it, driven by bytes.
+    struct Client {
+        session: Session,
+        decoder: Decoder,
+        out: BytesMut,
+        now: Instant,
+    }
+
+    fn request(connect: &[u8]) -> (ConnectRequest, Decoder) {
+        let mut decoder = Decoder::new(4096);
+        let mut bytes = BytesMut::from(connect);
+        let Ok(Some(Incoming::Control(packet))) = decoder.next(&mut bytes) else {
+            panic!("no CONNECT");
+        };
+        let version = decoder.version().unwrap();
+        let request = ConnectRequest::new(version, packet, 1, &limits(), || "assigned".into());
+        (request.unwrap(), decoder)
+    }
+
+    impl Client {
+        fn connect(connect: &[u8]) -> Client {
+            let (request, decoder) = request(connect);
+            let now = Instant::now();
+            let mut out = BytesMut::new();
+            let session = Session::new(request, 1, limits(), now, &mut out);
+            assert_eq!(out[0], 0x20, "CONNACK comes first");
+            assert_eq!(out[3], 0, "accepted");
+            out.clear();
+            Client {
+                session,
+                decoder,
+                out,
+                now,
+            }
+        }
+
+        fn send(&mut self, bytes: &[u8]) -> Vec<Effect> {
+            let mut bytes = BytesMut::from(bytes);
+            let mut effects = Vec::new();
+            loop {
+                match self.decoder.next(&mut bytes) {
+                    Ok(Some(packet)) => {
+                        self.session
+                            .on_packet(packet, self.now, &mut self.out, &mut effects);
+                    }
+                    Ok(None) => return effects,
+                    Err(error) => {
+                        effects.push(self.session.on_decode_error(&error, &mut self.out));
+                        return effects;
+                    }
+                }
+            }
+        }
+
+        fn sent(&mut self) -> Vec<u8> {
+            self.out.split().to_vec()
+        }
+
+        fn deliver(&mut self, text: &'static str, qos: QoS) {
+            let message = Message {
+                qos,
+                ..Message::new(Topic::new("t").unwrap(), Bytes::from(text))
+            };
+            let delivery = Delivery {
+                message: Arc::new(message),
+                qos,
+                retain: false,
+                subscription_ids: None,
+            };
+            self.session.deliver(delivery, self.now, &mut self.out);
+        }
+    }
+
+    fn publish_qos1(id: u8, payload: &str, dup: bool) -> Vec<u8> {
+        let header = if dup { 0x3a } else { 0x32 };
+        [
+            &[header, 5 + payload.len() as u8, 0, 1, b't', 0, id],
+            payload.as_bytes(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_qos_1_publish_is_acknowledged_only_when_it_was_handed_on() {
+        let mut client = Client::connect(CONNECT_V4);
+        let mut effects = client.send(b"\x32\x07\x00\x01a\x00\x09hi");
+        assert!(client.sent().is_empty());
+        let Some(Effect::Publish { message, ticket }) = effects.pop() else {
+            panic!("{effects:?}");
+        };
+        assert_eq!(
+            (message.topic.as_str(), &message.payload[..]),
+            ("a", &b"hi"[..])
+        );
+        client.session.accepted(ticket, &mut client.out);
+        assert_eq!(client.sent(), b"\x40\x02\x00\x09");
+    }
+
+    #[test]
+    fn a_qos_2_publish_that_is_sent_again_is_handed_on_once() {
+        let mut client = Client::connect(CONNECT_V4);
+        assert_eq!(client.send(b"\x34\x06\x00\x01a\x00\x01x").len(), 1);
+        assert!(client.send(b"\x3c\x06\x00\x01a\x00\x01x").is_empty());
+        assert_eq!(client.sent(), b"\x50\x02\x00\x01");
+        client.send(b"\x62\x02\x00\x01");
+        assert_eq!(client.sent(), b"\x70\x02\x00\x01");
+        assert_eq!(client.send(b"\x34\x06\x00\x01a\x00\x01x").len(), 1);
+    }
+
+    #[test]
+    fn more_unreleased_messages_than_announced_end_the_connection() {
+        let mut client = Client::connect(CONNECT_V5);
+        for id in 1..=2u8 {
+            client.send(&[0x34, 7, 0, 1, b'a', 0, id, 0, b'x']);
+        }
+        let effects = client.send(b"\x34\x07\x00\x01a\x00\x03\x00x");
+        assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
+        assert_eq!(client.sent()[2], 0x93);
+    }
+
+    #[test]
+    fn no_more_than_the_window_is_in_flight_and_the_order_is_kept() {
+        let mut client = Client::connect(CONNECT_V4);
+        for text in ["1", "2", "3", "4"] {
+            client.deliver(text, QoS::AtLeastOnce);
+        }
+        let first_two = [publish_qos1(1, "1", false), publish_qos1(2, "2", false)].concat();
+        assert_eq!(client.sent(), first_two);
+        assert!(client.session.is_congested());
+        client.send(b"\x40\x02\x00\x01");
+        assert_eq!(client.sent(), publish_qos1(3, "3", false));
+        // An ack that comes twice lets nothing more through.
+        client.send(b"\x40\x02\x00\x01");
+        assert!(client.sent().is_empty());
+        client.send(b"\x40\x02\x00\x02");
+        assert_eq!(client.sent(), publish_qos1(4, "4", false));
+        assert!(!client.session.is_congested());
+    }
+
+    #[test]
+    fn acks_may_come_in_any_order() {
+        let mut client = Client::connect(CONNECT_V4);
+        for text in ["1", "2", "3"] {
+            client.deliver(text, QoS::AtLeastOnce);
+        }
+        client.sent();
+        client.send(b"\x40\x02\x00\x02");
+        assert_eq!(client.sent(), publish_qos1(3, "3", false));
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_is_sent_again_on_the_next_connection() {
+        let mut client = Client::connect(CONNECT_V4_KEPT);
+        client.deliver("1", QoS::AtLeastOnce);
+        client.deliver("2", QoS::ExactlyOnce);
+        client.deliver("3", QoS::AtLeastOnce);
+        client.send(b"\x50\x02\x00\x02"); // PUBREC for the second
+        client.sent();
+        let (request, _) = request(CONNECT_V4_KEPT);
+        client.session.resume(request, client.now, &mut client.out);
+        let connack = b"\x20\x02\x01\x00";
+        let again = publish_qos1(1, "1", true);
+        let pubrel = b"\x62\x02\x00\x02";
+        assert_eq!(client.sent(), [&connack[..], &again, pubrel].concat());
+        client.send(b"\x40\x02\x00\x01");
+        assert_eq!(client.sent(), publish_qos1(3, "3", false));
+    }
+
+    #[test]
+    fn a_message_larger_than_the_client_takes_is_left_out() {
+        // Maximum packet size 10.
+        let mut client = Client::connect(
+            b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x0a\x00\x01c",
+        );
+        client.deliver("more than ten bytes", QoS::AtLeastOnce);
+        client.deliver("more than ten bytes", QoS::AtMostOnce);
+        assert!(client.sent().is_empty());
+        client.deliver("ok", QoS::AtMostOnce);
+        assert_eq!(client.sent(), b"\x30\x06\x00\x01t\x00ok");
+    }
+
+    #[test]
+    fn silence_for_one_and_a_half_keep_alives_ends_the_connection() {
+        let mut client = Client::connect(CONNECT_V5);
+        let deadline = client.session.deadline().unwrap();
+        assert_eq!(deadline - client.now, Duration::from_secs(90));
+        let before = deadline - Duration::from_millis(1);
+        assert!(client.session.on_timeout(before, &mut client.out).is_none());
+        assert!(
+            client
+                .session
+                .on_timeout(deadline, &mut client.out)
+                .is_some()
+        );
+        assert_eq!(client.sent()[2], 0x8d);
+        client.now = before;
+        client.send(b"\xc0\x00");
+        assert_eq!(
+            client.session.deadline(),
+            Some(before + Duration::from_secs(90))
+        );
+    }
+
+    #[test]
+    fn the_will_is_due_unless_the_client_says_goodbye() {
+        let mut client = Client::connect(CONNECT_V4_WILL);
+        let will = client.session.on_connection_lost(client.now).unwrap();
+        assert_eq!((will.topic.as_str(), &will.payload[..]), ("w", &b"m"[..]));
+        assert_eq!(will.qos, QoS::AtLeastOnce);
+
+        let mut client = Client::connect(CONNECT_V4_WILL);
+        client.send(b"\xe0\x00");
+        assert!(client.session.on_connection_lost(client.now).is_none());
+    }
+
+    #[test]
+    fn a_second_connect_ends_the_connection() {
+        let mut client = Client::connect(CONNECT_V4);
+        let effects = client.send(CONNECT_V4);
+        assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
+        // What comes behind it is not looked at.
+        assert!(client.send(b"\x32\x07\x00\x01a\x00\x09hi").is_empty());
+    }
+
+    #[test]
+    fn a_publish_with_a_wildcard_or_without_utf_8_ends_the_connection() {
+        for packet in [
+            &b"\x30\x04\x00\x01+x"[..],
+            b"\x30\x05\x00\x02a#x",
+            b"\x30\x04\x00\x01\xffx",
+            b"\x30\x03\x00\x00x",
+        ] {
+            let mut client = Client::connect(CONNECT_V5);
+            let packet = [
+                &packet[..1],
+                &[packet[1] + 1],
+                &packet[2..packet.len() - 1],
+                b"\x00x",
+            ]
+            .concat();
+            let effects = client.send(&packet);
+            assert!(
+                matches!(effects[..], [Effect::Close(Close::Refused(_))]),
+                "{packet:?} {effects:?}"
+            );
+            assert_eq!(client.sent()[2], 0x90, "topic name invalid");
+        }
+    }
+
+    #[test]
+    fn a_publish_to_a_dollar_topic_is_acknowledged_and_goes_nowhere() {
+        let mut client = Client::connect(CONNECT_V4);
+        assert!(client.send(b"\x32\x08\x00\x02$a\x00\x01hi").is_empty());
+        assert_eq!(client.sent(), b"\x40\x02\x00\x01");
+        let mut client = Client::connect(CONNECT_V5);
+        assert!(client.send(b"\x32\x09\x00\x02$a\x00\x01\x00hi").is_empty());
+        assert_eq!(client.sent(), b"\x40\x04\x00\x01\x87\x00", "not authorized");
+    }
+
+    #[test]
+    fn invalid_filters_are_refused_one_by_one() {
+        let mut client = Client::connect(CONNECT_V4);
+        let effects = client.send(b"\x82\x0a\x00\x05\x00\x01a\x01\x00\x01b\x00");
+        assert!(matches!(&effects[..], [Effect::Subscribe(granted)] if granted.len() == 2));
+        assert_eq!(client.sent(), b"\x90\x04\x00\x05\x01\x00");
+        let effects = client.send(b"\x82\x0b\x00\x06\x00\x02a#\x01\x00\x01c\x00");
+        assert!(matches!(&effects[..], [Effect::Subscribe(granted)] if granted.len() == 1));
+        assert_eq!(client.sent(), b"\x90\x04\x00\x06\x80\x00");
+        // The fourth is one more than max_subscriptions.
+        assert!(client.send(b"\x82\x06\x00\x07\x00\x01d\x00").is_empty());
+        assert_eq!(client.sent(), b"\x90\x03\x00\x07\x80");
+    }
+
+    #[test]
+    fn a_topic_alias_stands_for_the_topic_that_it_was_given_with() {
+        let mut client = Client::connect(CONNECT_V5);
+        let effects = client.send(b"\x30\x08\x00\x01a\x03\x23\x00\x01x");
+        assert!(
+            matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a")
+        );
+        let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x01x");
+        assert!(
+            matches!(&effects[..], [Effect::Publish { message, .. }] if message.topic.as_str() == "a")
+        );
+        let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x02x");
+        assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
+        assert_eq!(client.sent()[2], 0x94);
+    }
+
+    proptest! {
+        /// Whatever order packets and deliveries come in, the window holds, ids in flight differ,
+        /// and nothing panics.
+        #[test]
+        fn the_window_holds_whatever_the_client_does(
+            steps in prop::collection::vec((0u8..9, 1u8..5), 1..200),
+        ) {
+            let mut client = Client::connect(CONNECT_V4_KEPT);
+            for (step, id) in steps {
+                match step {
+                    0 | 1 => client.deliver("x", QoS::AtLeastOnce),
+                    2 => client.deliver("x", QoS::ExactlyOnce),
+                    3 => drop(client.send(&[0x40, 2, 0, id])),
+                    4 => drop(client.send(&[0x50, 2, 0, id])),
+                    5 => drop(client.send(&[0x70, 2, 0, id])),
+                    6 => drop(client.send(&[0x34, 6, 0, 1, b'a', 0, id, b'x'])),
+                    7 => drop(client.send(&[0x62, 2, 0, id])),
+                    _ => {
+                        let (request, _) = request(CONNECT_V4_KEPT);
+                        client.session.resume(request, client.now, &mut client.out);
+                    }
+                }
+                let inflight = &client.session.inflight;
+                prop_assert!(inflight.len() <= 2);
+                let ids: FxHashSet<u16> = inflight.iter().map(|(id, _)| *id).collect();
+                prop_assert_eq!(ids.len(), inflight.len());
+                prop_assert!(client.session.waiting.is_empty() || inflight.len() == 2);
+                prop_assert!(client.session.unreleased.len() <= 2);
+            }
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! `headgate app …`: install and operate apps.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::output::{Output, printable};
+use super::package::Package;
+use super::{Global, small_runtime};
+use crate::admin::Client;
+use crate::apps::{AppInfo, LogLine};
+
+/// How often `logs --follow` asks for new lines.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
+/// Lines that `logs --follow` asks for at a time; what an app writes beyond that in one turn is
+/// skipped, and said to be.
+const FOLLOW_LINES: usize = 1000;
+
+#[derive(Subcommand)]
+pub(super) enum AppCommand {
+    /// Install an app and start it; an app of the same name is replaced
+    Install {
+        /// Folder with manifest.toml and component, source folder of an app that `cargo xtask
+        /// apps` has built, or component
+        path: PathBuf,
+        /// Manifest to use instead of the one in the folder
+        #[arg(long, value_name = "FILE")]
+        manifest: Option<PathBuf>,
+    },
+    /// List the installed apps
+    List,
+    /// Show all there is to know about an app
+    Inspect { name: String },
+    /// Start a stopped or quarantined app
+    Start { name: String },
+    /// Stop an app; it stays stopped when the gateway restarts
+    Stop { name: String },
+    /// Give an app a fresh instance
+    Restart { name: String },
+    /// Stop an app and forget it
+    Remove { name: String },
+    /// Show what an app has logged
+    Logs {
+        name: String,
+        /// Show the last N lines
+        #[arg(short = 'n', long = "lines", value_name = "N", default_value_t = 100)]
+        lines: usize,
+        /// Go on showing lines as they come
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Compile a component for this machine: what the gateway runs in a process of its own
+    #[command(hide = true)]
+    Compile {
+        input: PathBuf,
+        #[arg(long)]
+        output: PathBuf,
+    },
+}
+
+pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
+    if let AppCommand::Compile {
+        input,
+        output: compiled,
+    } = command
+    {
+        return crate::apps::compile_file(&input, &compiled).map_err(anyhow::Error::msg);
+    }
+    let client = global.client()?;
+    small_runtime()?.block_on(operate(command, &client, output))
+}
+
+async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyhow::Result<()> {
+    match command {
+        AppCommand::Install { path, manifest } => {
+            let target = std::env::var_os("CARGO_TARGET_DIR");
+            let package = Package::find(&path, manifest.as_deref(), target.as_deref())?;
+            let app = client
+                .install(&package.manifest, &package.component)
+                .await?;
+            outcome(&app, output)
+        }
+        AppCommand::List => list(client.list().await?, output),
+        AppCommand::Inspect { name } => inspect(&client.inspect(&name).await?, output),
+        AppCommand::Start { name } => outcome(&client.start(&name).await?, output),
+        AppCommand::Stop { name } => outcome(&client.stop(&name).await?, output),
+        AppCommand::Restart { name } => outcome(&client.restart(&name).await?, output),
+        AppCommand::Remove { name } => {
+            client.remove(&name).await?;
+            if output.json {
+                output.value(&serde_json::json!({ "removed": name }))
+            } else {
+                output.text(format!("{name} removed"))
+            }
+        }
+        AppCommand::Logs {
+            name,
+            lines,
+            follow: false,
+        } => {
+            let lines = client.logs(&name, lines).await?;
+            if output.json {
+                output.value(&lines)
+            } else {
+                lines.iter().try_for_each(|line| output.text(text(line)))
+            }
+        }
+        AppCommand::Logs {
+            name,
+            lines,
+            follow: true,
+        } => follow(&name, lines, client, output).await,
+        AppCommand::Compile { .. } => unreachable!("compiling needs no gateway"),
+    }
+}
+
+/// Prints what became of an app that was installed, started, stopped or restarted.
+fn outcome(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
+    if output.json {
+        return output.value(app);
+    }
+    let version = printable(&app.version);
+    match &app.reason {
+        Some(reason) => output.text(format!(
+            "{} {version} {}: {}",
+            app.name,
+            app.state,
+            printable(reason)
+        )),
+        None => output.text(format!("{} {version} {}", app.name, app.state)),
+    }
+}
+
+fn list(apps: Vec<AppInfo>, output: &Output) -> anyhow::Result<()> {
+    if output.json {
+        return output.value(&apps);
+    }
+    if apps.is_empty() {
+        return output.text("no apps; install one with `headgate app install PATH`");
+    }
+    let header = [
+        "NAME",
+        "VERSION",
+        "STATE",
+        "HANDLED",
+        "PUBLISHED",
+        "FAILED",
+        "DROPPED",
+    ];
+    let rows: Vec<_> = apps
+        .iter()
+        .map(|app| {
+            [
+                app.name.clone(),
+                printable(&app.version),
+                app.state.to_string(),
+                app.counters.handled.to_string(),
+                app.counters.published.to_string(),
+                app.counters.failed.to_string(),
+                app.counters.dropped.total().to_string(),
+            ]
+        })
+        .collect();
+    output.table(header, &rows)
+}
+
+fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
+    if output.json {
+        return output.value(app);
+    }
+    let counters = &app.counters;
+    let limits = &app.limits;
+    let optional = |text: &Option<String>| text.as_deref().map(printable);
+    let config = app
+        .config
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let rows = [
+        ("name", Some(app.name.clone())),
+        ("version", Some(app.version.clone())),
+        ("description", optional(&app.description)),
+        ("state", Some(app.state.to_string())),
+        ("reason", optional(&app.reason)),
+        ("since", Some(format!("{} ago", ago(app.since_ms)))),
+        ("restarts", Some(app.restarts.to_string())),
+        ("last error", optional(&app.last_error)),
+        (
+            "component",
+            Some(format!(
+                "sha256:{} ({} bytes)",
+                app.component_sha256, app.component_bytes
+            )),
+        ),
+        ("subscribe", Some(app.subscribe.join(" "))),
+        ("publish", Some(app.publish.join(" "))),
+        ("config", Some(config)),
+        (
+            "limits",
+            Some(format!(
+                "{} memory pages, {} ms a batch, {} events queued, {} published a batch, {} log \
+                 lines a batch",
+                limits.memory_pages,
+                limits.batch_deadline_ms,
+                limits.queue_events,
+                limits.publish_per_batch,
+                limits.log_per_batch
+            )),
+        ),
+        ("memory", Some(format!("{} bytes", app.memory_bytes))),
+        (
+            "events in",
+            Some(format!(
+                "{} offered = {} handled + {} failed + {} dropped + {} queued",
+                counters.offered,
+                counters.handled,
+                counters.failed,
+                counters.dropped.total(),
+                counters.queued
+            )),
+        ),
+        (
+            "events out",
+            Some(format!(
+                "{} published, {} denied, {} over quota",
+                counters.published, counters.denied, counters.over_publish_quota
+            )),
+        ),
+        (
+            "refused",
+            Some(format!(
+                "{} log lines, {} memory growths",
+                counters.over_log_quota, counters.refused_growth
+            )),
+        ),
+        ("batches", Some(counters.batches.to_string())),
+    ];
+    for (label, value) in rows {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            output.text(format!("{label:<12} {}", printable(&value)))?;
+        }
+    }
+    Ok(())
+}
+
+/// How long ago `unix_ms` was, in the largest unit that says enough.
+fn ago(unix_ms: u64) -> String {
+    let now_ms = crate::event::unix_time_ns() / 1_000_000;
+    let seconds = now_ms.saturating_sub(unix_ms) / 1000;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// Prints the last `lines` lines, then each new one as it comes, until interrupted.
+async fn follow(name: &str, lines: usize, client: &Client, output: &Output) -> anyhow::Result<()> {
+    let show = |line: &LogLine| {
+        if output.json {
+            output.value_line(line)
+        } else {
+            output.text(text(line))
+        }
+    };
+    // Even where none is to be shown, the last one says where the new ones begin.
+    let last = client.logs(name, lines.max(1)).await?;
+    last.iter()
+        .skip(last.len().saturating_sub(lines))
+        .try_for_each(show)?;
+    let mut next = last.last().map_or(0, |line| line.sequence + 1);
+    loop {
+        tokio::time::sleep(FOLLOW_EVERY).await;
+        let lines = client.logs(name, FOLLOW_LINES).await?;
+        // An app that was removed and installed anew has a new log.
+        if lines.last().is_none_or(|last| last.sequence + 1 < next) {
+            next = 0;
+        }
+        let from = next;
+        for line in lines.iter().filter(|line| line.sequence >= from) {
+            if line.sequence > next && !output.json {
+                output.text(format!("({} lines skipped)", line.sequence - next))?;
+            }
+            show(line)?;
+            next = line.sequence + 1;
+        }
+    }
+}
+
+fn text(line: &LogLine) -> String {
+    let context = match line.context.as_str() {
+        "" => String::new(),
+        context => format!("{}: ", printable(context)),
+    };
+    format!(
+        "{} {:<8} {context}{}",
+        utc(line.time_ms),
+        line.level.as_str(),
+        printable(&line.message)
+    )
+}
+
+/// A time in milliseconds since the Unix epoch, as RFC 3339 has it.
+fn utc(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    // Howard Hinnant's civil_from_days: years begin in March, so that leap days come last.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute) = (ms / 3_600_000, ms / 60_000 % 60);
+    let (second, milli) = (ms / 1000 % 60, ms % 1000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_log_lines_are_utc() {
+        for (unix_ms, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_001, "2000-02-29T00:00:00.001Z"),
+            (1_763_725_320_000, "2025-11-21T11:42:00.000Z"),
+            (1_735_689_599_999, "2024-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(utc(unix_ms), expected);
+        }
+    }
+}

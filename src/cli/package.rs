@@ -1,0 +1,295 @@
+//! Finding an app's manifest and component from what `headgate app install` is given.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::admin::{MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
+use crate::apps::{MANIFEST_FILE, Manifest, ManifestError};
+
+/// What is sent to the gateway.
+#[derive(Debug)]
+pub struct Package {
+    pub name: String,
+    pub manifest: String,
+    pub component: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    #[error("{}: no such file or folder", .0.display())]
+    NoSuchPath(PathBuf),
+    #[error(
+        "{}: there is no {MANIFEST_FILE} in this folder; name an app's folder, or give the \
+         manifest with --manifest FILE", .0.display()
+    )]
+    NoManifestInFolder(PathBuf),
+    #[error(
+        "{}: there is no {MANIFEST_FILE} beside this file; give the manifest with --manifest \
+         FILE", .0.display()
+    )]
+    NoManifestBeside(PathBuf),
+    #[error("{}: {problem}", .path.display())]
+    Manifest {
+        path: PathBuf,
+        problem: ManifestError,
+    },
+    #[error("{}: not UTF-8, so not a manifest", .0.display())]
+    ManifestNotUtf8(PathBuf),
+    #[error(
+        "app {name}: {component} is neither in {} nor among the built apps; build it with \
+         `cargo xtask apps`, or copy the component there", .folder.display()
+    )]
+    NoComponent {
+        name: String,
+        component: String,
+        folder: PathBuf,
+    },
+    #[error("{}: not a file", .0.display())]
+    NotAFile(PathBuf),
+    #[error("{}: larger than {max} bytes, the most that the gateway takes", .path.display())]
+    TooBig { path: PathBuf, max: usize },
+    #[error("{}: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl Package {
+    /// Reads the package that `path` names: a folder with a manifest and a component, a source
+    /// folder whose component `cargo xtask apps` has built, or a component with a manifest beside
+    /// it. `manifest` takes the place of the manifest found so. `target` is `CARGO_TARGET_DIR`.
+    pub fn find(
+        path: &Path,
+        manifest: Option<&Path>,
+        target: Option<&OsStr>,
+    ) -> Result<Package, PackageError> {
+        let metadata = path.metadata().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => PackageError::NoSuchPath(path.to_owned()),
+            _ => failed(path)(source),
+        })?;
+        let folder = if metadata.is_dir() {
+            path
+        } else {
+            path.parent().unwrap_or(Path::new(""))
+        };
+        let manifest_path = match manifest {
+            Some(manifest) => manifest.to_owned(),
+            None => folder.join(MANIFEST_FILE),
+        };
+        if manifest.is_none() && !manifest_path.exists() {
+            return Err(if metadata.is_dir() {
+                PackageError::NoManifestInFolder(path.to_owned())
+            } else {
+                PackageError::NoManifestBeside(path.to_owned())
+            });
+        }
+        let text = String::from_utf8(read(&manifest_path, MAX_MANIFEST_BYTES)?)
+            .map_err(|_| PackageError::ManifestNotUtf8(manifest_path.clone()))?;
+        // The queue's length is for the gateway to say; any will do for the check.
+        let checked = Manifest::parse(&text, 1).map_err(|problem| PackageError::Manifest {
+            path: manifest_path,
+            problem,
+        })?;
+        let component = if metadata.is_dir() {
+            find_component(path, &checked, target)?
+        } else {
+            path.to_owned()
+        };
+        Ok(Package {
+            component: read(&component, MAX_COMPONENT_BYTES)?,
+            name: checked.name,
+            manifest: text,
+        })
+    }
+}
+
+/// The component of the app in `folder`: beside the manifest, else where `cargo xtask apps` puts
+/// it, in the target folder of a workspace that `folder` lies in.
+fn find_component(
+    folder: &Path,
+    manifest: &Manifest,
+    target: Option<&OsStr>,
+) -> Result<PathBuf, PackageError> {
+    let beside = folder.join(&manifest.component);
+    if beside.exists() {
+        return Ok(beside);
+    }
+    let absolute = folder.canonicalize().map_err(failed(folder))?;
+    let of_ancestors = absolute.ancestors().map(|above| above.join("target"));
+    target
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(of_ancestors)
+        .map(|target| target.join("apps").join(&manifest.name))
+        .map(|built| built.join(&manifest.component))
+        .find(|built| built.exists())
+        .ok_or_else(|| PackageError::NoComponent {
+            name: manifest.name.clone(),
+            component: manifest.component.clone(),
+            folder: folder.to_owned(),
+        })
+}
+
+fn read(path: &Path, max: usize) -> Result<Vec<u8>, PackageError> {
+    let file = File::open(path).map_err(failed(path))?;
+    let metadata = file.metadata().map_err(failed(path))?;
+    if !metadata.is_file() {
+        return Err(PackageError::NotAFile(path.to_owned()));
+    }
+    let mut contents = Vec::new();
+    file.take(max as u64 + 1)
+        .read_to_end(&mut contents)
+        .map_err(failed(path))?;
+    if contents.len() > max {
+        return Err(PackageError::TooBig {
+            path: path.to_owned(),
+            max,
+        });
+    }
+    Ok(contents)
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
+    move |source| PackageError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const MANIFEST: &str = r#"
+        name = "thermo"
+        version = "1.0.0"
+        subscribe = ["plant/#"]
+    "#;
+
+    /// A workspace with the source folder of an app in it.
+    fn workspace() -> (tempfile::TempDir, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let app = root.path().join("apps/thermo");
+        fs::create_dir_all(&app).unwrap();
+        fs::write(app.join("manifest.toml"), MANIFEST).unwrap();
+        (root, app)
+    }
+
+    fn write(path: PathBuf, contents: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+
+    fn refused(path: &Path, manifest: Option<&Path>) -> String {
+        Package::find(path, manifest, None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_folder_holds_manifest_and_component() {
+        let (_root, app) = workspace();
+        write(app.join("thermo.wasm"), "beside");
+        let package = Package::find(&app, None, None).unwrap();
+        assert_eq!(package.name, "thermo");
+        assert_eq!(package.manifest, MANIFEST);
+        assert_eq!(package.component, b"beside");
+    }
+
+    #[test]
+    fn the_manifest_names_the_component() {
+        let (_root, app) = workspace();
+        let manifest = format!("{MANIFEST}\ncomponent = \"other.wasm\"");
+        write(app.join("manifest.toml"), &manifest);
+        write(app.join("other.wasm"), "other");
+        let package = Package::find(&app, None, None).unwrap();
+        assert_eq!(package.component, b"other");
+    }
+
+    #[test]
+    fn a_source_folders_component_is_found_where_the_build_puts_it() {
+        let (root, app) = workspace();
+        write(
+            root.path().join("target/apps/thermo/thermo.wasm"),
+            "workspace",
+        );
+        let package = Package::find(&app, None, None).unwrap();
+        assert_eq!(package.component, b"workspace");
+
+        let elsewhere = root.path().join("elsewhere");
+        write(elsewhere.join("apps/thermo/thermo.wasm"), "elsewhere");
+        let package = Package::find(&app, None, Some(elsewhere.as_os_str())).unwrap();
+        assert_eq!(
+            package.component, b"elsewhere",
+            "CARGO_TARGET_DIR goes first"
+        );
+    }
+
+    #[test]
+    fn a_component_that_was_not_built_yet_names_the_command_that_builds_it() {
+        let (_root, app) = workspace();
+        let error = refused(&app, None);
+        assert!(error.starts_with("app thermo: thermo.wasm"), "{error}");
+        assert!(error.contains("`cargo xtask apps`"), "{error}");
+    }
+
+    #[test]
+    fn a_component_takes_the_manifest_beside_it_or_the_one_that_is_named() {
+        let (root, app) = workspace();
+        let beside = app.join("any-name.wasm");
+        write(beside.clone(), "x");
+        assert_eq!(Package::find(&beside, None, None).unwrap().name, "thermo");
+
+        let alone = root.path().join("alone.wasm");
+        write(alone.clone(), "y");
+        let error = refused(&alone, None);
+        assert!(error.contains("--manifest FILE"), "{error}");
+        let manifest = app.join("manifest.toml");
+        let package = Package::find(&alone, Some(&manifest), None).unwrap();
+        assert_eq!(package.component, b"y");
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let (root, app) = workspace();
+        let missing = root.path().join("no-such-app");
+        assert_eq!(
+            refused(&missing, None),
+            format!("{}: no such file or folder", missing.display())
+        );
+        assert!(refused(root.path(), None).contains("no manifest.toml in this folder"));
+        let manifest = root.path().join("other.toml");
+        let error = refused(&app, Some(&manifest));
+        assert!(error.contains("other.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_manifest_is_named_with_its_line() {
+        let (_root, app) = workspace();
+        write(
+            app.join("manifest.toml"),
+            "name = \"a/b\"\nversion = \"1\"\n",
+        );
+        let error = refused(&app, None);
+        assert!(error.contains("manifest.toml: line 1"), "{error}");
+
+        fs::write(app.join("manifest.toml"), b"name = \"\xff\"").unwrap();
+        assert!(refused(&app, None).contains("not UTF-8"));
+    }
+
+    #[test]
+    fn a_component_that_is_too_big_is_not_even_sent() {
+        let (_root, app) = workspace();
+        let component = File::create(app.join("thermo.wasm")).unwrap();
+        component.set_len(MAX_COMPONENT_BYTES as u64 + 1).unwrap();
+        let error = refused(&app, None);
+        assert!(error.contains("larger than 67108864 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_in_the_place_of_the_component_is_refused() {
+        let (_root, app) = workspace();
+        fs::create_dir(app.join("thermo.wasm")).unwrap();
+        assert!(refused(&app, None).ends_with("thermo.wasm: not a file"));
+    }
+}

@@ -1,0 +1,30 @@
+//! The configuration: from defaults, a TOML file, `HEADGATE_*` variables and flags to one typed tree.
+//!
+//! [`tree`] declares every key once; all else here works from that declaration. Nothing in this room
+//! knows how a value is used, and nothing reads the process's environment except
+//! [`Source::of_process`].
+
+mod file;
+mod key;
+mod origin;
+mod problem;
+mod resolve;
+mod schema;
+mod section;
+mod suggest;
+mod tree;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use key::Key;
+pub use origin::{Origin, Position};
+pub use problem::{ConfigErrors, Fault, Problem};
+pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
+pub use schema::{json_schema, markdown};
+pub use tree::{
+    AdminConfig, AppsConfig, BatchConfig, Config, LogConfig, MetricsConfig, MqttConfig,
+    PipelineConfig, ShutdownConfig, StoreConfig, keys,
+};
+pub use value::{AddressError, ListenAddress, LogFormat, SizeError, Value};

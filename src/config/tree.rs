@@ -1,0 +1,227 @@
+//! Every key of the configuration: name, type, default, allowed values, meaning.
+//!
+//! To add one, add a field here and use it in its room; then
+//! `headgate config schema --markdown > docs/configuration.md`.
+
+use std::path::PathBuf;
+
+use super::key::{Key, Kind, Preset, Section};
+use super::resolve;
+use super::section::section;
+use super::value::{ListenAddress, LogFormat, Lookup};
+
+// Sizes are kept as usize, and some may be larger than what 32 bits hold.
+const _: () = assert!(usize::BITS >= 64);
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// LMDB wants whole pages; 64 KiB is the largest page that Linux uses on the machines we run on.
+const LARGEST_PAGE: u64 = 64 * KIB;
+
+/// The largest packet that MQTT can frame: four length bytes of seven bits.
+const MQTT_MAX_PACKET_BYTES: u64 = 268_435_455;
+
+/// An hour: longer time-outs than that are slips of the pen.
+const HOUR_MS: u64 = 3_600_000;
+
+const fn integer(min: u64, max: u64) -> Kind {
+    Kind::Integer { min, max }
+}
+
+const fn bytes(min: u64, max: u64) -> Kind {
+    Kind::Bytes { min, max, whole: 1 }
+}
+
+/// The configuration, resolved and checked: one field a section of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub store: StoreConfig,
+    pub mqtt: MqttConfig,
+    pub pipeline: PipelineConfig,
+    pub apps: AppsConfig,
+    pub metrics: MetricsConfig,
+    pub admin: AdminConfig,
+    pub log: LogConfig,
+    pub shutdown: ShutdownConfig,
+}
+
+/// The sections, in the order in which they are resolved and shown. `admin` comes after `store`,
+/// because its default lies inside the store.
+pub(super) const SECTIONS: &[&Section] = &[
+    &StoreConfig::SECTION,
+    &MqttConfig::SECTION,
+    &PipelineConfig::SECTION,
+    &AppsConfig::SECTION,
+    &MetricsConfig::SECTION,
+    &AdminConfig::SECTION,
+    &LogConfig::SECTION,
+    &ShutdownConfig::SECTION,
+];
+
+impl Config {
+    pub(super) fn read(values: &impl Lookup) -> Config {
+        Config {
+            store: StoreConfig::read(values),
+            mqtt: MqttConfig::read(values),
+            pipeline: PipelineConfig::read(values),
+            apps: AppsConfig::read(values),
+            metrics: MetricsConfig::read(values),
+            admin: AdminConfig::read(values),
+            log: LogConfig::read(values),
+            shutdown: ShutdownConfig::read(values),
+        }
+    }
+}
+
+section! {
+    /// Where the gateway keeps what must outlive it.
+    StoreConfig = "store" {
+        /// Folder of the database: apps, their state, sessions. Created if it is missing. One gateway
+        /// a folder.
+        path: PathBuf = Kind::Path { socket: false }, Preset::Derived {
+            from: "$STATE_DIRECTORY, else $XDG_STATE_HOME/headgate; else /var/lib/headgate for root and ~/.local/state/headgate for others",
+            example: "/var/lib/headgate",
+            derive: resolve::default_store_path,
+        };
+        /// Most bytes that the database may grow to. It is address space, taken from the disk only
+        /// as it fills. Rounded up to a multiple of 64 KiB.
+        max_bytes: usize = Kind::Bytes { min: MIB, max: 256 * GIB, whole: LARGEST_PAGE }, Preset::Text("1GiB");
+    }
+}
+
+section! {
+    /// The MQTT listener (3.1.1 and 5 on one port), and how much one client may take up.
+    MqttConfig = "mqtt" {
+        /// Where MQTT clients connect. Port 0 takes a free port.
+        listen: ListenAddress = Kind::Address { can_be_off: false }, Preset::Text("127.0.0.1:1883");
+        /// Most clients that are connected at a time.
+        max_connections: usize = integer(1, 100_000), Preset::Text("1024");
+        /// Largest packet taken from a client, in bytes; a client that sends a larger one is
+        /// disconnected.
+        max_packet_bytes: usize = bytes(64, MQTT_MAX_PACKET_BYTES), Preset::Text("1MiB");
+        /// Milliseconds within which a new connection must have sent its CONNECT.
+        connect_timeout_ms: u64 = integer(1, HOUR_MS), Preset::Text("5000");
+        /// Milliseconds after which a client that takes no byte of what is sent to it is dropped.
+        write_timeout_ms: u64 = integer(1, HOUR_MS), Preset::Text("10000");
+        /// Longest keep-alive that a client may have, in seconds. An MQTT 5 client that asks for
+        /// more is told this one. 0 sets no limit.
+        max_keep_alive_s: u16 = integer(0, 65_535), Preset::Text("0");
+        /// Most QoS 1 and 2 messages on their way to one client without its acknowledgement. An
+        /// MQTT 5 client's own receive maximum can lower it.
+        max_inflight: u16 = integer(1, 65_535), Preset::Text("32");
+        /// Most QoS 1 and 2 messages that one client may have sent without our acknowledgement.
+        receive_maximum: u16 = integer(1, 65_535), Preset::Text("1024");
+        /// Most messages that wait for one client.
+        max_queued_messages: usize = integer(1, 10_000_000), Preset::Text("100000");
+        /// Most bytes of messages that wait for one client.
+        max_queued_bytes: usize = bytes(KIB, 4 * GIB), Preset::Text("16MiB");
+        /// Most subscriptions of one client.
+        max_subscriptions: usize = integer(1, 100_000), Preset::Text("1000");
+        /// Longest that the session of a client that has gone is kept, in seconds.
+        session_expiry_max_s: u32 = integer(0, 0xffff_ffff), Preset::Text("86400");
+        /// Most retained messages of all topics. 0 keeps none.
+        max_retained_messages: usize = integer(0, 10_000_000), Preset::Text("100000");
+        /// Most messages a second that one client may publish; it is read more slowly beyond that.
+        /// 0 sets no limit.
+        max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
+    }
+}
+
+section! {
+    /// The way from the listeners to the apps.
+    PipelineConfig = "pipeline" {
+        /// Most events that wait to be put into batches.
+        queue_events: usize = integer(1, 4_194_304), Preset::Text("65536");
+        .. batch: BatchConfig;
+    }
+}
+
+section! {
+    /// When a batch of events is closed. A batch never waits while its app is idle.
+    BatchConfig = "pipeline.batch" {
+        /// Most events in a batch.
+        max_events: usize = integer(1, 4096), Preset::Text("64");
+        /// Microseconds after which a batch is closed, even if it isn't full.
+        max_delay_us: u64 = integer(0, 1_000_000), Preset::Text("1000");
+    }
+}
+
+section! {
+    /// The WASM apps.
+    AppsConfig = "apps" {
+        /// Threads that run apps. 0 takes one for each CPU.
+        workers: usize = integer(0, 256), Preset::Text("0");
+        /// Most events that wait for one app.
+        queue_events: usize = integer(1, 1_048_576), Preset::Text("8192");
+        /// Milliseconds between the ticks by which the time of a running app is measured, and so how
+        /// exactly its time limit is kept.
+        epoch_ms: u64 = integer(1, 100), Preset::Text("5");
+    }
+}
+
+section! {
+    /// The HTTP listener for `/metrics`, `/healthz` and `/readyz`.
+    MetricsConfig = "metrics" {
+        /// Where metrics are served. Port 0 takes a free port; "off" or "" serves none.
+        listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("127.0.0.1:9464");
+    }
+}
+
+section! {
+    /// The interface that the other `headgate` subcommands talk to.
+    AdminConfig = "admin" {
+        /// Unix socket of the admin API. Its path has at most 107 bytes.
+        socket: PathBuf = Kind::Path { socket: true }, Preset::Derived {
+            from: "$RUNTIME_DIRECTORY/admin.sock, else admin.sock in store.path",
+            example: "/run/headgate/admin.sock",
+            derive: resolve::default_admin_socket,
+        };
+    }
+}
+
+section! {
+    /// The log, on standard error.
+    LogConfig = "log" {
+        /// Lines for people or JSON for machines.
+        format: LogFormat = Kind::Choice(LogFormat::NAMES), Preset::Text("text");
+        /// Which lines are logged: a level (off, error, warn, info, debug, trace), and levels of
+        /// single modules after commas.
+        level: String = Kind::LogFilter, Preset::Text("info");
+    }
+}
+
+section! {
+    /// How the gateway stops.
+    ShutdownConfig = "shutdown" {
+        /// Milliseconds that the gateway may take to finish its work after SIGTERM or SIGINT.
+        timeout_ms: u64 = integer(1, 600_000), Preset::Text("5000");
+    }
+}
+
+/// Defaults for the sections that don't depend on where the gateway runs.
+macro_rules! defaults {
+    ($($name:ident),*) => {
+        $(impl Default for $name {
+            fn default() -> Self {
+                $name::read(&resolve::Presets)
+            }
+        })*
+    };
+}
+
+defaults!(
+    MqttConfig,
+    PipelineConfig,
+    BatchConfig,
+    AppsConfig,
+    MetricsConfig,
+    LogConfig,
+    ShutdownConfig
+);
+
+/// All keys, in the order of the sections.
+pub fn keys() -> impl Iterator<Item = &'static Key> + Clone {
+    SECTIONS.iter().flat_map(|section| section.all_keys())
+}

@@ -1,0 +1,553 @@
+//! Values: from TOML or text, checked against what their key allows, to the types that rooms read.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use toml::de::DeValue;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use super::key::Kind;
+use super::problem::{Fault, quoted};
+use super::suggest;
+
+/// A value that its key allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    Integer(u64),
+    /// A number of bytes.
+    Bytes(u64),
+    Path(PathBuf),
+    /// None where the listener is off.
+    Address(Option<ListenAddress>),
+    Text(String),
+}
+
+/// Where to listen: a host name or address, and a port.
+///
+/// `as_pair` is what `bind` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddress {
+    /// Without brackets if it is an IPv6 address.
+    pub host: String,
+    /// 0 takes a free port.
+    pub port: u16,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why a text is no `host:port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    #[error("the port is missing")]
+    NoPort,
+    #[error("the port must be a number from 0 to 65535")]
+    BadPort,
+    #[error("the host is missing (0.0.0.0 listens on all interfaces)")]
+    NoHost,
+    #[error("an IPv6 address needs brackets, as in [::1]:1883")]
+    BareIpv6,
+    #[error("the host is neither a name nor an IP address")]
+    BadHost,
+}
+
+/// Why a text is no number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    #[error("it must be a whole number and a unit")]
+    NoNumber,
+    #[error("the units are B, KiB, MiB and GiB")]
+    BadUnit,
+    #[error("it is too large to count")]
+    TooLarge,
+}
+
+/// Bytes of a socket's path that fit into `sun_path`, without its closing NUL.
+pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Units of sizes, largest first.
+const UNITS: [(&str, u64); 4] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
+
+impl Kind {
+    /// What a value must be, for errors.
+    pub(super) fn expected(&self) -> String {
+        match self {
+            Kind::Integer { .. } => "an integer".to_owned(),
+            Kind::Bytes { .. } => "a number of bytes or a string such as \"16MiB\"".to_owned(),
+            Kind::Path { .. } => "a path in quotes".to_owned(),
+            Kind::Address { .. } => "\"host:port\" in quotes".to_owned(),
+            Kind::Choice(words) => format!("one of {}", listed(words)),
+            Kind::LogFilter => "a log level in quotes".to_owned(),
+        }
+    }
+
+    /// Which values are allowed, for errors and the documentation.
+    pub(super) fn allowed(&self) -> String {
+        match self {
+            Kind::Integer { min, max } => format!("{min} to {max}"),
+            Kind::Bytes { min, max, .. } => {
+                format!("{} to {}", size_text(*min), size_text(*max))
+            }
+            Kind::Path { socket: false } => "a path".to_owned(),
+            Kind::Path { socket: true } => {
+                format!("a path of at most {MAX_SOCKET_PATH_BYTES} bytes")
+            }
+            Kind::Address { can_be_off: false } => "host:port".to_owned(),
+            Kind::Address { can_be_off: true } => "host:port, off".to_owned(),
+            Kind::Choice(words) => words.join(", "),
+            Kind::LogFilter => "level, module=level".to_owned(),
+        }
+    }
+
+    /// Reads a value of the configuration file. Relative paths count from `folder`, where the file
+    /// lies.
+    pub(super) fn read_toml(&self, value: &DeValue<'_>, folder: &Path) -> Result<Value, Fault> {
+        match (self, value) {
+            (Kind::Integer { .. } | Kind::Bytes { .. }, DeValue::Integer(integer)) => {
+                match i128::from_str_radix(integer.as_str(), integer.radix()) {
+                    Ok(number) => self.in_range(number, integer.to_string()),
+                    // The parser has seen to the digits, so there are too many of them.
+                    Err(_) => Err(self.out_of_range(shortened(&integer.to_string()))),
+                }
+            }
+            (Kind::Integer { .. }, DeValue::String(_)) => Err(self.wrong_type(describe(value))),
+            (Kind::Path { .. }, DeValue::String(text)) => match self.read_text(text)? {
+                Value::Path(path) => Ok(Value::Path(folder.join(path))),
+                other => Ok(other),
+            },
+            (_, DeValue::String(text)) => self.read_text(text),
+            _ => Err(self.wrong_type(describe(value))),
+        }
+    }
+
+    /// Reads the value of an environment variable or of a flag.
+    pub(super) fn read_os(&self, value: &OsStr) -> Result<Value, Fault> {
+        match (self, value.to_str()) {
+            (_, Some(text)) => self.read_text(text),
+            (Kind::Path { .. }, None) => Ok(Value::Path(PathBuf::from(value))),
+            (_, None) => Err(Fault::ValueNotUtf8),
+        }
+    }
+
+    pub(super) fn read_text(&self, text: &str) -> Result<Value, Fault> {
+        match self {
+            Kind::Integer { .. } => match text.parse() {
+                Ok(number) => self.in_range(number, text.to_owned()),
+                Err(_) if is_digits(text.strip_prefix('-').unwrap_or(text)) => {
+                    Err(self.out_of_range(shortened(text)))
+                }
+                Err(_) => Err(self.wrong_type(quoted(text))),
+            },
+            Kind::Bytes { .. } => match parse_size(text) {
+                Ok(number) => self.in_range(i128::from(number), text.to_owned()),
+                Err(error) => Err(Fault::BadSize {
+                    found: quoted(text),
+                    error,
+                }),
+            },
+            Kind::Path { .. } => read_path(text),
+            Kind::Address { can_be_off: true } if text.is_empty() || text == "off" => {
+                Ok(Value::Address(None))
+            }
+            Kind::Address { .. } => match text.parse() {
+                Ok(address) => Ok(Value::Address(Some(address))),
+                Err(error) => Err(Fault::BadAddress {
+                    found: quoted(text),
+                    error,
+                }),
+            },
+            Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
+            Kind::Choice(words) => Err(Fault::NotAChoice {
+                found: quoted(text),
+                allowed: listed(words),
+            }),
+            Kind::LogFilter => match check_log_filter(text) {
+                Ok(()) => Ok(Value::Text(text.to_owned())),
+                Err(why) => Err(Fault::BadLogFilter {
+                    found: quoted(text),
+                    why,
+                }),
+            },
+        }
+    }
+
+    fn in_range(&self, number: i128, found: String) -> Result<Value, Fault> {
+        let fits = |min: u64, max: u64| {
+            let number = u64::try_from(number).ok();
+            number.filter(|number| (min..=max).contains(number))
+        };
+        let value = match *self {
+            Kind::Integer { min, max } => fits(min, max).map(Value::Integer),
+            Kind::Bytes { min, max, whole } => fits(min, max)
+                .and_then(|number| number.checked_next_multiple_of(whole))
+                .map(Value::Bytes),
+            _ => return Err(self.wrong_type(found)),
+        };
+        value.ok_or_else(|| self.out_of_range(found))
+    }
+
+    fn out_of_range(&self, found: String) -> Fault {
+        Fault::OutOfRange {
+            found,
+            allowed: self.allowed(),
+        }
+    }
+
+    fn wrong_type(&self, found: String) -> Fault {
+        Fault::WrongType {
+            expected: self.expected(),
+            found,
+        }
+    }
+}
+
+impl Value {
+    /// As in a TOML file.
+    pub fn to_toml(&self) -> String {
+        match self {
+            Value::Integer(number) => number.to_string(),
+            Value::Bytes(number) => match size_text(*number) {
+                text if is_digits(&text) => text,
+                text => format!("\"{text}\""),
+            },
+            Value::Path(path) => toml::Value::from(path.to_string_lossy().as_ref()).to_string(),
+            Value::Address(address) => toml::Value::from(address_text(address)).to_string(),
+            Value::Text(text) => toml::Value::from(text.as_str()).to_string(),
+        }
+    }
+
+    /// As in JSON; sizes are numbers of bytes.
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Value::Integer(number) | Value::Bytes(number) => (*number).into(),
+            Value::Path(path) => path.to_string_lossy().into(),
+            Value::Address(address) => address_text(address).into(),
+            Value::Text(text) => text.as_str().into(),
+        }
+    }
+}
+
+fn address_text(address: &Option<ListenAddress>) -> String {
+    match address {
+        Some(address) => address.to_string(),
+        None => "off".to_owned(),
+    }
+}
+
+impl ListenAddress {
+    /// What `TcpListener::bind` takes.
+    pub fn as_pair(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
+    /// Two listeners can't have both addresses.
+    pub(super) fn collides_with(&self, other: &ListenAddress) -> bool {
+        if self.port != other.port || self.port == 0 {
+            return false;
+        }
+        let (ours, theirs) = (Interface::of(&self.host), Interface::of(&other.host));
+        ours == theirs || ours == Interface::All || theirs == Interface::All
+    }
+}
+
+/// What a host listens on, as far as one can tell without asking the resolver.
+#[derive(PartialEq, Eq)]
+enum Interface {
+    All,
+    One(IpAddr),
+    Named(String),
+}
+
+impl Interface {
+    fn of(host: &str) -> Interface {
+        match host.parse::<IpAddr>() {
+            Ok(ip) if ip.is_unspecified() => Interface::All,
+            Ok(ip) => Interface::One(ip.to_canonical()),
+            Err(_) if host.eq_ignore_ascii_case("localhost") => {
+                Interface::One(IpAddr::from([127, 0, 0, 1]))
+            }
+            Err(_) => Interface::Named(host.to_ascii_lowercase()),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (host, port) = match text.rsplit_once(':') {
+            Some(parts) => parts,
+            None if is_digits(text) => return Err(AddressError::NoHost),
+            None => return Err(AddressError::NoPort),
+        };
+        let host = match host.strip_prefix('[') {
+            Some(rest) => {
+                let Some(inner) = rest.strip_suffix(']') else {
+                    return Err(if text.ends_with(']') {
+                        AddressError::NoPort
+                    } else {
+                        AddressError::BadHost
+                    });
+                };
+                inner
+                    .parse::<Ipv6Addr>()
+                    .map_err(|_| AddressError::BadHost)?;
+                inner
+            }
+            None if text.parse::<Ipv6Addr>().is_ok() || host.parse::<Ipv6Addr>().is_ok() => {
+                return Err(AddressError::BareIpv6);
+            }
+            None if host.is_empty() => return Err(AddressError::NoHost),
+            None if !is_host(host) => return Err(AddressError::BadHost),
+            None => host,
+        };
+        if port.is_empty() {
+            return Err(AddressError::NoPort);
+        }
+        if !is_digits(port) {
+            return Err(AddressError::BadPort);
+        }
+        Ok(ListenAddress {
+            host: host.to_owned(),
+            port: port.parse().map_err(|_| AddressError::BadPort)?,
+        })
+    }
+}
+
+/// Longest host name that DNS can carry.
+const MAX_HOST_BYTES: usize = 253;
+
+fn is_host(host: &str) -> bool {
+    let is_name = host.len() <= MAX_HOST_BYTES
+        && host.split('.').all(|label| {
+            !label.is_empty()
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        });
+    // Only digits and dots: a slip in an IPv4 address rather than a name.
+    let looks_like_ip = host
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    is_name && (!looks_like_ip || host.parse::<IpAddr>().is_ok())
+}
+
+impl LogFormat {
+    pub(super) const NAMES: &'static [&'static str] = &["text", "json"];
+}
+
+/// Finds values by dotted key, for the structs of [`super::tree`].
+pub trait Lookup {
+    fn value(&self, name: &str) -> Option<Value>;
+}
+
+/// A type that a field of the configuration can have.
+pub trait FieldType: Sized {
+    fn from_value(value: Value) -> Option<Self>;
+}
+
+/// The field that key `name` fills.
+pub(super) fn field<T: FieldType>(values: &impl Lookup, name: &str) -> T {
+    values
+        .value(name)
+        .and_then(T::from_value)
+        .expect("each key has a value, and its field's type holds all values that it allows")
+}
+
+macro_rules! integer_fields {
+    ($($type:ty),*) => {
+        $(impl FieldType for $type {
+            fn from_value(value: Value) -> Option<Self> {
+                match value {
+                    Value::Integer(number) | Value::Bytes(number) => number.try_into().ok(),
+                    _ => None,
+                }
+            }
+        })*
+    };
+}
+
+integer_fields!(u16, u32, u64, usize);
+
+impl FieldType for PathBuf {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for String {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for ListenAddress {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Address(address) => address,
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for Option<ListenAddress> {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Address(address) => Some(address),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for LogFormat {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) if text == "text" => Some(LogFormat::Text),
+            Value::Text(text) if text == "json" => Some(LogFormat::Json),
+            _ => None,
+        }
+    }
+}
+
+fn read_path(text: &str) -> Result<Value, Fault> {
+    let refused = |why: &str| {
+        Err(Fault::BadPath {
+            found: quoted(text),
+            why: why.to_owned(),
+        })
+    };
+    if text.is_empty() {
+        refused("it is empty")
+    } else if text.contains(char::is_control) {
+        refused(
+            "it contains a control character; in TOML, a backslash stands for itself only in 'single quotes'",
+        )
+    } else if text == "~" || text.starts_with("~/") {
+        refused("~ means your home folder only to a shell")
+    } else {
+        Ok(Value::Path(PathBuf::from(text)))
+    }
+}
+
+/// A size such as `512MiB`, `1 GiB` or `4096`, in bytes.
+fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err(SizeError::NoNumber);
+    }
+    let unit = match unit.strip_prefix(' ').unwrap_or(unit) {
+        "" => "B",
+        unit if unit.starts_with(['.', '_', ',']) => return Err(SizeError::NoNumber),
+        unit => unit,
+    };
+    let (_, factor) = UNITS
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .ok_or(SizeError::BadUnit)?;
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(*factor))
+        .ok_or(SizeError::TooLarge)
+}
+
+/// `bytes` in the largest unit that leaves a whole number; only digits if that is a byte.
+fn size_text(bytes: u64) -> String {
+    for (unit, factor) in UNITS {
+        if factor > 1 && bytes > 0 && bytes.is_multiple_of(factor) {
+            return format!("{}{unit}", bytes / factor);
+        }
+    }
+    bytes.to_string()
+}
+
+/// `EnvFilter` takes a misspelt level for the name of a module, and then logs nothing. So a word
+/// that stands alone must be a level here.
+fn check_log_filter(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    for directive in text.split(',').map(str::trim) {
+        let is_word = !directive.contains(['=', '[', ']', '{', '}']);
+        if is_word && directive.parse::<LevelFilter>().is_err() {
+            let close = suggest::nearest(directive, LEVELS.iter().copied());
+            return Err(match close {
+                Some(level) => format!("no level {}; did you mean {level}?", quoted(directive)),
+                None => format!("no level {}", quoted(directive)),
+            });
+        }
+    }
+    Ok(())
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn listed(words: &[&str]) -> String {
+    words
+        .iter()
+        .map(|word| format!("\"{word}\""))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Most digits of a number that an error repeats.
+const SHOWN_DIGITS: usize = 24;
+
+fn shortened(digits: &str) -> String {
+    if digits.len() <= SHOWN_DIGITS {
+        digits.to_owned()
+    } else {
+        let start: String = digits.chars().take(SHOWN_DIGITS).collect();
+        format!("{start}…")
+    }
+}
+
+/// What stands in a file where something else was expected.
+pub(super) fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("the string {}", quoted(text)),
+        DeValue::Integer(integer) => format!("the integer {}", shortened(&integer.to_string())),
+        DeValue::Float(float) => format!("the float {}", shortened(&float.to_string())),
+        DeValue::Boolean(boolean) => format!("the boolean {boolean}"),
+        DeValue::Datetime(datetime) => format!("the date {datetime}"),
+        DeValue::Array(_) => "an array".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}

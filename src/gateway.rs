@@ -1,0 +1,331 @@
+//! The composition root: from a [`Config`] to a running gateway, and down again.
+//!
+//! The only place that knows all rooms. They start in the order in which events flow backwards
+//! (store, pipeline, edge, apps), so that nothing takes in what nobody could handle, and they stop
+//! in the order in which events flow, so that what was taken in is handled.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::admin::{self, AdminListener, AdminState};
+use crate::apps::{AppError, Apps, AppsConfig};
+use crate::broker::{Broker, BrokerConfig};
+use crate::config::Config;
+use crate::event::Event;
+use crate::metrics::{self, Endpoints, Health, ListenError};
+use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
+use crate::store::{Store, StoreConfig, StoreError};
+use crate::systemd;
+
+/// Why a gateway can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Apps(#[from] AppError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Admin(#[from] admin::SocketError),
+    #[error("can't start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A gateway that is up: it takes events in from [`build`] on.
+pub struct Gateway {
+    store: Store,
+    pipeline: Arc<Pipeline>,
+    broker: Arc<Broker>,
+    apps: Apps,
+    outputs: Arc<Outputs>,
+    health: Health,
+    admin: AdminListener,
+    metrics: Option<(SocketAddr, TcpListener)>,
+    shutdown_timeout: Duration,
+    started: Instant,
+}
+
+/// Starts all rooms. Must be called in a tokio runtime.
+pub async fn build(config: &Config) -> Result<Gateway, StartError> {
+    let started = Instant::now();
+    let health = Health::default();
+    // The listeners first: an address in use is found out before anything is touched.
+    let mqtt = listen(&config.mqtt.listen, "mqtt.listen").await?;
+    let metrics = match &config.metrics.listen {
+        Some(address) => {
+            let listener = listen(address, "metrics.listen").await?;
+            let address = listener.local_addr().map_err(|source| ListenError {
+                key: "metrics.listen",
+                address: address.to_string(),
+                source,
+            })?;
+            Some((address, listener))
+        }
+        None => None,
+    };
+    let store = Store::open(&StoreConfig {
+        path: config.store.path.clone(),
+        map_bytes: config.store.max_bytes,
+    })?;
+    // After the store, whose lock says that no other gateway uses this folder.
+    let admin = AdminListener::bind(&config.admin.socket)?;
+
+    let routes = Arc::new(Routes::default());
+    let pipeline = PipelineConfig {
+        queue_events: config.pipeline.queue_events,
+        max_batch_events: config.pipeline.batch.max_events,
+        max_batch_delay: Duration::from_micros(config.pipeline.batch.max_delay_us),
+    };
+    let pipeline = Arc::new(Pipeline::start(pipeline, routes.clone()).map_err(StartError::Thread)?);
+    let outputs = Arc::new(Outputs {
+        broker: OnceLock::new(),
+        pipeline: pipeline.clone(),
+        latency: Latency::default(),
+    });
+    let apps = {
+        let config = apps_config(config).map_err(StartError::Thread)?;
+        let (store, outputs, progress) = (store.clone(), outputs.clone(), pipeline.progress());
+        let open = move || Apps::open(config, store, routes, outputs, progress);
+        tokio::task::spawn_blocking(open)
+            .await
+            .expect("opening apps does not panic")?
+    };
+    // The edge last: its clients find the apps running.
+    let address = config.mqtt.listen.to_string();
+    let broker =
+        Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
+            ListenError {
+                key: "mqtt.listen",
+                address,
+                source,
+            }
+        })?;
+    let broker = Arc::new(broker);
+    outputs
+        .broker
+        .set(broker.clone())
+        .unwrap_or_else(|_| unreachable!("set here and nowhere else"));
+    health.watch("pipeline", {
+        let pipeline = pipeline.clone();
+        move || {
+            let responsive = pipeline.is_responsive();
+            Box::pin(async move {
+                match responsive {
+                    true => Ok(()),
+                    false => Err("events wait and the routing thread does not come round".into()),
+                }
+            })
+        }
+    });
+    let gateway = Gateway {
+        store,
+        pipeline,
+        broker,
+        apps,
+        outputs,
+        health,
+        admin,
+        metrics,
+        shutdown_timeout: Duration::from_millis(config.shutdown.timeout_ms),
+        started,
+    };
+    Ok(gateway)
+}
+
+async fn listen(
+    address: &crate::config::ListenAddress,
+    key: &'static str,
+) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address.as_pair())
+        .await
+        .map_err(|source| ListenError {
+            key,
+            address: address.to_string(),
+            source,
+        })
+}
+
+fn broker_config(config: &Config) -> BrokerConfig {
+    let mqtt = &config.mqtt;
+    BrokerConfig {
+        max_connections: mqtt.max_connections,
+        max_packet_bytes: mqtt.max_packet_bytes,
+        connect_timeout: Duration::from_millis(mqtt.connect_timeout_ms),
+        write_timeout: Duration::from_millis(mqtt.write_timeout_ms),
+        max_keep_alive: Duration::from_secs(mqtt.max_keep_alive_s.into()),
+        max_inflight: mqtt.max_inflight,
+        receive_maximum: mqtt.receive_maximum,
+        max_queued_messages: mqtt.max_queued_messages,
+        max_queued_bytes: mqtt.max_queued_bytes,
+        max_subscriptions: mqtt.max_subscriptions,
+        session_expiry_max: Duration::from_secs(mqtt.session_expiry_max_s.into()),
+        max_retained_messages: mqtt.max_retained_messages,
+        max_messages_per_s: mqtt.max_messages_per_s,
+    }
+}
+
+fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
+    Ok(AppsConfig {
+        workers: config.apps.workers,
+        queue_events: config.apps.queue_events,
+        epoch: Duration::from_millis(config.apps.epoch_ms),
+        max_batch_events: config.pipeline.batch.max_events,
+        ..AppsConfig::new(&config.store.path)?
+    })
+}
+
+/// Where what apps make goes: to the clients, and to other apps.
+struct Outputs {
+    /// Set once the edge is up; what an app makes before that has nobody to go to but apps.
+    broker: OnceLock<Arc<Broker>>,
+    pipeline: Arc<Pipeline>,
+    latency: Latency,
+}
+
+impl Sink for Outputs {
+    fn publish(&self, _source: &str, events: Vec<Event>) {
+        thread_local! {
+            /// A tap remembers topics, so each worker thread keeps its own.
+            static TAP: std::cell::RefCell<Option<Tap>> = const { std::cell::RefCell::new(None) };
+        }
+        if let Some(broker) = self.broker.get() {
+            broker.publish(&events);
+        }
+        self.latency
+            .record(events.iter().map(|event| event.received.elapsed()));
+        TAP.with_borrow_mut(|tap| {
+            let tap = tap.get_or_insert_with(|| self.pipeline.tap());
+            for event in events {
+                let topic = event.topic.clone();
+                tap.add(&topic, || event);
+            }
+            tap.flush_feedback();
+        });
+    }
+}
+
+impl Gateway {
+    /// The address of the MQTT listener.
+    pub fn mqtt_addr(&self) -> SocketAddr {
+        self.broker.addr()
+    }
+
+    /// The address of the metrics listener, unless it is off.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|(address, _)| *address)
+    }
+
+    pub fn apps(&self) -> &Apps {
+        &self.apps
+    }
+
+    /// Runs until `shutdown` resolves, then drains: nothing is taken in any more, what was taken
+    /// in goes through the apps, what they made is sent. Bounded by `shutdown.timeout_ms`.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let (stop, stopping) = watch::channel(false);
+        let stopped = move || {
+            let mut stopping = stopping.clone();
+            async move {
+                // An error means that the gateway is gone, which is a reason to stop too.
+                let _ = stopping.wait_for(|stop| *stop).await;
+            }
+        };
+        let status = {
+            let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
+            let (outputs, health, started) =
+                (self.outputs.clone(), self.health.clone(), self.started);
+            let (mqtt, metrics) = (self.mqtt_addr(), self.metrics_addr());
+            let store = self.store.path().to_owned();
+            let apps = self.apps.clone();
+            Arc::new(move || {
+                let latency = |quantile| outputs.latency.quantile(quantile).as_micros() as u64;
+                serde_json::json!({
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "ready": health.ready().is_ok(),
+                    "uptime_s": started.elapsed().as_secs(),
+                    "store": store,
+                    "mqtt_listen": mqtt,
+                    "metrics_listen": metrics,
+                    "broker": broker.stats(),
+                    "pipeline": pipeline.status(),
+                    "latency_us": {
+                        "count": outputs.latency.count(),
+                        "p50": latency(0.5),
+                        "p99": latency(0.99),
+                        "max": latency(1.0),
+                    },
+                    "apps": apps.list().len(),
+                })
+            })
+        };
+        let admin = tokio::spawn(admin::serve(
+            self.admin,
+            AdminState {
+                apps: self.apps.clone(),
+                status,
+            },
+            stopped(),
+        ));
+        let recorder = metrics::recorder();
+        let exporter = match self.metrics {
+            None => tokio::spawn(metrics::fold_samples(recorder)),
+            Some((address, listener)) => {
+                tracing::info!(%address, "metrics at http://{address}/metrics");
+                let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
+                let (outputs, apps) = (self.outputs.clone(), self.apps.clone());
+                let publish = Arc::new(move || {
+                    broker.record_metrics();
+                    pipeline.record_metrics();
+                    outputs.latency.record_metrics();
+                    apps.record_metrics();
+                });
+                let endpoints = Endpoints {
+                    recorder,
+                    publish,
+                    health: self.health.clone(),
+                };
+                tokio::spawn(metrics::serve(listener, endpoints, stopped()))
+            }
+        };
+        let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
+        let took = self.started.elapsed();
+        tracing::info!(mqtt = %self.broker.addr(), ready_after_ms = took.as_millis() as u64, "ready");
+        systemd::ready();
+
+        shutdown.await;
+
+        tracing::info!("shutting down");
+        let deadline = Instant::now() + self.shutdown_timeout;
+        self.health.drain();
+        systemd::stopping();
+        self.broker.drain();
+        // What has come in reaches the apps,
+        while self.pipeline.queued() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // and they finish it: the last fifth of the time is for sending what they made.
+        let apps = self.apps.clone();
+        let apps_deadline = deadline - self.shutdown_timeout / 5;
+        let stopped_apps = tokio::task::spawn_blocking(move || apps.shutdown(apps_deadline)).await;
+        if stopped_apps.is_err() {
+            tracing::error!("stopping the apps failed; the last events may be lost");
+        }
+        let closed = tokio::time::timeout_at(deadline.into(), self.broker.close()).await;
+        if closed.is_err() {
+            tracing::warn!("some clients did not take their last messages in time");
+        }
+        stop.send_replace(true);
+        watchdog.abort();
+        for task in [admin, exporter] {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // What they answer now is of no use to anyone.
+            let _ = tokio::time::timeout(left.max(Duration::from_millis(50)), task).await;
+        }
+        tracing::info!("stopped");
+    }
+}

@@ -1,0 +1,72 @@
+//! What the metrics of the edge and the pipeline mean, as `/metrics` says it. Apps describe their
+//! own, which carry an `app` label.
+
+use metrics::Recorder;
+
+const COUNTERS: &[(&str, &str)] = &[
+    (
+        "headgate_mqtt_connections_total",
+        "Connections of MQTT clients, by whether they were let in.",
+    ),
+    (
+        "headgate_mqtt_received_messages_total",
+        "Messages that clients have published.",
+    ),
+    (
+        "headgate_mqtt_received_packets_total",
+        "MQTT packets of any kind from clients.",
+    ),
+    (
+        "headgate_mqtt_received_bytes_total",
+        "Bytes received from clients.",
+    ),
+    (
+        "headgate_mqtt_delivered_messages_total",
+        "Messages handed to subscribers, one count each.",
+    ),
+    (
+        "headgate_mqtt_dropped_messages_total",
+        "Messages that a subscriber's full queue did not take.",
+    ),
+    (
+        "headgate_pipeline_events_total",
+        "Events by what became of them on the way to the apps; accepted = filtered + those that \
+         were routed.",
+    ),
+    ("headgate_pipeline_batches_total", "Batches handed to apps."),
+    (
+        "headgate_event_latency_seconds_count",
+        "Results whose latency was taken.",
+    ),
+];
+
+const GAUGES: &[(&str, &str)] = &[
+    ("headgate_mqtt_clients", "MQTT clients that are connected."),
+    (
+        "headgate_mqtt_parked_sessions",
+        "Sessions kept for clients that are gone and may come back.",
+    ),
+    (
+        "headgate_mqtt_subscriptions",
+        "Subscriptions of all clients.",
+    ),
+    ("headgate_mqtt_retained_messages", "Retained messages."),
+    (
+        "headgate_pipeline_queued_events",
+        "Events that have come in and not reached an app's queue.",
+    ),
+    (
+        "headgate_event_latency_seconds",
+        "From an event's arrival to the publication of what an app made of it, since the start.",
+    ),
+];
+
+/// Tells `recorder` what the metrics mean.
+pub(super) fn install(recorder: &impl Recorder) {
+    for (name, text) in COUNTERS {
+        recorder.describe_counter((*name).into(), None, (*text).into());
+    }
+    for (name, text) in GAUGES {
+        recorder.describe_gauge((*name).into(), None, (*text).into());
+    }
+}

@@ -1,0 +1,194 @@
+//! The bounded way from many producers to the pipeline's thread.
+//!
+//! What travels is chunks of events, so that a queue operation and a wake-up are paid once a chunk;
+//! what is bounded is the number of events.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Thread;
+
+use crossbeam_queue::ArrayQueue;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::event::Event;
+
+/// Chunks that fit whatever their size. A chunk slot is small, so this bounds next to nothing;
+/// the bound that is felt is that on events.
+const CHUNKS: usize = 16_384;
+
+#[derive(Debug)]
+pub struct Ring {
+    chunks: ArrayQueue<Vec<Event>>,
+    /// Events in `chunks`.
+    events: AtomicUsize,
+    max_events: usize,
+    /// The consumer, once it runs.
+    consumer: Mutex<Option<Thread>>,
+    /// The consumer sleeps, or is about to: whoever adds something must wake it.
+    asleep: AtomicBool,
+    /// A producer waits for room.
+    waiting: AtomicUsize,
+    room: Notify,
+}
+
+impl Ring {
+    pub fn new(max_events: usize) -> Self {
+        Ring {
+            chunks: ArrayQueue::new(CHUNKS),
+            events: AtomicUsize::new(0),
+            max_events,
+            consumer: Mutex::new(None),
+            asleep: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            room: Notify::new(),
+        }
+    }
+
+    /// Events that wait.
+    pub fn len(&self) -> usize {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Puts a chunk in, or gives it back when that would make more than `max_events` and `beyond`.
+    /// A ring with no events takes any chunk, so that one larger than the ring gets through too.
+    pub fn push(&self, chunk: Vec<Event>, beyond: usize) -> Result<(), Vec<Event>> {
+        let count = chunk.len();
+        let before = self.events.fetch_add(count, Ordering::SeqCst);
+        if before > 0 && before + count > self.max_events + beyond {
+            self.events.fetch_sub(count, Ordering::SeqCst);
+            return Err(chunk);
+        }
+        if let Err(chunk) = self.chunks.push(chunk) {
+            self.events.fetch_sub(count, Ordering::SeqCst);
+            return Err(chunk);
+        }
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
+        Ok(())
+    }
+
+    /// Waits until the ring is half empty, or returns at once if it is. A chunk that is pushed then
+    /// most likely finds room, but others may be faster. May be dropped at any time.
+    pub async fn room(&self) {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _waiting = Waiting(&self.waiting);
+        let room = self.room.notified();
+        tokio::pin!(room);
+        room.as_mut().enable();
+        // Room may have come up before the wait was announced.
+        if !self.has_room() {
+            room.await;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.len() <= self.max_events / 2 && self.chunks.len() <= CHUNKS / 2
+    }
+
+    /// Makes the calling thread the consumer.
+    pub fn set_consumer(&self) {
+        *self.consumer.lock() = Some(std::thread::current());
+    }
+
+    /// The next chunk. For the consumer only.
+    pub fn pop(&self) -> Option<Vec<Event>> {
+        let chunk = self.chunks.pop()?;
+        self.events.fetch_sub(chunk.len(), Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 && self.has_room() {
+            self.room.notify_waiters();
+        }
+        Some(chunk)
+    }
+
+    /// Announces that the consumer is about to sleep. It must look once more for work and then
+    /// either [`std::thread::park`] or call [`Ring::stay_awake`].
+    pub fn announce_sleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    pub fn stay_awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    pub fn has_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Wakes the consumer for something else than a chunk.
+    pub fn wake(&self) {
+        if let Some(consumer) = &*self.consumer.lock() {
+            consumer.unpark();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Topic;
+    use bytes::Bytes;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    fn chunk(count: usize) -> Vec<Event> {
+        let event = Event::new(Topic::new("t").unwrap(), Bytes::new(), Instant::now());
+        vec![event; count]
+    }
+
+    #[test]
+    fn a_full_ring_gives_the_chunk_back() {
+        let ring = Ring::new(10);
+        assert!(ring.push(chunk(8), 0).is_ok());
+        assert_eq!(ring.push(chunk(3), 0).unwrap_err().len(), 3);
+        assert!(ring.push(chunk(3), 1).is_ok());
+        assert_eq!(ring.len(), 11);
+        assert_eq!(ring.pop().unwrap().len(), 8);
+        assert_eq!(ring.len(), 3);
+    }
+
+    #[test]
+    fn a_chunk_larger_than_the_ring_gets_through_alone() {
+        let ring = Ring::new(10);
+        assert!(ring.push(chunk(100), 0).is_ok());
+        assert!(ring.push(chunk(1), 0).is_err());
+        ring.pop();
+        assert!(ring.push(chunk(1), 0).is_ok());
+    }
+
+    #[test]
+    fn producers_that_wait_all_get_their_events_through() {
+        let ring = Arc::new(Ring::new(16));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .build()
+            .unwrap();
+        for _ in 0..4 {
+            let ring = ring.clone();
+            runtime.spawn(async move {
+                for _ in 0..1000 {
+                    let mut chunk = chunk(7);
+                    while let Err(back) = ring.push(chunk, 0) {
+                        chunk = back;
+                        ring.room().await;
+                    }
+                }
+            });
+        }
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let mut seen = 0;
+        while seen < 4 * 1000 * 7 {
+            match ring.pop() {
+                Some(chunk) => seen += chunk.len(),
+                None => std::thread::yield_now(),
+            }
+            assert!(Instant::now() < deadline, "stuck at {seen}");
+        }
+    }
+}

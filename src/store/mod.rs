@@ -1,0 +1,636 @@
+//! The durable state of a gateway: one LMDB environment and its typed databases.
+//!
+//! Owns the store's folder, its lock (one gateway a store) and its schema version. Does not know
+//! what the records mean to those who ask for them. A write is on disk when its call returns.
+
+mod error;
+mod lock;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use heed::types::{Bytes, DecodeIgnore, Str};
+use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use error::StoreError;
+
+/// The layout of the databases below. Counts up when a change would confuse an older Headgate.
+const SCHEMA_VERSION: u32 = 1;
+
+/// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
+const SCHEMA_KEY: &str = "schema";
+
+/// `meta`, `components`, `apps`, and room for those that later versions bring.
+const MAX_DATABASES: u32 = 32;
+
+/// Where the store is and how big it may grow.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    pub path: PathBuf,
+    /// Most bytes that the database may take. Reserves address space, not memory or disk.
+    pub map_bytes: usize,
+}
+
+/// The open store. Cheap to clone; the last clone that goes frees the lock.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    map_bytes: usize,
+    env: Env<WithoutTls>,
+    /// SHA-256 of a component → its bytes. Holds what `apps` refers to and nothing else.
+    components: Database<'static, Bytes, Bytes>,
+    /// App name → [`AppRecord`] as JSON.
+    apps: Database<'static, Str, Bytes>,
+    /// Held to the end: dropped after `env`, which is closed by then.
+    _lock: File,
+}
+
+/// SHA-256 of a component: its name in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ComponentId([u8; 32]);
+
+impl ComponentId {
+    pub fn of(component: &[u8]) -> ComponentId {
+        ComponentId(Sha256::digest(component).into())
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for ComponentId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for ComponentId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What is kept of an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppRecord {
+    /// The manifest as it was handed in.
+    pub manifest: String,
+    pub component: ComponentId,
+    pub component_bytes: u64,
+    pub desired: Desired,
+}
+
+/// A record, or why it can't be read.
+pub type ReadRecord = Result<AppRecord, String>;
+
+/// What an app's operator wants of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    Running,
+    Stopped,
+}
+
+/// [`AppRecord`] as it stands in the database.
+#[derive(Serialize, Deserialize)]
+struct StoredApp {
+    manifest: String,
+    component: [u8; 32],
+    component_bytes: u64,
+    desired: Desired,
+}
+
+impl AppRecord {
+    fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(&StoredApp {
+            manifest: self.manifest.clone(),
+            component: self.component.0,
+            component_bytes: self.component_bytes,
+            desired: self.desired,
+        })
+        .expect("strings and numbers are always JSON")
+    }
+
+    fn decode(bytes: &[u8]) -> serde_json::Result<AppRecord> {
+        let stored: StoredApp = serde_json::from_slice(bytes)?;
+        Ok(AppRecord {
+            manifest: stored.manifest,
+            component: ComponentId(stored.component),
+            component_bytes: stored.component_bytes,
+            desired: stored.desired,
+        })
+    }
+}
+
+impl Store {
+    /// Opens the store, makes it if it isn't there, and locks it for this process.
+    pub fn open(config: &StoreConfig) -> Result<Store, StoreError> {
+        let path = &config.path;
+        make_folder(path)?;
+        let lock = lock::acquire(path)?;
+        let folder = path.join("lmdb");
+        make_folder(&folder)?;
+        fill_up(&folder.join("data.mdb"), config.map_bytes as u64)
+            .map_err(|error| open_error(config, error.into()))?;
+
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        // LMDB wants whole pages; 64 KiB is a multiple of every page size that Linux has.
+        options
+            .map_size(config.map_bytes.next_multiple_of(64 * 1024))
+            .max_dbs(MAX_DATABASES);
+        // SAFETY: the map may change under LMDB only if somebody else writes the file. The lock
+        // above keeps other gateways out, the folder is the gateway's own, and no LMDB flags that
+        // give up safety are set.
+        #[allow(unsafe_code)]
+        let env = unsafe { options.open(&folder) }.map_err(|error| open_error(config, error))?;
+        let [components, apps] = open_databases(config, &env)?;
+        let store = Store {
+            inner: Arc::new(Inner {
+                path: path.clone(),
+                map_bytes: config.map_bytes,
+                env,
+                components,
+                apps: apps.remap_key_type(),
+                _lock: lock,
+            }),
+        };
+        store.check_references()?;
+        Ok(store)
+    }
+
+    /// The store's folder. Files beside the database (caches, keys, sockets) may live there too.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// All apps by name.
+    pub fn apps(&self) -> Result<Vec<(String, ReadRecord)>, StoreError> {
+        let txn = self.read()?;
+        let apps = self.inner.apps.iter(&txn).map_err(|e| self.error(e))?;
+        apps.map(|entry| {
+            let (name, bytes) = entry.map_err(|e| self.error(e))?;
+            let record = AppRecord::decode(bytes).map_err(|error| error.to_string());
+            Ok((name.to_owned(), record))
+        })
+        .collect()
+    }
+
+    /// The bytes of a component, checked against its name.
+    pub fn component(&self, id: ComponentId) -> Result<Vec<u8>, StoreError> {
+        let txn = self.read()?;
+        let bytes = self
+            .inner
+            .components
+            .get(&txn, &id.0)
+            .map_err(|e| self.error(e))?
+            .ok_or_else(|| self.damaged(format!("the component {id} is missing")))?;
+        if ComponentId::of(bytes) != id {
+            return Err(self.damaged(format!("the bytes of the component {id} have changed")));
+        }
+        Ok(bytes.to_vec())
+    }
+
+    /// Stores an app with its component, in the place of one of the same name. Returns the
+    /// components that nobody needs any more and that are gone now.
+    pub fn put_app(
+        &self,
+        name: &str,
+        record: &AppRecord,
+        component: &[u8],
+    ) -> Result<Vec<ComponentId>, StoreError> {
+        assert_eq!(
+            ComponentId::of(component),
+            record.component,
+            "a record is stored with its own component"
+        );
+        self.write(|txn| {
+            self.inner
+                .components
+                .put(txn, &record.component.0, component)?;
+            self.inner.apps.put(txn, name, &record.encode())?;
+            self.remove_unused_components(txn)
+        })
+    }
+
+    /// Notes what is wanted of an app. Does nothing if there is no such app.
+    pub fn set_desired(&self, name: &str, desired: Desired) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let Some(bytes) = self.inner.apps.get(txn, name)? else {
+                return Ok(());
+            };
+            let mut record =
+                AppRecord::decode(bytes).map_err(|error| heed::Error::Decoding(error.into()))?;
+            if record.desired != desired {
+                record.desired = desired;
+                self.inner.apps.put(txn, name, &record.encode())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets an app. Returns the components that nobody needs any more and that are gone now.
+    pub fn remove_app(&self, name: &str) -> Result<Vec<ComponentId>, StoreError> {
+        self.write(|txn| {
+            self.inner.apps.delete(txn, name)?;
+            self.remove_unused_components(txn)
+        })
+    }
+
+    fn remove_unused_components(&self, txn: &mut RwTxn) -> heed::Result<Vec<ComponentId>> {
+        let mut used = Vec::new();
+        for entry in self.inner.apps.iter(txn)? {
+            match AppRecord::decode(entry?.1) {
+                Ok(record) => used.push(record.component),
+                // Who knows what an unreadable record refers to: keep everything.
+                Err(_) => return Ok(Vec::new()),
+            }
+        }
+        let mut unused = Vec::new();
+        let keys = self.inner.components.remap_data_type::<DecodeIgnore>();
+        for entry in keys.iter(txn)? {
+            let id = <[u8; 32]>::try_from(entry?.0).map(ComponentId);
+            unused.extend(id.ok().filter(|id| !used.contains(id)));
+        }
+        for id in &unused {
+            self.inner.components.delete(txn, &id.0)?;
+        }
+        Ok(unused)
+    }
+
+    /// Walks both databases, so that a damaged file is found at the start and not at some later
+    /// time. Leaves out the components' bytes: those are checked when they are read.
+    fn check_references(&self) -> Result<(), StoreError> {
+        let apps = self.apps()?;
+        let txn = self.read()?;
+        let components = self.inner.components.remap_data_type::<DecodeIgnore>();
+        for (name, record) in apps {
+            let Ok(record) = record else { continue };
+            let found = components
+                .get(&txn, &record.component.0)
+                .map_err(|e| self.error(e))?;
+            if found.is_none() {
+                return Err(self.damaged(format!("the component of the app {name} is missing")));
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> Result<RoTxn<'_, WithoutTls>, StoreError> {
+        self.inner.env.read_txn().map_err(|e| self.error(e))
+    }
+
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&mut RwTxn) -> heed::Result<T>,
+    ) -> Result<T, StoreError> {
+        let result = self.inner.env.write_txn().and_then(|mut txn| {
+            let result = change(&mut txn)?;
+            txn.commit()?;
+            Ok(result)
+        });
+        result.map_err(|error| self.error(error))
+    }
+
+    fn error(&self, error: heed::Error) -> StoreError {
+        database_error(&self.inner.path, self.inner.map_bytes, error)
+    }
+
+    fn damaged(&self, what: String) -> StoreError {
+        StoreError::Damaged {
+            path: self.inner.path.clone(),
+            what,
+        }
+    }
+}
+
+/// Checks the schema version before it touches anything else; makes what isn't there.
+fn open_databases(
+    config: &StoreConfig,
+    env: &Env<WithoutTls>,
+) -> Result<[Database<'static, Bytes, Bytes>; 2], StoreError> {
+    let error = |error| database_error(&config.path, config.map_bytes, error);
+    let txn = env.write_txn().map_err(error)?;
+    let opened = env
+        .create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
+            let meta = opener.create_database::<Str, Bytes>(txn, Some("meta"))?;
+            let found = meta.get(txn, SCHEMA_KEY)?.map(<[u8; 4]>::try_from);
+            match found {
+                None => meta.put(txn, SCHEMA_KEY, &SCHEMA_VERSION.to_le_bytes())?,
+                Some(Ok(version)) => {
+                    let version = u32::from_le_bytes(version);
+                    if version > SCHEMA_VERSION {
+                        return Ok(CommitOrAbort::Abort(Some(version)));
+                    }
+                }
+                Some(Err(_)) => return Ok(CommitOrAbort::Abort(None)),
+            }
+            Ok(CommitOrAbort::Commit([
+                opener.create_database::<Bytes, Bytes>(txn, Some("components"))?,
+                opener.create_database::<Bytes, Bytes>(txn, Some("apps"))?,
+            ]))
+        })
+        .map_err(error)?;
+    match opened {
+        CommitOrAbort::Commit(databases) => Ok(databases),
+        CommitOrAbort::Abort(Some(found)) => Err(StoreError::NewerSchema {
+            path: config.path.clone(),
+            found,
+            supported: SCHEMA_VERSION,
+        }),
+        CommitOrAbort::Abort(None) => Err(StoreError::Damaged {
+            path: config.path.clone(),
+            what: "its schema version can't be read".into(),
+        }),
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), StoreError> {
+    match fs::create_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(_) if path.exists() && !path.is_dir() => Err(StoreError::NotAFolder {
+            path: path.to_owned(),
+        }),
+        Err(source) => Err(error::io(path, "cannot make the folder", source)),
+    }
+}
+
+/// Makes a database file at least as long as its header says, with zeros. LMDB reads it through a
+/// memory map: past the end of a file that was cut short, that would be a SIGBUS; on a zeroed page
+/// it is an error.
+fn fill_up(file: &Path, map_bytes: u64) -> io::Result<()> {
+    // From LMDB's `MDB_meta`, behind the page header of 16 bytes.
+    const MAGIC: std::ops::Range<usize> = 16..20;
+    const PAGE_SIZE: std::ops::Range<usize> = 40..44;
+    const LAST_PAGE: std::ops::Range<usize> = 136..144;
+    const HEADER: usize = 152;
+
+    let file = match OpenOptions::new().read(true).write(true).open(file) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let len = file.metadata()?.len();
+    let mut wanted = len;
+    let mut offset = 0;
+    for _ in 0..2 {
+        let mut header = [0; HEADER];
+        // What is no LMDB file is left to LMDB to refuse.
+        if file.read_exact_at(&mut header, offset).is_err()
+            || header[MAGIC] != [0xde, 0xc0, 0xef, 0xbe]
+        {
+            return Ok(());
+        }
+        let page_size = u32::from_le_bytes(header[PAGE_SIZE].try_into().expect("four bytes"));
+        let last_page = u64::from_le_bytes(header[LAST_PAGE].try_into().expect("eight bytes"));
+        let end = last_page.saturating_add(1).saturating_mul(page_size.into());
+        // A header that is damaged itself must not make a file of exabytes.
+        if end <= map_bytes {
+            wanted = wanted.max(end);
+        }
+        offset = page_size.into();
+    }
+    if wanted > len {
+        file.set_len(wanted)?;
+    }
+    Ok(())
+}
+
+fn open_error(config: &StoreConfig, error: heed::Error) -> StoreError {
+    match error {
+        heed::Error::Io(source) => error::io(
+            &config.path.join("lmdb"),
+            "cannot open the database",
+            source,
+        ),
+        error => database_error(&config.path, config.map_bytes, error),
+    }
+}
+
+fn database_error(path: &Path, map_bytes: usize, error: heed::Error) -> StoreError {
+    use heed::MdbError;
+    let path = path.to_owned();
+    match error {
+        heed::Error::Io(source) => error::io(&path, "cannot read or write the database", source),
+        heed::Error::Mdb(MdbError::MapFull) => StoreError::Full { path, map_bytes },
+        heed::Error::Mdb(
+            error @ (MdbError::Invalid
+            | MdbError::Corrupted
+            | MdbError::PageNotFound
+            | MdbError::VersionMismatch
+            | MdbError::Incompatible
+            | MdbError::Panic),
+        ) => StoreError::Damaged {
+            path,
+            what: format!("LMDB says {error}"),
+        },
+        heed::Error::Decoding(error) => StoreError::Damaged {
+            path,
+            what: error.to_string(),
+        },
+        error => StoreError::Database {
+            path,
+            what: error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(folder: &Path) -> StoreConfig {
+        StoreConfig {
+            path: folder.join("store"),
+            map_bytes: 16 << 20,
+        }
+    }
+
+    fn record(component: &[u8], desired: Desired) -> AppRecord {
+        AppRecord {
+            manifest: "name = \"a\"".into(),
+            component: ComponentId::of(component),
+            component_bytes: component.len() as u64,
+            desired,
+        }
+    }
+
+    fn open_error(config: &StoreConfig) -> String {
+        match Store::open(config) {
+            Ok(_) => panic!("{} was opened", config.path.display()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_was_stored_is_there_after_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&config(folder.path())).unwrap();
+        let app = record(b"wasm", Desired::Running);
+        store.put_app("a", &app, b"wasm").unwrap();
+        store.set_desired("a", Desired::Stopped).unwrap();
+        drop(store);
+
+        let store = Store::open(&config(folder.path())).unwrap();
+        let stopped = record(b"wasm", Desired::Stopped);
+        assert_eq!(store.apps().unwrap(), [("a".into(), Ok(stopped))]);
+        assert_eq!(store.component(app.component).unwrap(), b"wasm");
+    }
+
+    #[test]
+    fn a_component_goes_when_the_last_app_that_has_it_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&config(folder.path())).unwrap();
+        let old = record(b"old", Desired::Running);
+        let new = record(b"new", Desired::Running);
+        assert_eq!(store.put_app("a", &old, b"old").unwrap(), []);
+        assert_eq!(store.put_app("b", &old, b"old").unwrap(), []);
+        assert_eq!(store.put_app("a", &new, b"new").unwrap(), []);
+        assert_eq!(store.remove_app("b").unwrap(), [old.component]);
+        assert!(store.component(old.component).is_err());
+        assert_eq!(store.component(new.component).unwrap(), b"new");
+        assert_eq!(store.remove_app("a").unwrap(), [new.component]);
+        assert_eq!(store.apps().unwrap(), []);
+    }
+
+    #[test]
+    fn a_second_gateway_is_told_who_holds_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(&config(folder.path())).unwrap();
+        let error = open_error(&config(folder.path()));
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
+        assert!(error.contains("stop that one"), "{error}");
+        drop(first);
+        Store::open(&config(folder.path())).unwrap();
+    }
+
+    #[test]
+    fn a_store_of_a_newer_schema_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        drop(Store::open(&config).unwrap());
+        set_schema(&config, &7u32.to_le_bytes());
+        for _ in 0..2 {
+            let error = open_error(&config);
+            assert!(error.contains("its schema is version 7"), "{error}");
+            assert!(error.contains("versions up to 1"), "{error}");
+            assert!(error.contains(config.path.to_str().unwrap()), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_schema_version_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        drop(Store::open(&config).unwrap());
+        set_schema(&config, b"x");
+        assert!(open_error(&config).contains("schema version can't be read"));
+    }
+
+    #[allow(unsafe_code)]
+    fn set_schema(config: &StoreConfig, version: &[u8]) {
+        let mut options = EnvOpenOptions::new();
+        options.max_dbs(MAX_DATABASES);
+        // SAFETY: nobody else has the file open.
+        let env = unsafe { options.open(config.path.join("lmdb")) }.unwrap();
+        let txn = env.write_txn().unwrap();
+        env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
+            let meta = opener.create_database::<Str, Bytes>(txn, Some("meta"))?;
+            meta.put(txn, SCHEMA_KEY, version)?;
+            Ok(CommitOrAbort::<_, ()>::Commit(meta))
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_path_that_is_a_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        fs::write(&config.path, "").unwrap();
+        let error = open_error(&config);
+        assert!(error.contains("is not a folder"), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_made_is_named() {
+        // Nobody, root included, makes folders there.
+        let config = StoreConfig {
+            path: "/proc/headgate".into(),
+            map_bytes: 1 << 20,
+        };
+        let error = open_error(&config);
+        assert!(
+            error.contains("/proc/headgate: cannot make the folder"),
+            "{error}"
+        );
+        assert!(error.contains("store.path"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_rubbish_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        drop(Store::open(&config).unwrap());
+        fs::write(config.path.join("lmdb/data.mdb"), [0x5a; 20_000]).unwrap();
+        let error = open_error(&config);
+        assert!(
+            error.contains("damaged") && error.contains("backup"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_damage() {
+        let component = vec![7; 100_000];
+        let id = ComponentId::of(&component);
+        // Only the header is left; the end of the component is gone.
+        for keep in [|_| 2 * 4096, |len| len - 8192] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = config(folder.path());
+            let store = Store::open(&config).unwrap();
+            let record = record(&component, Desired::Running);
+            store.put_app("a", &record, &component).unwrap();
+            drop(store);
+            let file = config.path.join("lmdb/data.mdb");
+            let file = OpenOptions::new().write(true).open(file).unwrap();
+            let keep: fn(u64) -> u64 = keep;
+            file.set_len(keep(file.metadata().unwrap().len())).unwrap();
+
+            let opened = Store::open(&config).and_then(|store| store.component(id));
+            let error = opened.unwrap_err().to_string();
+            assert!(error.contains("damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_store_says_which_setting_to_raise() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            map_bytes: 256 * 1024,
+            ..config(folder.path())
+        };
+        let store = Store::open(&config).unwrap();
+        let big = vec![0; 1 << 20];
+        let error = store
+            .put_app("a", &record(&big, Desired::Running), &big)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("store.map_size"), "{error}");
+        assert_eq!(store.apps().unwrap(), []);
+        store
+            .put_app("b", &record(b"small", Desired::Running), b"small")
+            .unwrap();
+    }
+}

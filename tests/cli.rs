@@ -1,0 +1,210 @@
+//! The command line as its users see it: the real program, its exit codes and its messages.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// `headgate` in `home`, with none of this process's own settings.
+fn headgate(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headgate"));
+    command
+        .args(args)
+        .env_clear()
+        .env("HOME", home)
+        .env("XDG_STATE_HOME", home.join("state"))
+        .current_dir(home);
+    command
+}
+
+fn run(home: &Path, args: &[&str]) -> Output {
+    headgate(home, args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn home() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let output = run(home().path(), &["--version"]);
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        concat!("headgate ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn a_wrong_call_exits_with_2_and_says_what_is_wrong() {
+    let home = home();
+    for (args, culprit) in [
+        (&["strat"][..], "strat"),
+        (&["app", "instal", "x"], "instal"),
+        (&["app", "inspect"], "<NAME>"),
+        (&["app", "logs", "x", "-n", "many"], "many"),
+        (&["demo", "--rate", "0"], "must be above 0"),
+        (&["demo", "--rate", "fast"], "not a number"),
+        (&["demo", "--sensors", "0"], "sensors"),
+        (&["demo", "--duration", "-1"], "-1"),
+        (&["run", "--mqtt"], "--mqtt"),
+        (
+            &["run", "--admin-socket", "a", "--socket", "b"],
+            "--admin-socket",
+        ),
+    ] {
+        let output = run(home.path(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(culprit), "{}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn with_json_errors_are_json_too() {
+    let home = home();
+    for (args, code) in [
+        (&["--json", "status"][..], 1),
+        (&["app", "list", "--json"], 1),
+        (&["--json", "app", "install", "no-such-folder"], 1),
+        (&["--json", "strat"], 2),
+    ] {
+        let output = run(home.path(), args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert!(!error["error"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn where_no_gateway_runs_every_command_names_the_socket_and_how_to_start_one() {
+    let home = home();
+    for args in [
+        &["status"][..],
+        &["app", "list"],
+        &["app", "inspect", "x"],
+        &["app", "start", "x"],
+        &["app", "stop", "x"],
+        &["app", "restart", "x"],
+        &["app", "remove", "x"],
+        &["app", "logs", "x"],
+        &["app", "logs", "x", "--follow"],
+    ] {
+        let output = run(home.path(), args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let socket = home.path().join("state/headgate/admin.sock");
+        let message = stderr(&output);
+        assert!(message.contains(socket.to_str().unwrap()), "{message}");
+        assert!(message.contains("`headgate run`"), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn the_socket_comes_from_the_flag_else_the_variable_else_the_file() {
+    let home = home();
+    let file = home.path().join("headgate.toml");
+    std::fs::write(&file, "[admin]\nsocket = \"/from/file.sock\"\n").unwrap();
+    let message = |flag: bool, variable: bool| {
+        let mut args = vec!["status", "--config", file.to_str().unwrap()];
+        if flag {
+            args.extend(["--socket", "/from/flag.sock"]);
+        }
+        let mut command = headgate(home.path(), &args);
+        if variable {
+            command.env("HEADGATE_ADMIN_SOCKET", "/from/variable.sock");
+        }
+        stderr(&command.output().unwrap()).to_owned()
+    };
+    assert!(message(true, true).contains("/from/flag.sock"));
+    assert!(message(false, true).contains("/from/variable.sock"));
+    assert!(message(false, false).contains("/from/file.sock"));
+}
+
+#[test]
+fn a_broken_configuration_is_named_before_anything_starts() {
+    let home = home();
+    let file = home.path().join("headgate.toml");
+    std::fs::write(&file, "[mqtt]\nlisten = 1883\n").unwrap();
+    for command in ["run", "status"] {
+        let output = run(home.path(), &[command, "--config", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        let message = stderr(&output);
+        assert!(message.contains("headgate.toml:2"), "{message}");
+        assert!(message.contains("mqtt.listen"), "{message}");
+    }
+    let output = run(home.path(), &["run", "--log-level", "loud"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("--log-level"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn an_app_that_is_not_there_or_not_built_is_named() {
+    let home = home();
+    let output = run(home.path(), &["app", "install", "apps/none"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "headgate: apps/none: no such file or folder\n"
+    );
+
+    let app = home.path().join("apps/thermo");
+    std::fs::create_dir_all(&app).unwrap();
+    let manifest = "name = \"thermo\"\nversion = \"1.0.0\"\nsubscribe = [\"a/#\"]\n";
+    std::fs::write(app.join("manifest.toml"), manifest).unwrap();
+    let output = run(home.path(), &["app", "install", "apps/thermo"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("`cargo xtask apps`"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn the_demo_without_its_apps_names_the_command_that_builds_them() {
+    let home = home();
+    for args in [
+        &["demo", "--duration", "1"][..],
+        &["demo", "--duration", "1", "--apps", "nowhere"],
+    ] {
+        let output = run(home.path(), args);
+        assert_eq!(output.status.code(), Some(1));
+        let message = stderr(&output);
+        assert!(message.contains("`./dev demo`"), "{message}");
+        assert!(message.contains("`cargo xtask apps`"), "{message}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let home = home();
+    let mut child = headgate(home.path(), &["config", "schema"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn the_compiler_names_what_it_cannot_compile() {
+    let home = home();
+    std::fs::write(home.path().join("script.wasm"), "#!/bin/sh\n").unwrap();
+    let args = ["app", "compile", "--output", "out", "script.wasm"];
+    let output = run(home.path(), &args);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!stderr(&output).is_empty());
+    assert!(!home.path().join("out").exists());
+}
