@@ -19,6 +19,9 @@ const CHUNK_BYTES: usize = 32 * 1024;
 /// Of how many messages one has its latency taken when publishers send flat out.
 const LATENCY_SAMPLE: u64 = 16;
 
+/// How long bytes may gather in sockets when publishers send flat out: latencies don't count then.
+const GATHERING: Duration = Duration::from_micros(500);
+
 /// How long a subscriber waits for more once everything has been sent. What has not come by then is
 /// lost.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -40,6 +43,12 @@ pub enum Pace {
     /// So many messages a second in all, evenly spaced. The schedule does not wait for anything: a
     /// latency counts from when a message was due, not from when it got out.
     PerSecond(u64),
+}
+
+impl Pace {
+    fn gathering(self) -> Option<Duration> {
+        (self == Pace::FlatOut).then_some(GATHERING)
+    }
 }
 
 /// When publishers stop.
@@ -127,7 +136,11 @@ impl Load {
     pub fn run(&self) -> Result<Outcome> {
         ensure!(self.qos <= 1, "the load generator knows QoS 0 and 1");
         ensure!(self.window > 0, "the window can't be 0");
-        ensure!(self.publishers > 0, "there must be a publisher");
+        ensure!(
+            (1..reading::MAX_PUBLISHERS).contains(&self.publishers),
+            "there can be 1 to {} publishers",
+            reading::MAX_PUBLISHERS - 1
+        );
         ensure!(
             self.topics.len() >= self.publishers,
             "there must be a topic for each publisher"
@@ -388,7 +401,9 @@ impl Publisher {
         starts.push(frames.len());
         let acks = match load.qos {
             0 => None,
-            _ => Some(Receiver::new(stream.try_clone()?, ACK_PATIENCE)?),
+            _ => Some(
+                Receiver::new(stream.try_clone()?, ACK_PATIENCE)?.gathering(load.pace.gathering()),
+            ),
         };
         Ok(Publisher {
             index,
@@ -461,6 +476,7 @@ struct Subscriber {
     stream: TcpStream,
     receiver: Receiver,
     course: Arc<Course>,
+    publishers: usize,
     copies: u64,
     sampling: u64,
 }
@@ -481,9 +497,10 @@ struct Tally {
 impl Subscriber {
     fn new(load: &Load, stream: TcpStream, course: Arc<Course>) -> Result<Self> {
         Ok(Subscriber {
-            receiver: Receiver::new(stream.try_clone()?, LOOK)?,
+            receiver: Receiver::new(stream.try_clone()?, LOOK)?.gathering(load.pace.gathering()),
             stream,
             course,
+            publishers: load.publishers,
             copies: load.copies,
             sampling: match load.pace {
                 Pace::FlatOut => LATENCY_SAMPLE,
@@ -521,6 +538,10 @@ impl Subscriber {
                         String::from_utf8_lossy(payload)
                     )
                 })?;
+                // A late result of an earlier probe is not one of this load.
+                if publisher >= self.publishers {
+                    return Ok(());
+                }
                 tally.count(publisher, sequence, self.copies);
                 if tally.received % self.sampling == 0
                     && let Some(sent) = finder.time(payload)

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -162,7 +163,14 @@ pub struct Receiver {
     buffer: Vec<u8>,
     /// Bytes at the buffer's start that have come in and are not yet a whole packet.
     filled: usize,
+    /// How long to let bytes gather after a read that brought few.
+    gathering: Option<Duration>,
+    /// What the last read brought.
+    read: usize,
 }
+
+/// Bytes for which a read is worth its cost.
+const WORTHWHILE_READ: usize = 4096;
 
 impl Receiver {
     /// `timeout`: how long one call may wait for bytes.
@@ -172,7 +180,18 @@ impl Receiver {
             stream,
             buffer: vec![0; 256 * 1024],
             filled: 0,
+            gathering: None,
+            read: WORTHWHILE_READ,
         })
+    }
+
+    /// Lets bytes gather for `time` after a read that brought few. A broker that writes every packet
+    /// on its own would otherwise cost a read each, and the reader would take the CPU away from it.
+    pub fn gathering(self, time: Option<Duration>) -> Self {
+        Receiver {
+            gathering: time,
+            ..self
+        }
     }
 
     /// Reads once. `arrived` is called with what came in, before it is taken apart, and `each` with
@@ -182,6 +201,9 @@ impl Receiver {
         arrived: impl FnOnce() -> T,
         mut each: impl FnMut(&T, Frame<'_>) -> Result<()>,
     ) -> Result<bool> {
+        if let Some(time) = self.gathering.filter(|_| self.read < WORTHWHILE_READ) {
+            thread::sleep(time);
+        }
         if self.filled == self.buffer.len() {
             self.buffer.resize(self.filled * 2, 0);
         }
@@ -199,6 +221,7 @@ impl Receiver {
             }
             Err(error) => return Err(error).context("can't read from the broker"),
         };
+        self.read = read;
         let context = arrived();
         let end = self.filled + read;
         let mut start = 0;

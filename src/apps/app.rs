@@ -24,6 +24,15 @@ use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
 use crate::pipeline::{Offer, Outlet};
 use crate::store::ComponentId;
 
+/// Most bytes of topics and payloads that may wait for one app, whatever their number.
+const MAX_QUEUE_BYTES: usize = 64 << 20;
+
+/// Of an app's memory, one call's events may fill an eighth, for the app needs some to work with;
+/// so that large payloads make for smaller batches, not for apps that run out of memory. An event
+/// that is larger than a quarter never gets to the app.
+const CALL_SHARE: usize = 8;
+const EVENT_SHARE: usize = 4;
+
 /// A new number whenever somebody starts, stops or replaces the app. What a worker brings back from
 /// an older generation is counted, and otherwise forgotten.
 type Generation = u64;
@@ -54,9 +63,11 @@ struct Inside {
     reason: Option<String>,
     since_ms: u64,
     last_error: Option<String>,
-    queue: VecDeque<Batch>,
+    queue: VecDeque<Queued>,
     /// Events in `queue`.
     waiting: usize,
+    /// Bytes of topics and payloads in `queue`.
+    waiting_bytes: usize,
     /// Events that a worker is at.
     in_call: usize,
     /// Is in the run queue, or a worker has it.
@@ -68,6 +79,11 @@ struct Inside {
     /// The counters and restarts that the metrics know of.
     recorded: (AppCounters, u64),
     memory_bytes: usize,
+}
+
+struct Queued {
+    batch: Batch,
+    bytes: usize,
 }
 
 /// What was counted since the last scrape.
@@ -149,6 +165,7 @@ impl App {
                     last_error: None,
                     queue: VecDeque::new(),
                     waiting: 0,
+                    waiting_bytes: 0,
                     in_call: 0,
                     scheduled: false,
                     refused: false,
@@ -302,7 +319,7 @@ impl App {
         self.changed.notify_all();
         self.tell_progress(progress);
         self.log
-            .from_gateway(LogLevel::Error, &format!("quarantined: {reason}"));
+            .gateway_line(LogLevel::Error, &format!("quarantined: {reason}"));
     }
 
     /// Takes no more events from now on, and finishes what waits. [`App::wait_until_drained`]
@@ -345,7 +362,7 @@ impl App {
         self.changed.notify_all();
         self.tell_progress(progress);
         if was_up {
-            self.log.from_gateway(LogLevel::Info, "stopped");
+            self.log.gateway_line(LogLevel::Info, "stopped");
         }
         self.wait_while(deadline, |inside| inside.scheduled);
     }
@@ -583,7 +600,7 @@ impl App {
             self.shared.update_routes();
         }
         if let Some(Note(level, message)) = note {
-            self.log.from_gateway(level, &message);
+            self.log.gateway_line(level, &message);
         }
     }
 
@@ -643,16 +660,21 @@ impl Outlet for App {
     /// A running app whose queue is full gets the batch offered again, for as long as its calls are
     /// short. Whoever isn't running or sits in a long call loses what doesn't fit, so that the
     /// pipeline never waits for it.
-    fn offer(&self, batch: Batch) -> Offer {
+    fn offer(&self, mut batch: Batch) -> Offer {
+        let mut bytes: usize = batch.iter().map(event_bytes).sum();
+        let mut inside = self.inside.lock();
+        if bytes > inside.memory_bound() / EVENT_SHARE && inside.is_open() {
+            inside.drop_too_large(&mut batch);
+            bytes = batch.iter().map(event_bytes).sum();
+        }
         let events = batch.len();
         if events == 0 {
             return Offer::Taken;
         }
-        let mut inside = self.inside.lock();
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
-        } else if inside.has_room(events) {
-            inside.push(batch);
+        } else if inside.has_room(events, bytes) {
+            inside.push(Queued { batch, bytes });
             self.update_idle(&inside);
             if inside.supervisor.state() == AppState::Running {
                 self.schedule(&mut inside);
@@ -694,32 +716,69 @@ impl Inside {
         manifest.map_or(0, |manifest| manifest.limits.queue_events)
     }
 
+    /// Bytes of memory that the app may have.
+    fn memory_bound(&self) -> usize {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.limits.memory_bytes())
+    }
+
     /// A batch that is larger than the whole queue is taken when the queue is empty.
-    fn has_room(&self, events: usize) -> bool {
-        self.waiting == 0 || self.waiting + events <= self.bound()
+    fn has_room(&self, events: usize, bytes: usize) -> bool {
+        self.waiting == 0
+            || (self.waiting + events <= self.bound()
+                && self.waiting_bytes + bytes <= MAX_QUEUE_BYTES)
     }
 
-    fn push(&mut self, batch: Batch) {
-        self.waiting += batch.len();
-        self.queue.push_back(batch);
+    fn push(&mut self, queued: Queued) {
+        self.waiting += queued.batch.len();
+        self.waiting_bytes += queued.bytes;
+        self.queue.push_back(queued);
     }
 
-    /// The next batches, as many as make at most `most` events together; at least one.
+    /// The next events for one call: as many whole batches as make at most `most` events; part of a
+    /// batch only if it is too large for the app's memory.
     fn pop(&mut self, most: usize) -> Batch {
-        let mut events = self.queue.pop_front().unwrap_or_default();
-        while let Some(next) = self.queue.front()
-            && events.len() + next.len() <= most
+        let most_bytes = self.memory_bound() / CALL_SHARE;
+        let Some(mut first) = self.queue.pop_front() else {
+            return Batch::new();
+        };
+        if first.bytes > most_bytes
+            && let Some(rest) = first.split(most_bytes)
         {
-            events.extend(self.queue.pop_front().into_iter().flatten());
+            self.queue.push_front(rest);
         }
-        self.waiting -= events.len();
-        events
+        let Queued {
+            mut batch,
+            mut bytes,
+        } = first;
+        while let Some(next) = self.queue.front()
+            && batch.len() + next.batch.len() <= most
+            && bytes + next.bytes <= most_bytes
+            && let Some(next) = self.queue.pop_front()
+        {
+            batch.extend(next.batch);
+            bytes += next.bytes;
+        }
+        self.waiting -= batch.len();
+        self.waiting_bytes -= bytes;
+        batch
+    }
+
+    /// Takes out of `batch` what would not fit into the app's memory.
+    fn drop_too_large(&mut self, batch: &mut Batch) {
+        let most = self.memory_bound() / EVENT_SHARE;
+        let before = batch.len();
+        batch.retain(|event| event_bytes(event) <= most);
+        let dropped = (before - batch.len()) as u64;
+        self.counters.offered += dropped;
+        self.counters.dropped.too_large += dropped;
     }
 
     /// Drops what waits, because the app has come to rest.
     fn close(&mut self) {
         self.counters.dropped.stopped += self.waiting as u64;
         self.waiting = 0;
+        self.waiting_bytes = 0;
         self.queue = VecDeque::new();
     }
 
@@ -752,6 +811,30 @@ impl Inside {
             ..self.counters.clone()
         }
     }
+}
+
+impl Queued {
+    /// Keeps the first events, of at most `most` bytes together but at least one, and returns the
+    /// others.
+    fn split(&mut self, most: usize) -> Option<Queued> {
+        let mut kept = 0;
+        let fits = |event: &&Event| {
+            kept += event_bytes(event);
+            kept <= most
+        };
+        let count = self.batch.iter().take_while(fits).count().max(1);
+        if count == self.batch.len() {
+            return None;
+        }
+        let batch = self.batch.split_off(count);
+        let bytes = batch.iter().map(event_bytes).sum();
+        self.bytes -= bytes;
+        Some(Queued { batch, bytes })
+    }
+}
+
+fn event_bytes(event: &Event) -> usize {
+    event.topic.as_str().len() + event.payload.len()
 }
 
 fn unix_time_ms() -> u64 {

@@ -30,7 +30,7 @@ const HANDLE: &str = "handle";
 const HANDLE_SIGNATURE: &str = "handle: func(batch: list<event>) -> result<list<event>, string>";
 
 type ConfigureFunc = TypedFunc<(), (Result<(), String>,)>;
-type HandleFunc = TypedFunc<(&'static [EventIn<'static>],), (Result<Vec<EventOut>, String>,)>;
+type HandleFunc<'a> = TypedFunc<(&'a [EventIn<'a>],), (Result<Vec<EventOut>, String>,)>;
 
 /// The one place where the engine's settings stand: the compiler and the runtime must agree.
 /// Memories are mapped on demand, not pooled: instances live long, so a pool would only hold
@@ -223,7 +223,7 @@ pub(super) struct LoadedComponent {
 /// A live instance of an app.
 pub(super) struct Instance {
     store: Store<HostState>,
-    handle: HandleFunc,
+    handle: HandleFunc<'static>,
 }
 
 /// How a call has failed.
@@ -273,7 +273,7 @@ impl Instance {
     fn configure(
         store: &mut Store<HostState>,
         component: &LoadedComponent,
-    ) -> Result<HandleFunc, String> {
+    ) -> Result<HandleFunc<'static>, String> {
         let instance = component
             .pre
             .instantiate(&mut *store)
@@ -305,7 +305,7 @@ impl Instance {
         self.store.data_mut().begin_call();
         self.store.set_epoch_deadline(1);
         // A `TypedFunc` is covariant in its parameters: this one takes shorter borrows, too.
-        let handle: &TypedFunc<(&[EventIn],), (Result<Vec<EventOut>, String>,)> = &self.handle;
+        let handle: &HandleFunc<'_> = &self.handle;
         match handle.call(&mut self.store, (&events,)) {
             Ok((Ok(results),)) => Ok(self.store.data_mut().take_outputs(results)),
             Ok((Err(message),)) => Err(CallError::Returned(format!(

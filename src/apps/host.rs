@@ -135,7 +135,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
             if store.data_mut().call.may_log() {
                 let context = cut(&context.to_str(&store)?, MAX_CONTEXT).to_owned();
                 let message = cut(&message.to_str(&store)?, MAX_MESSAGE).to_owned();
-                store.data().log.from_app(level.into(), &context, &message);
+                store.data().log.app_line(level.into(), &context, &message);
             }
             Ok(())
         },
@@ -227,7 +227,7 @@ impl CallState {
 
 impl HostState {
     pub(super) fn new(manifest: Arc<Manifest>, log: Arc<AppLog>, watch: Arc<Watch>) -> HostState {
-        let limiter = Limiter::new(manifest.limits.memory_pages as usize * WASM_PAGE);
+        let limiter = Limiter::new(manifest.limits.memory_bytes());
         let deadline = Duration::from_millis(manifest.limits.batch_deadline_ms);
         HostState {
             manifest,
@@ -565,7 +565,7 @@ impl CallWatch {
 }
 
 /// CPU time that this thread has used.
-fn thread_cpu_time() -> Duration {
+pub(super) fn thread_cpu_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -55,7 +55,7 @@ impl AppLog {
     }
 
     /// A line from the app.
-    pub(super) fn from_app(&self, level: LogLevel, context: &str, message: &str) {
+    pub(super) fn app_line(&self, level: LogLevel, context: &str, message: &str) {
         let context = cut(context, MAX_CONTEXT);
         let message = cut(message, MAX_MESSAGE);
         let app = &*self.app;
@@ -72,7 +72,7 @@ impl AppLog {
     }
 
     /// A line of the gateway's own. It can be as long as an app's error is: it is cut too.
-    pub(super) fn from_gateway(&self, level: LogLevel, message: &str) {
+    pub(super) fn gateway_line(&self, level: LogLevel, message: &str) {
         let message = cut(message, MAX_MESSAGE);
         let app = &*self.app;
         match level {
@@ -95,7 +95,7 @@ impl AppLog {
             }
             *last = Some(now);
         }
-        self.from_gateway(LogLevel::Warn, &message());
+        self.gateway_line(LogLevel::Warn, &message());
     }
 
     /// The last `last_n` lines, oldest first.
@@ -137,7 +137,7 @@ mod tests {
     fn the_last_thousand_lines_are_kept_in_order() {
         let log = AppLog::new("a".into());
         for number in 0..1500 {
-            log.from_app(LogLevel::Info, "", &number.to_string());
+            log.app_line(LogLevel::Info, "", &number.to_string());
         }
         let numbers: Vec<_> = log.last(3).into_iter().map(|line| line.message).collect();
         assert_eq!(numbers, ["1497", "1498", "1499"]);
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn long_lines_are_cut_between_characters() {
         let log = AppLog::new("a".into());
-        log.from_app(LogLevel::Warn, &"ü".repeat(1000), &"€".repeat(5000));
+        log.app_line(LogLevel::Warn, &"ü".repeat(1000), &"€".repeat(5000));
         let line = &log.last(1)[0];
         assert_eq!(line.context, "ü".repeat(128));
         assert_eq!(line.message, "€".repeat(1365));

@@ -61,7 +61,14 @@ pub struct Limits {
     pub log_per_batch: u32,
 }
 
+const WASM_PAGE: usize = 64 * 1024;
+
 impl Limits {
+    /// `memory_pages` in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_pages as usize * WASM_PAGE
+    }
+
     /// Those of a manifest that doesn't mention any.
     pub fn new(queue_events: usize) -> Limits {
         Limits {

@@ -75,6 +75,7 @@ pub(super) fn record(app: &App) {
         ("queue_full", dropped.queue_full),
         ("stalled", dropped.stalled),
         ("stopped", dropped.stopped),
+        ("too_large", dropped.too_large),
     ] {
         counter!(DROPPED, "app" => name(), "reason" => reason).increment(count);
     }

@@ -186,7 +186,7 @@ impl Apps {
         control.loader.forget(&unused);
         let app = present.unwrap_or_else(|| control.add(&name, package.clone()));
         app.log()
-            .from_gateway(LogLevel::Info, &format!("installed, component {id}"));
+            .gateway_line(LogLevel::Info, &format!("installed, component {id}"));
         match desired {
             Desired::Running => app.start(package, loaded, None),
             Desired::Stopped => app.replace_package(package),
@@ -263,7 +263,7 @@ impl Apps {
         control.shared.apps.write().remove(name);
         control.loader.forget(&unused);
         metrics::forget(&app);
-        app.log().from_gateway(LogLevel::Info, "removed");
+        app.log().gateway_line(LogLevel::Info, "removed");
         Ok(())
     }
 

@@ -122,6 +122,7 @@ impl AppCounters {
                 queue_full: self.dropped.queue_full - earlier.dropped.queue_full,
                 stalled: self.dropped.stalled - earlier.dropped.stalled,
                 stopped: self.dropped.stopped - earlier.dropped.stopped,
+                too_large: self.dropped.too_large - earlier.dropped.too_large,
             },
             queued: self.queued,
             batches: self.batches - earlier.batches,
@@ -143,11 +144,13 @@ pub struct Dropped {
     pub stalled: u64,
     /// The app was stopped, quarantined or removed.
     pub stopped: u64,
+    /// The event alone would have filled more than a quarter of `limits.memory_pages`.
+    pub too_large: u64,
 }
 
 impl Dropped {
     pub fn total(&self) -> u64 {
-        self.queue_full + self.stalled + self.stopped
+        self.queue_full + self.stalled + self.stopped + self.too_large
     }
 }
 

@@ -14,7 +14,7 @@ mod outlet;
 mod ring;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -138,7 +138,15 @@ impl Pipeline {
     /// To be called by outlets.
     pub fn progress(&self) -> Progress {
         let shared = self.shared.clone();
-        Arc::new(move || shared.ring.wake())
+        Arc::new(move || {
+            // The outlet has just said that it is idle. If the routing thread has not seen that, it
+            // has counted what it holds before it looked, and the count is seen here. (Were it not,
+            // the batch's delay would still end.)
+            fence(Ordering::SeqCst);
+            if shared.in_hand.load(Ordering::SeqCst) > 0 {
+                shared.ring.wake();
+            }
+        })
     }
 
     /// The counters, for people and scripts.
@@ -448,6 +456,7 @@ impl Router {
             counters.copies.fetch_add(copies, Ordering::Relaxed);
             counters.filtered.fetch_add(filtered, Ordering::Relaxed);
             self.shared.in_hand.fetch_add(in_hand, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             for lane in &mut self.lanes {
                 if lane.batcher.is_full() {
                     lane.hand_over(&self.shared);

@@ -90,6 +90,9 @@ pub struct AppRecord {
     pub desired: Desired,
 }
 
+/// A record, or why it can't be read.
+pub type ReadRecord = Result<AppRecord, String>;
+
 /// What an app's operator wants of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -170,8 +173,8 @@ impl Store {
         &self.inner.path
     }
 
-    /// All apps by name; an error's text in the place of a record that can't be read.
-    pub fn apps(&self) -> Result<Vec<(String, Result<AppRecord, String>)>, StoreError> {
+    /// All apps by name.
+    pub fn apps(&self) -> Result<Vec<(String, ReadRecord)>, StoreError> {
         let txn = self.read()?;
         let apps = self.inner.apps.iter(&txn).map_err(|e| self.error(e))?;
         apps.map(|entry| {

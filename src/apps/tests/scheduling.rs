@@ -109,6 +109,30 @@ fn a_batch_that_is_longer_than_the_queue_is_taken_when_the_queue_is_empty() {
 }
 
 #[test]
+fn large_events_come_in_smaller_batches_and_too_large_ones_not_at_all() {
+    let house = House::new();
+    house.install("a");
+    // The app has 4 MiB: 512 KiB a call, 1 MiB an event; the guest's own memory is 512 KiB.
+    let (small, large) = ("s".repeat(100_000), "l".repeat((1 << 20) + 1));
+    house.send(
+        "a/in",
+        &[&small, &small, &large, &small, &small, &small, &small],
+    );
+    let info = house.until_done("a");
+    let counters = &info.counters;
+    assert_eq!((counters.offered, counters.dropped.too_large), (7, 1));
+    assert_eq!(
+        (counters.handled, counters.failed),
+        (6, 0),
+        "{:?}",
+        info.last_error
+    );
+    assert_eq!(counters.batches, 2);
+    house.send("a/in", &[&large]);
+    assert_eq!(house.until_done("a").counters.dropped.too_large, 2);
+}
+
+#[test]
 fn an_app_in_a_long_call_loses_what_does_not_fit_instead_of_blocking_the_pipeline() {
     let house = House::new();
     let slow = manifest("a").replace("deadline_ms = 20", "deadline_ms = 60000");
