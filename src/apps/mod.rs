@@ -38,7 +38,7 @@ use self::engine::WasmEngine;
 use self::epoch::Ticker;
 use self::loader::Loader;
 use self::timer::Timer;
-use self::workers::{Shared, Workers};
+use self::workers::{RunQueue, Shared, Workers};
 use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, Store};
 
@@ -127,7 +127,6 @@ impl Apps {
         let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
         let thread_error = |error| AppError::Engine(format!("cannot start a thread: {error}"));
         let ticker = Ticker::start(engine.engine().clone(), config.epoch).map_err(thread_error)?;
-        let (run_queue, tasks) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             apps: RwLock::default(),
             sink,
@@ -138,13 +137,13 @@ impl Apps {
             timer: Timer::start().map_err(thread_error)?,
             routes,
             routing: Mutex::new(()),
-            run_queue,
+            run_queue: RunQueue::default(),
         });
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let workers = Workers::start(workers, &shared, &tasks).map_err(thread_error)?;
+        let workers = Workers::start(workers, &shared).map_err(thread_error)?;
         let apps = Apps {
             control: Arc::new(Control {
                 queue_events: config.queue_events,
