@@ -50,8 +50,14 @@ impl Package {
     }
 
     /// A guest that does what the first byte of a batch says; see `src/apps/tests/guest.wat`.
-    /// It takes `NAME/in` and may publish below `NAME/`.
+    /// It takes `NAME/in` and may publish nothing of what it gets.
     pub fn obedient(name: &str) -> Package {
+        let manifest = manifest(name).replace(&format!("{name}/#"), "elsewhere");
+        Package::new(&manifest, guest(""))
+    }
+
+    /// The same, but it gets again what it publishes.
+    pub fn self_feeding(name: &str) -> Package {
         Package::new(&manifest(name), guest(""))
     }
 
@@ -64,7 +70,7 @@ impl Package {
     }
 }
 
-/// A manifest for [`guest`].
+/// A manifest for [`guest`]: it takes `NAME/in` and may publish below `NAME/`.
 pub fn manifest(name: &str) -> String {
     format!(
         "name = {name:?}\nversion = \"1.0.0\"\ncomponent = \"app.wasm\"\n\

@@ -39,14 +39,15 @@ pub struct Home {
 
 impl Home {
     pub fn new() -> Home {
-        Home {
+        let home = Home {
             folder: Arc::new(tempfile::tempdir().unwrap()),
             settings: Vec::new(),
             program: env!("CARGO_BIN_EXE_headgate").into(),
-        }
-        .set("store.path", "store")
-        .set("mqtt.listen", "127.0.0.1:0")
-        .set("metrics.listen", "127.0.0.1:0")
+        };
+        let store = home.store();
+        home.set("store.path", store.display())
+            .set("mqtt.listen", "127.0.0.1:0")
+            .set("metrics.listen", "127.0.0.1:0")
     }
 
     /// Sets a key of the configuration, through its variable.

@@ -117,7 +117,7 @@ fn apps_work_in_a_chain() {
 fn an_app_that_feeds_itself_is_cut_off_and_the_cut_is_counted() {
     let gateway = Home::new().start();
     // Returns what it gets, on the topic it got it on.
-    let package = Package::obedient("echo");
+    let package = Package::self_feeding("echo");
     gateway.install(package.path());
     let mut wire = Wire::connect(&gateway, "c");
     const COUNT: u64 = 10;

@@ -228,6 +228,8 @@ impl Wire {
                     self.input.extend(&chunk[..count]);
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                // Somebody has paused this process.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("nothing came: {error}"),
             }
         }
