@@ -6,6 +6,9 @@
 mod codec;
 mod connection;
 mod fanout;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod listener;
 mod mailbox;
 mod message;

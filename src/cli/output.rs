@@ -44,9 +44,9 @@ impl Output {
         self.text(table(header, rows))
     }
 
-    /// Prints an error and what lies behind it.
+    /// Prints an error and what lies behind it, as far as it doesn't say so itself.
     pub fn error(&self, error: &anyhow::Error) {
-        self.error_text(&format!("{error:#}"));
+        self.error_text(&with_causes(error));
     }
 
     pub fn error_text(&self, message: &str) {
@@ -58,6 +58,17 @@ impl Output {
             writeln!(stderr, "headgate: {}", printable(message))
         };
     }
+}
+
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+    }
+    message
 }
 
 /// Writes `text` to standard output as it is.
@@ -119,6 +130,21 @@ mod tests {
         assert_eq!(
             table(["NAME", "N"], &rows),
             "NAME    N\na       1\ngrößer  22"
+        );
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("a.toml: {source}; make it readable")]
+        struct Unreadable {
+            source: io::Error,
+        }
+        let source = io::Error::other("no permission");
+        let error = anyhow::Error::new(Unreadable { source }).context("starting");
+        assert_eq!(
+            with_causes(&error),
+            "starting: a.toml: no permission; make it readable"
         );
     }
 
