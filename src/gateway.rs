@@ -50,6 +50,12 @@ pub struct Gateway {
     started: Instant,
 }
 
+/// How many threads the edge and the admin API need: half of the machine's. The other half is for
+/// apps; and fewer threads wake one another less, which is most of what a lone event costs.
+pub fn edge_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2))
+}
+
 /// Starts all rooms. Must be called in a tokio runtime.
 pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let started = Instant::now();
@@ -117,7 +123,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             Box::pin(async move {
                 match responsive {
                     true => Ok(()),
-                    false => Err("events wait and the routing thread does not come round".into()),
+                    false => Err("events wait and nobody routes them".into()),
                 }
             })
         }

@@ -543,7 +543,7 @@ impl Subscriber {
                     return Ok(());
                 }
                 tally.count(publisher, sequence, self.copies);
-                if tally.received % self.sampling == 0
+                if tally.received.is_multiple_of(self.sampling)
                     && let Some(sent) = finder.time(payload)
                 {
                     let received = reading::nanoseconds_at(*now);

@@ -425,23 +425,21 @@ impl Suite {
     /// The converting app under another name.
     fn copied_app(&self, copy: usize) -> Result<TempDir> {
         let source = self.apps.join(CONVERTING_APP);
+        let name = format!("{CONVERTING_APP}-{copy}");
         let target = TempDir::new()?;
-        let unreadable = || format!("can't copy the app at {}", source.display());
-        for entry in fs::read_dir(&source).with_context(unreadable)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), target.path().join(entry.file_name()))
-                    .with_context(unreadable)?;
-            }
-        }
-        let manifest = target.path().join("manifest.toml");
-        let text = fs::read_to_string(&manifest).with_context(unreadable)?;
-        let renamed = text.replacen(
+        let incomplete = || format!("{} is no built app", source.display());
+        fs::copy(
+            source.join(format!("{CONVERTING_APP}.wasm")),
+            target.path().join(format!("{name}.wasm")),
+        )
+        .with_context(incomplete)?;
+        let manifest = fs::read_to_string(source.join("manifest.toml")).with_context(incomplete)?;
+        let renamed = manifest.replacen(
             &format!("name = \"{CONVERTING_APP}\""),
-            &format!("name = \"{CONVERTING_APP}-{copy}\""),
+            &format!("name = \"{name}\""),
             1,
         );
-        fs::write(&manifest, renamed)?;
+        fs::write(target.path().join("manifest.toml"), renamed)?;
         Ok(target)
     }
 }

@@ -169,8 +169,8 @@ pub struct Receiver {
     read: usize,
 }
 
-/// Bytes for which a read is worth its cost.
-const WORTHWHILE_READ: usize = 4096;
+/// Bytes for which a read is worth its cost: a few messages, or some dozens of acknowledgements.
+const WORTHWHILE_READ: usize = 256;
 
 impl Receiver {
     /// `timeout`: how long one call may wait for bytes.

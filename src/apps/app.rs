@@ -152,10 +152,9 @@ impl App {
             App {
                 log: Arc::new(AppLog::new(name.clone())),
                 name,
-                shared,
                 this: this.clone(),
                 inside: Mutex::new(Inside {
-                    supervisor: Supervisor::new(),
+                    supervisor: Supervisor::new(shared.restart),
                     generation: 0,
                     package,
                     component: None,
@@ -174,6 +173,7 @@ impl App {
                     recorded: (AppCounters::default(), 0),
                     memory_bytes: 0,
                 }),
+                shared,
                 changed: Condvar::new(),
                 instance: Mutex::new(None),
                 idle: AtomicBool::new(false),

@@ -1,43 +1,60 @@
-//! A histogram of how long calls take, kept where it costs two additions a call, and handed to the
-//! metrics recorder at a scrape.
+//! A histogram of how long calls take, kept where it costs two additions a call.
+//!
+//! The recorder's own histograms keep every sample until a scrape: at thousands of calls a second
+//! with nobody scraping, that is no place for them.
 
 use std::time::Duration;
 
-/// Upper bounds of the buckets, in seconds. The last bucket, without a bound, is not listed. To be
-/// given to the exporter for `headgate_app_batch_seconds`.
-pub const BATCH_SECONDS_BUCKETS: [f64; 16] = [
-    10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3,
-    250e-3, 1.0, 10.0,
+/// Upper bounds of the buckets, in seconds, as number and as label; the last has no bound.
+const BUCKETS: [(f64, &str); 16] = [
+    (0.000_01, "0.00001"),
+    (0.000_025, "0.000025"),
+    (0.000_05, "0.00005"),
+    (0.000_1, "0.0001"),
+    (0.000_25, "0.00025"),
+    (0.000_5, "0.0005"),
+    (0.001, "0.001"),
+    (0.002_5, "0.0025"),
+    (0.005, "0.005"),
+    (0.01, "0.01"),
+    (0.025, "0.025"),
+    (0.05, "0.05"),
+    (0.1, "0.1"),
+    (0.5, "0.5"),
+    (5.0, "5"),
+    (f64::INFINITY, "+Inf"),
 ];
 
-/// Counts and sums since they were last taken, one of each a bucket.
+/// Calls by duration, since the last time that this was taken.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Durations {
-    buckets: [Bucket; BATCH_SECONDS_BUCKETS.len() + 1],
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
-    count: u64,
-    sum: f64,
+    counts: [u64; BUCKETS.len()],
+    sum: Duration,
 }
 
 impl Durations {
     pub(super) fn record(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        let index = BATCH_SECONDS_BUCKETS.partition_point(|bound| *bound < seconds);
-        self.buckets[index].count += 1;
-        self.buckets[index].sum += seconds;
+        let index = BUCKETS.partition_point(|(bound, _)| *bound < seconds);
+        self.counts[index] += 1;
+        self.sum += duration;
     }
 
-    /// Calls `record` with a value and how often it occurred: each bucket's mean, so that counts
-    /// and sum come out right.
-    pub(super) fn replay(&self, mut record: impl FnMut(f64, usize)) {
-        for bucket in &self.buckets {
-            if bucket.count > 0 {
-                record(bucket.sum / bucket.count as f64, bucket.count as usize);
-            }
-        }
+    /// For each bucket, its label and how many calls were no longer than its bound: as Prometheus
+    /// has it, each bucket contains those before it.
+    pub(super) fn cumulative(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let mut total = 0;
+        self.counts
+            .iter()
+            .zip(BUCKETS)
+            .map(move |(count, (_, label))| {
+                total += count;
+                (label, total)
+            })
+    }
+
+    pub(super) fn sum_seconds(&self) -> f64 {
+        self.sum.as_secs_f64()
     }
 }
 
@@ -46,13 +63,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_buckets_and_sum_survive_a_replay() {
+    fn each_bucket_contains_those_before_it() {
         let mut durations = Durations::default();
         for micros in [10, 11, 12, 60, 20_000_000] {
             durations.record(Duration::from_micros(micros));
         }
-        let mut replayed = Vec::new();
-        durations.replay(|seconds, count| replayed.push(((seconds * 1e7).round(), count)));
-        assert_eq!(replayed, [(100.0, 1), (115.0, 2), (600.0, 1), (2e8, 1)]);
+        let buckets: Vec<_> = durations.cumulative().collect();
+        assert_eq!(
+            buckets[..4],
+            [
+                ("0.00001", 1),
+                ("0.000025", 3),
+                ("0.00005", 3),
+                ("0.0001", 4)
+            ]
+        );
+        assert_eq!(buckets[14..], [("5", 4), ("+Inf", 5)]);
+        assert_eq!(durations.sum_seconds(), 20.000_093);
     }
 }

@@ -2,9 +2,7 @@
 
 use std::sync::Once;
 
-use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-};
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::app::App;
 use super::status::AppState;
@@ -16,8 +14,10 @@ const DROPPED: &str = "headgate_app_dropped_events_total";
 const QUEUED: &str = "headgate_app_queued_events";
 const PUBLISHED: &str = "headgate_app_published_events_total";
 const REFUSED: &str = "headgate_app_refused_outputs_total";
-const BATCHES: &str = "headgate_app_batches_total";
-const BATCH_SECONDS: &str = "headgate_app_batch_seconds";
+/// Together a histogram, as PromQL's `histogram_quantile` takes it.
+const BATCH_BUCKET: &str = "headgate_app_batch_seconds_bucket";
+const BATCH_SUM: &str = "headgate_app_batch_seconds_sum";
+const BATCH_COUNT: &str = "headgate_app_batch_seconds_count";
 const LOG_DROPPED: &str = "headgate_app_dropped_log_lines_total";
 const RESTARTS: &str = "headgate_app_restarts_total";
 const STATE: &str = "headgate_app_state";
@@ -43,12 +43,12 @@ fn describe() {
             REFUSED,
             "Events that the app handed out and may not, by reason"
         );
-        describe_counter!(BATCHES, "Calls of the app's handler");
-        describe_histogram!(
-            BATCH_SECONDS,
-            Unit::Seconds,
-            "Duration of the handler's calls"
+        describe_counter!(
+            BATCH_BUCKET,
+            "Calls of the app's handler that took no longer than `le` seconds"
         );
+        describe_gauge!(BATCH_SUM, Unit::Seconds, "Time in the app's handler");
+        describe_counter!(BATCH_COUNT, "Calls of the app's handler");
         describe_counter!(LOG_DROPPED, "Log lines beyond the app's quota");
         describe_counter!(RESTARTS, "Instances replaced after a failure");
         describe_gauge!(
@@ -87,11 +87,11 @@ pub(super) fn record(app: &App) {
     ] {
         counter!(REFUSED, "app" => name(), "reason" => reason).increment(count);
     }
-    counter!(BATCHES, "app" => name()).increment(counters.batches);
-    let batch_seconds = histogram!(BATCH_SECONDS, "app" => name());
-    since_last
-        .durations
-        .replay(|seconds, count| batch_seconds.record_many(seconds, count));
+    for (le, count) in since_last.durations.cumulative() {
+        counter!(BATCH_BUCKET, "app" => name(), "le" => le).increment(count);
+    }
+    gauge!(BATCH_SUM, "app" => name()).increment(since_last.durations.sum_seconds());
+    counter!(BATCH_COUNT, "app" => name()).increment(counters.batches);
     counter!(LOG_DROPPED, "app" => name()).increment(counters.over_log_quota);
     counter!(RESTARTS, "app" => name()).increment(since_last.restarts);
     for state in AppState::ALL {

@@ -38,15 +38,15 @@ use self::engine::WasmEngine;
 use self::epoch::Ticker;
 use self::loader::Loader;
 use self::timer::Timer;
-use self::workers::{Shared, Workers};
+use self::workers::{RunQueue, Shared, Workers};
 use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, Store};
 
 pub use compile::{Compiler, compile_file};
-pub use durations::BATCH_SECONDS_BUCKETS;
 pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
 pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine};
+pub use supervisor::RestartPolicy;
 
 /// How long a command waits for an app's `configure` to end. Longer than most deadlines; who has to
 /// wait longer sees `starting`.
@@ -74,6 +74,8 @@ pub struct AppsConfig {
     /// The key that seals what is in `aot_dir`. Made at the first start.
     pub host_key: PathBuf,
     pub compiler: Compiler,
+    /// What happens to an app that fails.
+    pub restart: RestartPolicy,
 }
 
 impl AppsConfig {
@@ -87,6 +89,7 @@ impl AppsConfig {
             aot_dir: store.join("aot"),
             host_key: store.join("host.key"),
             compiler: Compiler::ChildProcess(std::env::current_exe()?),
+            restart: RestartPolicy::default(),
         })
     }
 }
@@ -124,23 +127,23 @@ impl Apps {
         let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
         let thread_error = |error| AppError::Engine(format!("cannot start a thread: {error}"));
         let ticker = Ticker::start(engine.engine().clone(), config.epoch).map_err(thread_error)?;
-        let (run_queue, tasks) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             apps: RwLock::default(),
             sink,
             progress,
             max_batch_events: config.max_batch_events,
+            restart: config.restart,
             ticker,
             timer: Timer::start().map_err(thread_error)?,
             routes,
             routing: Mutex::new(()),
-            run_queue,
+            run_queue: RunQueue::default(),
         });
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let workers = Workers::start(workers, &shared, &tasks).map_err(thread_error)?;
+        let workers = Workers::start(workers, &shared).map_err(thread_error)?;
         let apps = Apps {
             control: Arc::new(Control {
                 queue_events: config.queue_events,

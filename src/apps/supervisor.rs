@@ -6,26 +6,41 @@ use std::time::{Duration, Instant};
 
 use super::status::AppState;
 
-/// Pause after the first failure. A fresh instance costs some 20 µs, so that this is for whatever
-/// made the app fail: at this pace, failing costs the others less than a percent.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How patient the supervisor is.
+#[derive(Clone, Copy, Debug)]
+pub struct RestartPolicy {
+    /// Pause after the first failure.
+    pub first_pause: Duration,
+    /// The pauses double up to this.
+    pub longest_pause: Duration,
+    /// After this long without a failure, the pauses begin at `first_pause` again.
+    pub healthy: Duration,
+    /// This many failures within `window` are enough.
+    pub most_failures: usize,
+    pub window: Duration,
+}
 
-/// Longest pause; the pauses double up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// After this long without a failure, the pauses begin at [`FIRST_PAUSE`] again.
-const HEALTHY: Duration = Duration::from_secs(60);
-
-/// This many failures within [`WINDOW`] are enough. The pauses between them add up to 51 s, so that
-/// an app which fails whenever it starts gets here.
-const MOST_FAILURES: usize = 10;
-const WINDOW: Duration = Duration::from_secs(60);
+impl Default for RestartPolicy {
+    /// A fresh instance costs some 20 µs, so that the first pause is for whatever made the app
+    /// fail: at that pace, failing costs the others less than a percent. The nine pauses before the
+    /// tenth failure add up to 51 s, so that an app which fails whenever it starts is quarantined.
+    fn default() -> RestartPolicy {
+        RestartPolicy {
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(30),
+            healthy: Duration::from_secs(60),
+            most_failures: 10,
+            window: Duration::from_secs(60),
+        }
+    }
+}
 
 /// The life of one app, as far as it needs to be known to decide what comes next.
 #[derive(Debug)]
 pub(super) struct Supervisor {
+    policy: RestartPolicy,
     state: AppState,
-    /// When the last failures were, oldest first; at most [`MOST_FAILURES`].
+    /// When the last failures were, oldest first; at most [`RestartPolicy::most_failures`].
     failures: VecDeque<Instant>,
     pause: Duration,
     /// In [`AppState::BackingOff`]: when to try again.
@@ -43,11 +58,12 @@ pub(super) enum Verdict {
 }
 
 impl Supervisor {
-    pub(super) fn new() -> Supervisor {
+    pub(super) fn new(policy: RestartPolicy) -> Supervisor {
         Supervisor {
+            policy,
             state: AppState::Installed,
             failures: VecDeque::new(),
-            pause: FIRST_PAUSE,
+            pause: policy.first_pause,
             retry_at: None,
             restarts: 0,
         }
@@ -65,7 +81,7 @@ impl Supervisor {
     /// Somebody wants the app to run, with a clean slate.
     pub(super) fn start(&mut self) {
         self.failures.clear();
-        self.pause = FIRST_PAUSE;
+        self.pause = self.policy.first_pause;
         self.retry_at = None;
         self.state = AppState::Starting;
     }
@@ -79,22 +95,22 @@ impl Supervisor {
     /// The instance is lost, or could not be made.
     pub(super) fn failed(&mut self, now: Instant) -> Verdict {
         if let Some(last) = self.failures.back()
-            && now.duration_since(*last) >= HEALTHY.max(self.pause)
+            && now.duration_since(*last) >= self.policy.healthy.max(self.pause)
         {
-            self.pause = FIRST_PAUSE;
+            self.pause = self.policy.first_pause;
         }
         while let Some(first) = self.failures.front()
-            && now.duration_since(*first) >= WINDOW
+            && now.duration_since(*first) >= self.policy.window
         {
             self.failures.pop_front();
         }
         self.failures.push_back(now);
-        if self.failures.len() >= MOST_FAILURES {
+        if self.failures.len() >= self.policy.most_failures {
             self.quarantine();
             return Verdict::Quarantine;
         }
         let retry_at = now + self.pause;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause = (self.pause * 2).min(self.policy.longest_pause);
         self.retry_at = Some(retry_at);
         self.state = AppState::BackingOff;
         Verdict::RetryAt(retry_at)
@@ -128,8 +144,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn policy() -> RestartPolicy {
+        RestartPolicy::default()
+    }
+
     fn running() -> Supervisor {
-        let mut app = Supervisor::new();
+        let mut app = Supervisor::new(policy());
         app.start();
         app.started();
         app
@@ -177,8 +197,11 @@ mod tests {
         for _ in 0..3 {
             last = fail_and_retry(&mut app, last).unwrap();
         }
-        let later = last + HEALTHY;
-        assert_eq!(app.failed(later), Verdict::RetryAt(later + FIRST_PAUSE));
+        let later = last + policy().healthy;
+        assert_eq!(
+            app.failed(later),
+            Verdict::RetryAt(later + policy().first_pause)
+        );
     }
 
     #[test]
@@ -188,10 +211,13 @@ mod tests {
         // Slow enough to stay out of quarantine, too fast to count as healthy.
         for _ in 0..40 {
             let retry = fail_and_retry(&mut app, now).expect("not quarantined");
-            assert!(retry - now <= LONGEST_PAUSE);
+            assert!(retry - now <= policy().longest_pause);
             now = retry.max(now + Duration::from_secs(20));
         }
-        assert_eq!(app.failed(now), Verdict::RetryAt(now + LONGEST_PAUSE));
+        assert_eq!(
+            app.failed(now),
+            Verdict::RetryAt(now + policy().longest_pause)
+        );
     }
 
     #[test]
@@ -201,7 +227,10 @@ mod tests {
         while app.failed(now) != Verdict::Quarantine {}
         app.start();
         assert_eq!(app.state(), AppState::Starting);
-        assert_eq!(app.failed(now), Verdict::RetryAt(now + FIRST_PAUSE));
+        assert_eq!(
+            app.failed(now),
+            Verdict::RetryAt(now + policy().first_pause)
+        );
     }
 
     #[test]
@@ -210,7 +239,7 @@ mod tests {
         let now = Instant::now();
         app.failed(now);
         app.stop();
-        assert!(!app.retry(now + LONGEST_PAUSE));
+        assert!(!app.retry(now + policy().longest_pause));
         assert_eq!(app.state(), AppState::Stopped);
     }
 
@@ -228,8 +257,8 @@ mod tests {
                     None => break,
                 }
             }
-            for window in failures.windows(MOST_FAILURES + 1) {
-                prop_assert!(*window.last().unwrap() - window[0] >= WINDOW);
+            for window in failures.windows(policy().most_failures + 1) {
+                prop_assert!(*window.last().unwrap() - window[0] >= policy().window);
             }
         }
     }

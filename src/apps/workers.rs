@@ -3,16 +3,16 @@
 //! Each app is in the run queue at most once and gets one batch a turn, so that all that have work
 //! take turns; idle workers sleep on the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::app::App;
 use super::epoch::Ticker;
+use super::supervisor::RestartPolicy;
 use super::timer::Timer;
 use crate::pipeline::{Progress, Route, Routes, Sink};
 
@@ -22,14 +22,39 @@ pub(super) struct Shared {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) progress: Progress,
     pub(super) max_batch_events: usize,
+    pub(super) restart: RestartPolicy,
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,
     pub(super) routes: Arc<Routes>,
     /// Held while routes are gathered and replaced, so that the last to gather is the last to
     /// replace.
     pub(super) routing: Mutex<()>,
-    /// Bounded by the number of apps.
-    pub(super) run_queue: Sender<Task>,
+    pub(super) run_queue: RunQueue,
+}
+
+/// The apps that have something to do, at most each once. A channel would serve, but the usual ones
+/// spin before they sleep, which costs a gateway with little to do more than its events.
+#[derive(Default)]
+pub(super) struct RunQueue {
+    tasks: Mutex<VecDeque<Task>>,
+    filled: Condvar,
+}
+
+impl RunQueue {
+    fn push(&self, task: Task) {
+        self.tasks.lock().push_back(task);
+        self.filled.notify_one();
+    }
+
+    fn pop(&self) -> Task {
+        let mut tasks = self.tasks.lock();
+        loop {
+            if let Some(task) = tasks.pop_front() {
+                return task;
+            }
+            self.filled.wait(&mut tasks);
+        }
+    }
 }
 
 pub(super) enum Task {
@@ -41,8 +66,7 @@ pub(super) enum Task {
 impl Shared {
     /// Gives `app` a turn.
     pub(super) fn run(&self, app: Arc<App>) {
-        // After the workers have ended, nobody waits for a turn any more.
-        let _ = self.run_queue.send(Task::Turn(app));
+        self.run_queue.push(Task::Turn(app));
     }
 
     /// Puts the routes of the apps that take events into force.
@@ -68,16 +92,12 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn start(
-        count: usize,
-        shared: &Arc<Shared>,
-        tasks: &Receiver<Task>,
-    ) -> io::Result<Workers> {
+    pub(super) fn start(count: usize, shared: &Arc<Shared>) -> io::Result<Workers> {
         let threads = (0..count).map(|number| {
-            let (shared, tasks) = (shared.clone(), tasks.clone());
+            let shared = shared.clone();
             thread::Builder::new()
                 .name(format!("apps-{number}"))
-                .spawn(move || work(&shared, &tasks))
+                .spawn(move || work(&shared))
         });
         Ok(Workers {
             threads: threads.collect::<io::Result<_>>()?,
@@ -87,7 +107,7 @@ impl Workers {
     /// Waits for the workers' current turns and ends them.
     pub(super) fn stop(self, shared: &Shared) {
         for _ in &self.threads {
-            let _ = shared.run_queue.send(Task::Stop);
+            shared.run_queue.push(Task::Stop);
         }
         for thread in self.threads {
             if thread.join().is_err() {
@@ -97,8 +117,8 @@ impl Workers {
     }
 }
 
-fn work(shared: &Shared, tasks: &Receiver<Task>) {
-    while let Ok(Task::Turn(app)) = tasks.recv() {
+fn work(shared: &Shared) {
+    while let Task::Turn(app) = shared.run_queue.pop() {
         if app.take_turn() {
             shared.run(app);
         }

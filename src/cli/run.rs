@@ -74,6 +74,7 @@ pub(super) fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
 /// The runtime of a gateway.
 pub(super) fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_multi_thread()
+        .worker_threads(gateway::edge_threads())
         .enable_all()
         .build()
         .context("starting the runtime")

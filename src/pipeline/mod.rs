@@ -3,10 +3,13 @@
 //! Takes events in through [`Tap`]s, hands batches to [`Outlet`]s. Does not know what an outlet is
 //! (an app, a mapping): it never calls back into where events come from.
 //!
-//! One thread routes. While an outlet's queue is full but moving, the thread waits for it and the
-//! ring fills; when the ring is full, producers wait, and the edge stops reading from its clients.
-//! So an outlet that works, however slowly, loses nothing; one that is stuck drops (and counts)
-//! what finds no room, and costs the others nothing.
+//! One at a time routes: whoever brings a few events does it at once, since waking another thread
+//! costs more than that; large chunks, and what has to wait, are left to the pipeline's own thread.
+//!
+//! While an outlet's queue is full but moving, nothing is routed and the ring fills; when the ring
+//! is full, producers wait, and the edge stops reading from its clients. So an outlet that works,
+//! however slowly, loses nothing; one that is stuck drops (and counts) what finds no room, and
+//! costs the others nothing.
 
 mod batcher;
 mod latency;
@@ -18,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use crate::event::{Batch, Event, Topic};
@@ -40,6 +44,12 @@ const CACHED_TOPICS: usize = 4096;
 
 /// Most events that are routed before outlets are looked after again.
 const ROUTED_AT_ONCE: usize = 1024;
+
+/// A chunk of up to so many events is routed by who brings it.
+const ROUTED_INLINE: usize = 64;
+
+/// How often an outlet that had no room is asked again, besides when it says that it has.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How the pipeline is set up.
 #[derive(Clone, Copy, Debug)]
@@ -94,36 +104,47 @@ struct Shared {
     ring: Ring,
     routes: Arc<Routes>,
     counters: Counters,
-    /// Events held by the routing thread, between ring and outlets.
+    /// Held by whoever routes.
+    router: Mutex<Router>,
+    /// Something has come up since the router last looked: it must look again.
+    look_again: AtomicBool,
+    /// The pipeline's own thread has been told, or knows, that something waits in the router.
+    attended: AtomicBool,
+    /// Events held by the router, between ring and outlets.
     in_hand: AtomicU64,
     stopping: AtomicBool,
-    /// When the routing thread last came round, in milliseconds after `started`.
+    /// When somebody last routed, in milliseconds after `started`.
     last_round_ms: AtomicU64,
     started: Instant,
 }
 
 impl Pipeline {
-    /// Starts the routing thread.
+    /// Starts the pipeline's own thread.
     pub fn start(config: PipelineConfig, routes: Arc<Routes>) -> std::io::Result<Pipeline> {
         let shared = Arc::new(Shared {
             ring: Ring::new(config.queue_events),
             routes,
             counters: Counters::default(),
+            router: Mutex::new(Router {
+                config,
+                generation: 0,
+                lanes: Vec::new(),
+                cache: FxHashMap::default(),
+            }),
+            look_again: AtomicBool::new(false),
+            attended: AtomicBool::new(false),
             in_hand: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             last_round_ms: AtomicU64::new(0),
             started: Instant::now(),
         });
-        let router = Router {
-            shared: shared.clone(),
-            config,
-            generation: 0,
-            lanes: Vec::new(),
-            cache: FxHashMap::default(),
+        let thread = {
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name("pipeline".into())
+                .spawn(move || shared.attend())?
         };
-        let thread = std::thread::Builder::new()
-            .name("pipeline".into())
-            .spawn(move || router.run())?;
+        shared.ring.set_consumer(thread.thread().clone());
         Ok(Pipeline {
             shared,
             thread: Some(thread),
@@ -139,12 +160,11 @@ impl Pipeline {
     pub fn progress(&self) -> Progress {
         let shared = self.shared.clone();
         Arc::new(move || {
-            // The outlet has just said that it is idle. If the routing thread has not seen that, it
-            // has counted what it holds before it looked, and the count is seen here. (Were it not,
-            // the batch's delay would still end.)
+            // The outlet has just said that it is idle or has room. Whoever routes now has counted
+            // what it holds before it looked at the outlet, so that the count is seen here.
             fence(Ordering::SeqCst);
             if shared.in_hand.load(Ordering::SeqCst) > 0 {
-                shared.ring.wake();
+                shared.route();
             }
         })
     }
@@ -187,7 +207,7 @@ impl Pipeline {
         self.shared.ring.len() as u64 + self.shared.in_hand.load(Ordering::SeqCst)
     }
 
-    /// Whether the routing thread still comes round when there is work for it.
+    /// Whether events that wait are still looked after.
     pub fn is_responsive(&self) -> bool {
         const PATIENCE_MS: u64 = 5_000;
         let now = self.shared.started.elapsed().as_millis() as u64;
@@ -258,13 +278,12 @@ impl Tap {
             return true;
         }
         let chunk = std::mem::take(&mut self.pending);
-        let count = chunk.len() as u64;
+        let count = chunk.len();
         match self.shared.ring.push(chunk, 0) {
             Ok(()) => {
-                self.shared
-                    .counters
-                    .accepted
-                    .fetch_add(count, Ordering::Relaxed);
+                let accepted = &self.shared.counters.accepted;
+                accepted.fetch_add(count as u64, Ordering::Relaxed);
+                self.shared.route_chunk(count);
                 true
             }
             Err(chunk) => {
@@ -300,10 +319,14 @@ impl Tap {
         if chunk.is_empty() {
             return;
         }
-        if let Err(chunk) = self.shared.ring.push(chunk, FEEDBACK_EVENTS) {
-            counters
-                .overflowed
-                .fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        let count = chunk.len();
+        match self.shared.ring.push(chunk, FEEDBACK_EVENTS) {
+            Ok(()) => self.shared.route_chunk(count),
+            Err(_) => {
+                counters
+                    .overflowed
+                    .fetch_add(count as u64, Ordering::Relaxed);
+            }
         }
     }
 
@@ -317,9 +340,78 @@ impl Tap {
     }
 }
 
-/// The routing thread.
+impl Shared {
+    /// Routes what has come in, here or on the pipeline's thread. `count`: how much that is.
+    fn route_chunk(&self, count: usize) {
+        if count <= ROUTED_INLINE {
+            self.route();
+        } else {
+            self.ring.wake();
+        }
+    }
+
+    /// Routes what there is, unless somebody else does, who then looks again.
+    fn route(&self) {
+        self.look_again.store(true, Ordering::SeqCst);
+        while self.look_again.load(Ordering::SeqCst) {
+            let Some(mut router) = self.router.try_lock() else {
+                return;
+            };
+            self.look_again.store(false, Ordering::SeqCst);
+            let left = router.round(self);
+            drop(router);
+            match left {
+                Left::Nothing => {}
+                Left::ToRoute => return self.ring.wake(),
+                Left::Waiting => {
+                    if !self.attended.swap(true, Ordering::SeqCst) {
+                        self.ring.wake();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The pipeline's own thread: routes large chunks, and hands over batches when they are due.
+    fn attend(&self) {
+        while !self.stopping.load(Ordering::SeqCst) {
+            // Whoever finds something waiting from here on wakes this thread once more, so that
+            // nothing is missed between the look and the park.
+            self.attended.store(false, Ordering::SeqCst);
+            let (left, due) = {
+                let mut router = self.router.lock();
+                self.look_again.store(false, Ordering::SeqCst);
+                (router.round(self), router.next_due())
+            };
+            if let Left::ToRoute = left {
+                continue;
+            }
+            if self.look_again.load(Ordering::SeqCst) {
+                continue;
+            }
+            match due {
+                None => std::thread::park(),
+                Some(due) => {
+                    self.attended.store(true, Ordering::SeqCst);
+                    std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
+                }
+            }
+        }
+    }
+}
+
+/// What is left after a round.
+#[derive(Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// Chunks in the ring, which can be routed at once.
+    ToRoute,
+    /// Batches that are not due yet, or whose outlet has no room.
+    Waiting,
+}
+
+/// Distributes events over the outlets.
 struct Router {
-    shared: Arc<Shared>,
     config: PipelineConfig,
     generation: u64,
     lanes: Vec<Lane>,
@@ -335,46 +427,34 @@ struct Lane {
 }
 
 impl Router {
-    fn run(mut self) {
-        self.shared.ring.set_consumer();
-        loop {
-            let round = self.shared.started.elapsed().as_millis() as u64;
-            self.shared.last_round_ms.store(round, Ordering::Relaxed);
-            self.follow_routes();
-            let routed = self.route();
-            self.hand_over();
-            let blocked = self.is_blocked();
-            if routed && !blocked {
-                continue;
-            }
-            if self.shared.stopping.load(Ordering::SeqCst) {
-                return;
-            }
-            // Sleep until a chunk comes, an outlet makes progress, or a batch is due. What an
-            // outlet does between the look and the park leaves a token that ends the park at once.
-            self.shared.ring.announce_sleep();
-            if !blocked && self.shared.ring.has_chunks() {
-                self.shared.ring.stay_awake();
-                continue;
-            }
-            let due = self.lanes.iter().filter_map(|lane| match lane.refused {
-                Some(_) => Some(Duration::from_millis(1)),
-                None => {
-                    let deadline = lane.batcher.deadline()?;
-                    Some(deadline.saturating_duration_since(Instant::now()))
-                }
-            });
-            match due.min() {
-                Some(wait) => std::thread::park_timeout(wait),
-                None => std::thread::park(),
-            }
-            self.shared.ring.stay_awake();
+    /// Routes a bounded number of events and hands over what is due.
+    fn round(&mut self, shared: &Shared) -> Left {
+        let now = shared.started.elapsed().as_millis() as u64;
+        shared.last_round_ms.store(now, Ordering::Relaxed);
+        self.follow_routes(shared);
+        self.route(shared);
+        self.hand_over(shared);
+        if !self.is_blocked() && shared.ring.has_chunks() {
+            Left::ToRoute
+        } else if self.lanes.iter().any(Lane::holds_something) {
+            Left::Waiting
+        } else {
+            Left::Nothing
         }
     }
 
+    /// When the next batch is due, or a refused one is to be offered again.
+    fn next_due(&self) -> Option<Instant> {
+        let due = self.lanes.iter().filter_map(|lane| match lane.refused {
+            Some(_) => Some(Instant::now() + ASK_AGAIN),
+            None => lane.batcher.deadline(),
+        });
+        due.min()
+    }
+
     /// Takes over a new route table, handing out first what was collected under the old one.
-    fn follow_routes(&mut self) {
-        let routes = self.shared.routes.load_full();
+    fn follow_routes(&mut self, shared: &Shared) {
+        let routes = shared.routes.load_full();
         if routes.generation == self.generation {
             return;
         }
@@ -403,7 +483,7 @@ impl Router {
             // An outlet without routes is stopped or about to be: it counts what it can't take.
             for batch in [lane.refused.take(), Some(lane.batcher.take())] {
                 if let Some(batch) = batch.filter(|batch| !batch.is_empty()) {
-                    self.shared.hand_over(&*lane.outlet, batch, true);
+                    shared.hand_over(&*lane.outlet, batch, true);
                 }
             }
         }
@@ -411,16 +491,18 @@ impl Router {
         self.generation = routes.generation;
     }
 
-    /// Distributes events over the lanes. Whether there were any.
-    fn route(&mut self) -> bool {
+    /// Distributes events over the lanes.
+    fn route(&mut self, shared: &Shared) {
         let mut routed = 0;
-        let routes = self.shared.routes.load_full();
+        let routes = shared.routes.load();
         if routes.generation != self.generation {
-            return true;
+            // Replaced this very moment: the next round follows.
+            shared.look_again.store(true, Ordering::SeqCst);
+            return;
         }
         let mut found = Vec::new();
         while routed < ROUTED_AT_ONCE && !self.is_blocked() {
-            let Some(chunk) = self.shared.ring.pop() else {
+            let Some(chunk) = shared.ring.pop() else {
                 break;
             };
             let now = Instant::now();
@@ -452,26 +534,29 @@ impl Router {
                 }
                 self.lanes[*last as usize].push(event, now);
             }
-            let counters = &self.shared.counters;
+            let counters = &shared.counters;
             counters.copies.fetch_add(copies, Ordering::Relaxed);
             counters.filtered.fetch_add(filtered, Ordering::Relaxed);
-            self.shared.in_hand.fetch_add(in_hand, Ordering::SeqCst);
-            fence(Ordering::SeqCst);
+            shared.in_hand.fetch_add(in_hand, Ordering::SeqCst);
             for lane in &mut self.lanes {
                 if lane.batcher.is_full() {
-                    lane.hand_over(&self.shared);
+                    lane.hand_over(shared);
                 }
             }
         }
-        routed > 0
     }
 
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, shared: &Shared) {
+        if self.lanes.iter().all(|lane| !lane.holds_something()) {
+            return;
+        }
+        // Before outlets are looked at: see `Pipeline::progress`.
+        fence(Ordering::SeqCst);
         let now = Instant::now();
         for lane in &mut self.lanes {
             let due = lane.batcher.is_due(now, lane.outlet.is_idle());
             if due || lane.refused.is_some() {
-                lane.hand_over(&self.shared);
+                lane.hand_over(shared);
             }
         }
     }
@@ -482,6 +567,10 @@ impl Router {
 }
 
 impl Lane {
+    fn holds_something(&self) -> bool {
+        self.refused.is_some() || !self.batcher.is_empty()
+    }
+
     fn push(&mut self, event: Event, now: Instant) {
         self.batcher.push(event, now);
     }

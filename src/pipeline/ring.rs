@@ -1,13 +1,13 @@
-//! The bounded way from many producers to the pipeline's thread.
+//! The bounded way from many producers to the router.
 //!
 //! What travels is chunks of events, so that a queue operation and a wake-up are paid once a chunk;
 //! what is bounded is the number of events.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Thread;
 
 use crossbeam_queue::ArrayQueue;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::event::Event;
@@ -22,10 +22,8 @@ pub struct Ring {
     /// Events in `chunks`.
     events: AtomicUsize,
     max_events: usize,
-    /// The consumer, once it runs.
-    consumer: Mutex<Option<Thread>>,
-    /// The consumer sleeps, or is about to: whoever adds something must wake it.
-    asleep: AtomicBool,
+    /// The thread that takes what nobody else has taken.
+    consumer: OnceLock<Thread>,
     /// A producer waits for room.
     waiting: AtomicUsize,
     room: Notify,
@@ -37,8 +35,7 @@ impl Ring {
             chunks: ArrayQueue::new(CHUNKS),
             events: AtomicUsize::new(0),
             max_events,
-            consumer: Mutex::new(None),
-            asleep: AtomicBool::new(false),
+            consumer: OnceLock::new(),
             waiting: AtomicUsize::new(0),
             room: Notify::new(),
         }
@@ -61,9 +58,6 @@ impl Ring {
         if let Err(chunk) = self.chunks.push(chunk) {
             self.events.fetch_sub(count, Ordering::SeqCst);
             return Err(chunk);
-        }
-        if self.asleep.swap(false, Ordering::SeqCst) {
-            self.wake();
         }
         Ok(())
     }
@@ -92,12 +86,13 @@ impl Ring {
         self.len() <= self.max_events / 2 && self.chunks.len() <= CHUNKS / 2
     }
 
-    /// Makes the calling thread the consumer.
-    pub fn set_consumer(&self) {
-        *self.consumer.lock() = Some(std::thread::current());
+    /// Says whom [`Ring::wake`] wakes. For the first call only.
+    pub fn set_consumer(&self, thread: Thread) {
+        // There is one consumer, and it never changes.
+        let _ = self.consumer.set(thread);
     }
 
-    /// The next chunk. For the consumer only.
+    /// The next chunk. For one thread at a time.
     pub fn pop(&self) -> Option<Vec<Event>> {
         let chunk = self.chunks.pop()?;
         self.events.fetch_sub(chunk.len(), Ordering::SeqCst);
@@ -107,23 +102,13 @@ impl Ring {
         Some(chunk)
     }
 
-    /// Announces that the consumer is about to sleep. It must look once more for work and then
-    /// either [`std::thread::park`] or call [`Ring::stay_awake`].
-    pub fn announce_sleep(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
-    }
-
-    pub fn stay_awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
-    }
-
     pub fn has_chunks(&self) -> bool {
         !self.chunks.is_empty()
     }
 
-    /// Wakes the consumer for something else than a chunk.
+    /// Wakes the consumer, or keeps it from its next sleep.
     pub fn wake(&self) {
-        if let Some(consumer) = &*self.consumer.lock() {
+        if let Some(consumer) = self.consumer.get() {
             consumer.unpark();
         }
     }

@@ -627,7 +627,7 @@ mod tests {
             .put_app("a", &record(&big, Desired::Running), &big)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("store.map_size"), "{error}");
+        assert!(error.contains("store.max_bytes"), "{error}");
         assert_eq!(store.apps().unwrap(), []);
         store
             .put_app("b", &record(b"small", Desired::Running), b"small")

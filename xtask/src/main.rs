@@ -11,6 +11,7 @@ mod tree;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::env;
 use tree::Tree;
 
 #[derive(Parser)]
@@ -57,14 +58,15 @@ fn main() -> Result<()> {
         }
         Command::Demo { args } => {
             guest::build_apps(&tree)?;
-            child::replace(
-                child::cargo()
-                    .args(["run", "--release", "--manifest-path"])
-                    .arg(tree.root.join("Cargo.toml"))
-                    .args(["--bin", "headgate", "--", "demo", "--apps"])
-                    .arg(tree.apps_out())
-                    .args(args),
-            )
+            let mut demo = child::cargo();
+            demo.args(["run", "--release", "--bin", "headgate", "--manifest-path"])
+                .arg(tree.root.join("Cargo.toml"))
+                .args(["--", "demo"])
+                .args(args);
+            if env::var_os("HEADGATE_DEMO_APPS").is_none() {
+                demo.env("HEADGATE_DEMO_APPS", tree.apps_out());
+            }
+            child::replace(&mut demo)
         }
         Command::Test { args } => {
             guest::build_apps(&tree)?;

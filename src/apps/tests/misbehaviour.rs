@@ -1,6 +1,8 @@
 //! Guests that do their worst: each time, the failure says whose it is and what it was, and
 //! another app goes on.
 
+use std::time::Duration;
+
 use super::house::*;
 use crate::apps::{AppInfo, AppState, LogLevel};
 use crate::event::unix_time_ns;
@@ -80,6 +82,47 @@ fn a_stack_overflow_stays_inside() {
 fn a_result_that_blows_up_in_the_host_is_refused() {
     let (house, info) = misbehave("A");
     assert_comes_back(&house, &info, "too much data");
+}
+
+#[test]
+fn an_app_that_fails_over_and_over_is_quarantined_until_somebody_starts_it() {
+    let house = House::with(|config| {
+        config.restart.first_pause = Duration::from_millis(1);
+        config.restart.most_failures = 3;
+    });
+    house.install("culprit");
+    house.install("other");
+    for failures in 1..=3 {
+        house.send("culprit/in", &["U"]);
+        house.eventually("culprit", "the failure", |info| {
+            info.counters.failed == failures
+                && matches!(info.state, AppState::Running | AppState::Quarantined)
+        });
+    }
+    let info = house.info("culprit");
+    assert_eq!((info.state, info.restarts), (AppState::Quarantined, 2));
+    let reason = info.reason.unwrap();
+    assert!(
+        reason.starts_with("failed too often, the last time: `handle` trapped"),
+        "{reason}"
+    );
+    house.eventually("culprit", "no memory", |info| info.memory_bytes == 0);
+    let log = house.apps.logs("culprit", 100).unwrap();
+    assert!(
+        log.iter()
+            .any(|line| line.message.contains("`headgate app start culprit`")),
+        "{log:#?}"
+    );
+    assert!(
+        house.offer("culprit/in", &["x"]).is_empty(),
+        "nothing is routed to it"
+    );
+    house.assert_works("other");
+    assert_eq!(
+        house.apps.start("culprit").unwrap().state,
+        AppState::Running
+    );
+    house.assert_works("culprit");
 }
 
 #[test]

@@ -10,11 +10,14 @@ use rumqttd::{Notification, Router, RouterConfig};
 
 use crate::scenarios::{Hub, Publisher, Subscriber};
 
+/// Takes a client in by its name.
+type Connect = dyn Fn(&str) -> (LinkTx, LinkRx);
+
 pub struct RouterHub {
     segment_size: usize,
     segment_count: usize,
     /// The type of the router's channel is private to rumqttd, hence a closure.
-    connect: Box<dyn Fn(&str) -> (LinkTx, LinkRx)>,
+    connect: Box<Connect>,
 }
 
 impl RouterHub {
