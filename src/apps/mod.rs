@@ -281,6 +281,15 @@ impl Apps {
         apps.values().for_each(|app| metrics::record(app));
     }
 
+    /// Waits until every app that is to run does so, or has failed to. Blocks, for as long as the
+    /// compiler takes at most.
+    pub fn wait_until_settled(&self) {
+        let apps: Vec<_> = self.control.shared.apps.read().values().cloned().collect();
+        for app in apps {
+            app.wait_until_settled(Instant::now() + compile::TIME_LIMIT);
+        }
+    }
+
     /// Lets the apps finish what waits, until `deadline`; then stops them all. What is left is
     /// counted as dropped.
     pub fn shutdown(&self, deadline: Instant) {

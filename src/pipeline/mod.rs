@@ -601,20 +601,23 @@ impl Lane {
 impl Shared {
     /// Offers a batch; gives it back if the outlet has no room for it, unless it is `last`.
     fn hand_over(&self, outlet: &dyn Outlet, batch: Batch, last: bool) -> Option<Batch> {
-        let count = batch.len() as u64;
-        match outlet.offer(batch) {
-            Offer::Full(batch) if !last => return Some(batch),
-            Offer::Full(_) => {
-                self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
-            }
-            Offer::Taken => {
-                self.counters
-                    .handed_over
-                    .fetch_add(count, Ordering::Relaxed);
-                self.counters.batches.fetch_add(1, Ordering::Relaxed);
-            }
+        let offered = batch.len() as u64;
+        let refused = match outlet.offer(batch) {
+            Offer::Full(batch) => Some(batch),
+            Offer::Taken => None,
+        };
+        // An outlet may have dealt with a part of what it had no room for.
+        let left = refused.as_ref().map_or(0, |batch| batch.len() as u64);
+        let mut settled = offered - left;
+        let counters = &self.counters;
+        counters.handed_over.fetch_add(settled, Ordering::Relaxed);
+        if refused.is_none() {
+            counters.batches.fetch_add(1, Ordering::Relaxed);
+        } else if last {
+            counters.overflowed.fetch_add(left, Ordering::Relaxed);
+            settled = offered;
         }
-        self.in_hand.fetch_sub(count, Ordering::SeqCst);
-        None
+        self.in_hand.fetch_sub(settled, Ordering::SeqCst);
+        refused.filter(|_| !last)
     }
 }
