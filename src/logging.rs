@@ -1,6 +1,6 @@
 //! Where log lines go and what they look like: standard error, as text or as JSON.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -34,14 +34,64 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let registry = tracing_subscriber::registry().with(filter(level)?);
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer();
     match format {
-        LogFormat::Text => registry.with(layer.with_ansi(ansi)).try_init(),
+        LogFormat::Text => registry
+            .with(layer.with_writer(OneLine(writer)).with_ansi(ansi))
+            .try_init(),
         LogFormat::Json => registry
-            .with(layer.json().flatten_event(true).with_ansi(false))
+            .with(
+                layer
+                    .with_writer(writer)
+                    .json()
+                    .flatten_event(true)
+                    .with_ansi(false),
+            )
             .try_init(),
     }
     .map_err(|_| LoggingError::Twice)
+}
+
+/// Keeps each event on one line: topics and what apps log may hold line ends, and must not be able
+/// to forge a line. Escape sequences are `tracing_subscriber`'s own here, it escapes those of others.
+struct OneLine<W>(W);
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for OneLine<W> {
+    type Writer = OneLine<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        OneLine(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'w self, meta: &tracing::Metadata<'_>) -> Self::Writer {
+        OneLine(self.0.make_writer_for(meta))
+    }
+}
+
+impl<W: Write> Write for OneLine<W> {
+    /// `event` is a whole one, with its line end.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = event.strip_suffix(b"\n").unwrap_or(event);
+        if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            self.0.write_all(event)?;
+            return Ok(event.len());
+        }
+        let mut line = Vec::with_capacity(event.len() + 16);
+        for byte in text {
+            match byte {
+                b'\n' => line.extend(b"\\n"),
+                b'\r' => line.extend(b"\\r"),
+                byte => line.push(*byte),
+            }
+        }
+        line.push(b'\n');
+        self.0.write_all(&line)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// `level` as a filter, in which the router stays silent whatever `level` says: its tracing
@@ -81,6 +131,14 @@ mod tests {
             assert!(filter.contains("rumqttd=off"), "{level}: {filter}");
             assert!(!filter.contains("rumqttd=trace"), "{level}: {filter}");
         }
+    }
+
+    #[test]
+    fn an_event_with_line_ends_in_it_stays_on_one_line() {
+        let mut writer = OneLine(Vec::new());
+        writer.write_all(b"a topic\r\nFORGED\n").unwrap();
+        writer.write_all(b"plain\n").unwrap();
+        assert_eq!(writer.0, b"a topic\\r\\nFORGED\nplain\n");
     }
 
     #[test]

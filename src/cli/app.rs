@@ -300,7 +300,8 @@ fn text(line: &LogLine) -> String {
         "{} {:<8} {context}{}",
         utc(line.time_ms),
         line.level.as_str(),
-        printable(&line.message)
+        // Indented, so that no message can pass for more than one.
+        printable(&line.message).replace('\n', "\n    ")
     )
 }
 

@@ -46,7 +46,7 @@ impl Output {
 
     /// Prints an error and what lies behind it.
     pub fn error(&self, error: &anyhow::Error) {
-        self.error_text(&format!("{error:#}"));
+        self.error_text(&whole_story(error));
     }
 
     pub fn error_text(&self, message: &str) {
@@ -58,6 +58,18 @@ impl Output {
             writeln!(stderr, "headgate: {}", printable(message))
         };
     }
+}
+
+/// `error` and its causes, less the causes that it quotes already.
+fn whole_story(error: &anyhow::Error) -> String {
+    let mut story = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !story.contains(&cause) {
+            story = format!("{story}: {cause}");
+        }
+    }
+    story
 }
 
 /// Writes `text` to standard output as it is.
@@ -120,6 +132,15 @@ mod tests {
             table(["NAME", "N"], &rows),
             "NAME    N\na       1\ngrößer  22"
         );
+    }
+
+    #[test]
+    fn an_error_tells_its_causes_once_each() {
+        let cause = || std::io::Error::other("disk on fire");
+        let quoting = anyhow::Error::new(cause()).context("cannot read a.toml: disk on fire");
+        assert_eq!(whole_story(&quoting), "cannot read a.toml: disk on fire");
+        let plain = anyhow::Error::new(cause()).context("cannot read a.toml");
+        assert_eq!(whole_story(&plain), "cannot read a.toml: disk on fire");
     }
 
     #[test]

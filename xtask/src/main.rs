@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod child;
+mod fuzz;
 mod guest;
 mod lint;
 mod tests;
@@ -42,6 +43,14 @@ enum Command {
         /// Handed to the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
+    },
+    /// Feeds the parsers and the MQTT session with bytes that nobody has thought of
+    Fuzz {
+        /// All, if none is named
+        targets: Vec<String>,
+        /// Of each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
     },
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
@@ -95,6 +104,7 @@ fn main() -> Result<()> {
                     .args(args),
             )
         }
+        Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
         Command::Lint => lint::run(&tree),
     }
 }

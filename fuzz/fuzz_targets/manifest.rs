@@ -1,0 +1,25 @@
+//! Any text is a manifest that keeps its promises, or an error for people.
+#![no_main]
+
+use headgate::apps::Manifest;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    match Manifest::parse(text, 100) {
+        Ok(manifest) => {
+            let name = manifest.name.as_bytes();
+            assert!((1..=64).contains(&name.len()));
+            assert!(name[0].is_ascii_lowercase() || name[0].is_ascii_digit());
+            assert!(!manifest.component.contains('/') && !manifest.component.is_empty());
+            assert!((1..=64).contains(&manifest.subscribe.len()));
+            assert!((1..=1024).contains(&manifest.limits.memory_pages));
+            assert!((1..=60_000).contains(&manifest.limits.batch_deadline_ms));
+            assert!(manifest.limits.queue_events > 0);
+        }
+        Err(error) => {
+            let lines = text.split('\n').count();
+            assert!(error.line.is_none_or(|line| (1..=lines).contains(&line)));
+            assert!(!error.message.is_empty());
+        }
+    }
+});

@@ -1,0 +1,19 @@
+//! The gateway as its users have it: the real program, real clients, real components.
+//!
+//! Each test starts gateways of its own, in folders of their own, on ports that the system chooses,
+//! so that all can run side by side. Nothing here waits by the clock: a test waits for the thing
+//! itself, and fails when that hasn't come after [`gateway::PATIENCE`].
+
+mod apps;
+mod gateway;
+mod mosquitto;
+mod neighbours;
+mod wire;
+
+mod bad_apps;
+mod bad_packets;
+mod bad_starts;
+mod clients;
+mod loss;
+mod operations;
+mod restarts;
