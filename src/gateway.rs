@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
 use crate::apps::{AppError, Apps, AppsConfig};
@@ -101,7 +101,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .await
             .expect("opening apps does not panic")?
     };
-    // The edge last: its clients find the apps running.
+    // The edge last: what its clients send waits for apps that are still starting.
     let address = config.mqtt.listen.to_string();
     let broker =
         Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
@@ -202,8 +202,12 @@ impl Sink for Outputs {
         if let Some(broker) = self.broker.get() {
             broker.publish(&events);
         }
-        self.latency
-            .record(events.iter().map(|event| event.received.elapsed()));
+        let now = Instant::now();
+        self.latency.record(
+            events
+                .iter()
+                .map(|event| now.saturating_duration_since(event.received)),
+        );
         TAP.with_borrow_mut(|tap| {
             let tap = tap.get_or_insert_with(|| self.pipeline.tap());
             for event in events {
@@ -299,11 +303,30 @@ impl Gateway {
             }
         };
         let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
-        let took = self.started.elapsed();
-        tracing::info!(mqtt = %self.broker.addr(), ready_after_ms = took.as_millis() as u64, "ready");
-        systemd::ready();
+        let ready = {
+            let (apps, health, started) = (self.apps.clone(), self.health.clone(), self.started);
+            let mqtt = self.broker.addr();
+            health.not_ready("apps", "starting");
+            let (settled, all_settled) = oneshot::channel();
+            // A thread of its own, and not the runtime's, whose end would wait for it.
+            std::thread::spawn(move || {
+                apps.wait_until_settled();
+                // Nobody listens any more when the gateway is stopped before.
+                let _ = settled.send(());
+            });
+            tokio::spawn(async move {
+                if all_settled.await.is_err() {
+                    return;
+                }
+                health.set_ready("apps");
+                let took = started.elapsed().as_millis() as u64;
+                tracing::info!(%mqtt, ready_after_ms = took, "ready");
+                systemd::ready();
+            })
+        };
 
         shutdown.await;
+        ready.abort();
 
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_timeout;

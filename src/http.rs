@@ -4,6 +4,7 @@
 //! sends its header byte by byte, or opens connection after connection costs the gateway at most
 //! [`MAX_CONNECTIONS`] sockets, each for at most [`HEADER_TIMEOUT`] between requests.
 
+use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -87,14 +88,28 @@ where
     }
 }
 
-/// Why an address can't be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("{key} = \"{address}\": {}; {}", reason(.source), advice(.source))]
+/// Why an address can't be listened on. What `source` says, the text says in better words; so it is
+/// not the error's source, which would be printed after it.
+#[derive(Debug)]
 pub struct ListenError {
     /// The configuration key that holds the address.
     pub key: &'static str,
     pub address: String,
     pub source: io::Error,
+}
+
+impl std::error::Error for ListenError {}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ListenError {
+            key,
+            address,
+            source,
+        } = self;
+        let (reason, advice) = (reason(source), advice(source));
+        write!(f, "{key} = \"{address}\": {reason}; {advice}")
+    }
 }
 
 fn reason(error: &io::Error) -> String {

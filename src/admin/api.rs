@@ -324,6 +324,7 @@ mod tests {
 
     use super::*;
     use crate::admin::{AdminListener, Client, ClientError};
+    use crate::apps::tests::house::{guest, manifest};
     use crate::apps::{AppState, AppsConfig, Compiler};
     use crate::event::Event;
     use crate::pipeline::{Routes, Sink};
@@ -563,6 +564,42 @@ mod tests {
         let (status, answer) = served.call("GET", "/v1/apps/%ff").await;
         assert_eq!(status, 400);
         assert!(!error(&answer).is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_app_goes_through_its_life_on_request() {
+        let served = served();
+        let client = served.client();
+        let manifest = manifest("thermo") + "[config]\ngreeting = \"hello\"\n";
+        let app = client.install(&manifest, &guest("")).await.unwrap();
+        assert_eq!(app.state, AppState::Running, "{:?}", app.reason);
+        assert_eq!(client.list().await.unwrap()[0].name, "thermo");
+        assert_eq!(client.inspect("thermo").await.unwrap().version, "1.0.0");
+
+        let log = client.logs("thermo", 100).await.unwrap();
+        assert!(log.iter().any(|line| line.message == "hello"), "{log:?}");
+        let last = client.logs("thermo", 1).await.unwrap();
+        assert_eq!(last, log[log.len() - 1..]);
+
+        let app = client.stop("thermo").await.unwrap();
+        assert_eq!(app.state, AppState::Stopped);
+        let app = client.start("thermo").await.unwrap();
+        assert_eq!(app.state, AppState::Running);
+        let app = client.restart("thermo").await.unwrap();
+        assert_eq!(app.state, AppState::Running);
+        client.remove("thermo").await.unwrap();
+        assert_eq!(refused(client.inspect("thermo").await).0, 404);
+    }
+
+    #[tokio::test]
+    async fn an_app_that_does_not_come_up_is_installed_and_says_why() {
+        let served = served();
+        let client = served.client();
+        let (manifest, component) = (manifest("broken"), guest("unreachable"));
+        let app = client.install(&manifest, &component).await.unwrap();
+        assert_ne!(app.state, AppState::Running);
+        assert!(app.reason.is_some());
+        assert_eq!(client.list().await.unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ pub enum Compiler {
 }
 
 /// How long a compilation may take. A component of 18 MB takes 20 s on a small board.
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Bounds on a compiler process: address space, which the allocator reserves generously, and CPU
 /// time over all its threads.

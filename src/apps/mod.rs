@@ -23,7 +23,7 @@ mod timer;
 mod workers;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -279,6 +279,15 @@ impl Apps {
     pub fn record_metrics(&self) {
         let apps = self.control.shared.apps.read();
         apps.values().for_each(|app| metrics::record(app));
+    }
+
+    /// Waits until every app that is to run does so, or has failed to. Blocks, for as long as the
+    /// compiler takes at most.
+    pub fn wait_until_settled(&self) {
+        let apps: Vec<_> = self.control.shared.apps.read().values().cloned().collect();
+        for app in apps {
+            app.wait_until_settled(Instant::now() + compile::TIME_LIMIT);
+        }
     }
 
     /// Lets the apps finish what waits, until `deadline`; then stops them all. What is left is

@@ -413,7 +413,7 @@ impl Encoder {
     }
 
     pub fn unsuback(self, pkid: u16, reasons: Vec<UnsubAckReason>, out: &mut BytesMut) {
-        // The 3.1.1 codec writes no UNSUBACK.
+        // The codec's `write` for 3.1.1 has no arm for it, and panics.
         match self.0 {
             Version::V4 => {
                 out.put_slice(&[0xb0, 2]);

@@ -57,6 +57,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
         input: BytesMut::new(),
         read_size: SMALL_READ,
         output: BytesMut::new(),
+        first_bytes: 0,
     };
     let patience = shared.config.connect_timeout;
     let connect = tokio::select! {
@@ -95,6 +96,10 @@ async fn connected(
     shared: Arc<Shared>,
 ) {
     let key = shared.next_key.fetch_add(1, Ordering::Relaxed);
+    let stats = &shared.stats;
+    stats.packets_received.fetch_add(1, Ordering::Relaxed);
+    let received = wire.first_bytes - wire.input.len() as u64;
+    stats.bytes_received.fetch_add(received, Ordering::Relaxed);
     let assign_id = || shared.assign_client_id(key);
     let request = match ConnectRequest::new(version, packet, key, &shared.limits, assign_id) {
         Ok(request) => request,
@@ -180,6 +185,8 @@ struct Wire {
     input: BytesMut,
     read_size: usize,
     output: BytesMut,
+    /// Bytes that came in until the first packet was whole.
+    first_bytes: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -201,7 +208,7 @@ impl Wire {
             self.stream.readable().await?;
             match self.read() {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(_) => {}
+                Ok(count) => self.first_bytes += count as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }
@@ -356,7 +363,7 @@ impl Connection {
         let expiry = session.session_expiry();
         if expiry.is_zero() {
             shared.end_session(&session, key, &mailbox);
-            shared.registry.detach(&client_id, online, None);
+            shared.registry.detach(&client_id, online, None, 0);
         } else {
             mailbox.put_back(taken);
             mailbox.set_offline(true);
@@ -366,7 +373,17 @@ impl Connection {
                 key,
                 expires: now + expiry,
             };
-            shared.registry.detach(&client_id, online, Some(parked));
+            let max = shared.config.max_connections;
+            let evicted = shared
+                .registry
+                .detach(&client_id, online, Some(parked), max);
+            if let Some((client, parked)) = evicted {
+                tracing::warn!(
+                    client,
+                    "session dropped: more clients than mqtt.max_connections are away"
+                );
+                shared.end_session(&parked.session, parked.key, &parked.mailbox);
+            }
             shared.expire_later(client_id, key, expiry);
         }
         shared.stats.connections.fetch_sub(1, Ordering::Relaxed);
@@ -536,6 +553,11 @@ impl Connection {
                     published += 1;
                     self.publish(message, now);
                     self.tickets.push(ticket);
+                }
+                Effect::Denied(topic) => {
+                    let denied = &self.shared.stats.messages_denied;
+                    denied.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(client = self.client_id, %topic, "publish denied");
                 }
                 Effect::Subscribe(subscriptions) => {
                     self.flush(now);

@@ -293,8 +293,7 @@ impl Publisher {
                         retain: message.retain && target.retain_as_published,
                         subscription_ids: target.ids.clone(),
                     });
-                target.mailbox.push(deliveries, now);
-                delivered += run as u64;
+                delivered += target.mailbox.push(deliveries, now) as u64;
                 if target.mailbox.is_pressed()
                     && !pressed
                         .iter()

@@ -64,14 +64,15 @@ impl Mailbox {
         }
     }
 
-    /// Puts in all of `deliveries`, or drops and counts those that find no room.
-    pub fn push(&self, deliveries: impl Iterator<Item = Delivery>, now: Instant) {
+    /// Puts in all of `deliveries`, or drops and counts those that find no room. Returns how many
+    /// it put in.
+    pub fn push(&self, deliveries: impl Iterator<Item = Delivery>, now: Instant) -> usize {
         let mut guard = self.queue.lock();
         let queue = &mut *guard;
         if queue.closed {
-            return;
+            return 0;
         }
-        let was_empty = queue.deliveries.is_empty();
+        let before = queue.deliveries.len();
         let mut dropped = 0;
         for delivery in deliveries {
             if queue.offline && delivery.qos == QoS::AtMostOnce {
@@ -92,14 +93,15 @@ impl Mailbox {
             queue.slow |= now.duration_since(since) > PATIENCE;
             self.pressed.store(!queue.slow, Ordering::Relaxed);
         }
-        let filled = was_empty && !queue.deliveries.is_empty();
+        let added = queue.deliveries.len() - before;
         drop(guard);
-        if filled {
+        if before == 0 && added > 0 {
             self.filled.notify_one();
         }
         if dropped > 0 {
             self.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
+        added
     }
 
     /// Takes up to `max` deliveries out, in order, into `taken`.
@@ -136,10 +138,6 @@ impl Mailbox {
 
     pub fn is_empty(&self) -> bool {
         self.queue.lock().deliveries.is_empty()
-    }
-
-    pub fn len(&self) -> usize {
-        self.queue.lock().deliveries.len()
     }
 
     /// Waits for the mailbox to be filled from empty. A fill that came before the call counts.
@@ -258,7 +256,10 @@ mod tests {
         let mailbox = mailbox(10, usize::MAX);
         mailbox.push(deliveries(15, QoS::AtMostOnce), Instant::now());
         assert_eq!(
-            (mailbox.len(), mailbox.dropped.load(Ordering::Relaxed)),
+            (
+                mailbox.queue.lock().deliveries.len(),
+                mailbox.dropped.load(Ordering::Relaxed)
+            ),
             (10, 5)
         );
     }
@@ -273,7 +274,10 @@ mod tests {
         let mailbox = mailbox(1000, 3 * one);
         mailbox.push(deliveries(5, QoS::AtMostOnce), Instant::now());
         assert_eq!(
-            (mailbox.len(), mailbox.dropped.load(Ordering::Relaxed)),
+            (
+                mailbox.queue.lock().deliveries.len(),
+                mailbox.dropped.load(Ordering::Relaxed)
+            ),
             (3, 2)
         );
     }
@@ -314,9 +318,9 @@ mod tests {
         mailbox.push(deliveries(2, QoS::AtMostOnce), now);
         mailbox.push(deliveries(3, QoS::AtLeastOnce), now);
         mailbox.set_offline(true);
-        assert_eq!(mailbox.len(), 3);
+        assert_eq!(mailbox.queue.lock().deliveries.len(), 3);
         mailbox.push(deliveries(2, QoS::AtMostOnce), now);
         mailbox.push(deliveries(1, QoS::ExactlyOnce), now);
-        assert_eq!(mailbox.len(), 4);
+        assert_eq!(mailbox.queue.lock().deliveries.len(), 4);
     }
 }

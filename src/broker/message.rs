@@ -46,7 +46,17 @@ impl Message {
     /// The memory that it holds while queued, in bytes, near enough for a limit.
     pub fn queued_bytes(&self) -> usize {
         const OVERHEAD: usize = size_of::<Message>() + size_of::<Delivery>();
-        OVERHEAD + self.payload.len()
+        let properties = self.properties.as_ref().map_or(0, |properties| {
+            let user = properties.user_properties.iter();
+            size_of::<PublishProperties>()
+                + user
+                    .map(|(key, value)| key.len() + value.len())
+                    .sum::<usize>()
+                + properties.correlation_data.as_ref().map_or(0, Bytes::len)
+                + properties.response_topic.as_ref().map_or(0, String::len)
+                + properties.content_type.as_ref().map_or(0, String::len)
+        });
+        OVERHEAD + self.topic.as_str().len() + self.payload.len() + properties
     }
 
     pub fn is_expired(&self, now: Instant) -> bool {

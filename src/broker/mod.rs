@@ -77,6 +77,7 @@ pub struct Stats {
     /// Connections that never became a client.
     pub refused: AtomicU64,
     pub messages_received: AtomicU64,
+    pub messages_denied: AtomicU64,
     pub packets_received: AtomicU64,
     pub bytes_received: AtomicU64,
     /// Deliveries that found no room in their subscriber's mailbox.
@@ -175,6 +176,7 @@ impl Broker {
             accepted: get(&stats.accepted),
             refused: get(&stats.refused),
             messages_received: get(&stats.messages_received),
+            messages_denied: get(&stats.messages_denied),
             packets_received: get(&stats.packets_received),
             bytes_received: get(&stats.bytes_received),
             messages_delivered: get(&self.shared.fanout.delivered),
@@ -197,6 +199,7 @@ impl Broker {
             .absolute(stats.refused);
         metrics::counter!("headgate_mqtt_received_messages_total")
             .absolute(stats.messages_received);
+        metrics::counter!("headgate_mqtt_denied_messages_total").absolute(stats.messages_denied);
         metrics::counter!("headgate_mqtt_received_packets_total").absolute(stats.packets_received);
         metrics::counter!("headgate_mqtt_received_bytes_total").absolute(stats.bytes_received);
         metrics::counter!("headgate_mqtt_delivered_messages_total")
@@ -230,11 +233,13 @@ pub struct BrokerStats {
     /// TCP connections that never became a client.
     pub refused: u64,
     pub messages_received: u64,
+    /// Published to topics that clients must not publish to; not among the received.
+    pub messages_denied: u64,
     pub packets_received: u64,
     pub bytes_received: u64,
     /// Put into subscribers' mailboxes.
     pub messages_delivered: u64,
-    /// Of these, dropped because a mailbox was full.
+    /// Not put in, because a mailbox was full.
     pub messages_dropped: u64,
     /// Now.
     pub subscriptions: usize,

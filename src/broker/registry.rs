@@ -53,7 +53,7 @@ impl Registry {
                 let mut slots = self.slots.lock();
                 match slots.get(client_id) {
                     Some(Slot::Online(holder)) => holder.clone(),
-                    _ if online(&slots) >= max => return None,
+                    _ if online_count(&slots) >= max => return None,
                     _ => {
                         let online = Arc::new(Online {
                             taken_over: Notify::new(),
@@ -75,9 +75,28 @@ impl Registry {
         }
     }
 
-    /// Gives the client id back, leaving `parked` under it.
-    pub fn detach(&self, client_id: &str, online: &Online, parked: Option<Parked>) {
+    /// Gives the client id back, leaving `parked` under it. With `max` parked sessions there
+    /// already, the one that would have expired first has to go: it is returned with its client id.
+    pub fn detach(
+        &self,
+        client_id: &str,
+        online: &Online,
+        parked: Option<Parked>,
+        max: usize,
+    ) -> Option<(String, Parked)> {
         let mut slots = self.slots.lock();
+        let mut evicted = None;
+        if parked.is_some() && slots.len() - online_count(&slots) >= max {
+            let expiries = slots.iter().filter_map(|(id, slot)| match slot {
+                Slot::Parked(parked) => Some((parked.expires, id)),
+                Slot::Online(_) => None,
+            });
+            let first = expiries.min().map(|(_, id)| id.clone());
+            evicted = first.and_then(|id| match slots.remove(&id) {
+                Some(Slot::Parked(parked)) => Some((id, *parked)),
+                _ => None,
+            });
+        }
         match parked {
             Some(parked) => {
                 slots.insert(client_id.to_owned(), Slot::Parked(Box::new(parked)));
@@ -88,6 +107,7 @@ impl Registry {
         }
         drop(slots);
         online.gone.send_replace(true);
+        evicted
     }
 
     /// Takes out the parked session if its time is up.
@@ -106,13 +126,13 @@ impl Registry {
     /// Connected clients and parked sessions.
     pub fn counts(&self) -> (usize, usize) {
         let slots = self.slots.lock();
-        let online = online(&slots);
+        let online = online_count(&slots);
         (online, slots.len() - online)
     }
 }
 
 /// Counting is fine here: it happens once a connection, on at most some thousand slots.
-fn online(slots: &FxHashMap<String, Slot>) -> usize {
+fn online_count(slots: &FxHashMap<String, Slot>) -> usize {
     slots
         .values()
         .filter(|slot| matches!(slot, Slot::Online(_)))

@@ -55,6 +55,9 @@ pub enum Effect {
         message: Message,
         ticket: Ticket,
     },
+    /// The client published to a topic that it must not publish to; it has been told, as far as
+    /// its version can be.
+    Denied(Topic),
     Subscribe(Vec<Subscription>),
     Unsubscribe(Vec<TopicFilter>),
     /// Send what is in the buffer, then close the connection.
@@ -244,13 +247,13 @@ enum PublishRefused {
     #[error(transparent)]
     Topic(#[from] TopicError),
     #[error("topics that start with $ belong to the gateway")]
-    Reserved,
+    Reserved(Topic),
 }
 
 fn publishable(topic: Bytes) -> Result<Topic, PublishRefused> {
     let topic = Topic::new(topic)?;
     if topic.as_str().starts_with('$') {
-        return Err(PublishRefused::Reserved);
+        return Err(PublishRefused::Reserved(topic));
     }
     Ok(topic)
 }
@@ -546,7 +549,8 @@ impl Session {
                 ));
                 return;
             }
-            Err(PublishRefused::Reserved) => {
+            Err(PublishRefused::Reserved(topic)) => {
+                effects.push(Effect::Denied(topic));
                 // Acknowledged, so that the client goes on, and sent nowhere.
                 match ticket.qos {
                     QoS::AtMostOnce => {}
@@ -1173,10 +1177,11 @@ mod tests {
     #[test]
     fn a_publish_to_a_dollar_topic_is_acknowledged_and_goes_nowhere() {
         let mut client = Client::connect(CONNECT_V4);
-        assert!(client.send(b"\x32\x08\x00\x02$a\x00\x01hi").is_empty());
+        let effects = client.send(b"\x32\x08\x00\x02$a\x00\x01hi");
+        assert!(matches!(&effects[..], [Effect::Denied(_)]), "{effects:?}");
         assert_eq!(client.sent(), b"\x40\x02\x00\x01");
         let mut client = Client::connect(CONNECT_V5);
-        assert!(client.send(b"\x32\x09\x00\x02$a\x00\x01\x00hi").is_empty());
+        client.send(b"\x32\x09\x00\x02$a\x00\x01\x00hi");
         assert_eq!(client.sent(), b"\x40\x04\x00\x01\x87\x00", "not authorized");
     }
 

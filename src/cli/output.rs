@@ -44,9 +44,9 @@ impl Output {
         self.text(table(header, rows))
     }
 
-    /// Prints an error and what lies behind it, as far as it doesn't say so itself.
+    /// Prints an error and what lies behind it.
     pub fn error(&self, error: &anyhow::Error) {
-        self.error_text(&with_causes(error));
+        self.error_text(&whole_story(error));
     }
 
     pub fn error_text(&self, message: &str) {
@@ -60,15 +60,16 @@ impl Output {
     }
 }
 
-fn with_causes(error: &anyhow::Error) -> String {
-    let mut message = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !message.contains(&cause) {
-            message.push_str(": ");
-            message.push_str(&cause);
+/// `error` and its causes, less the causes that it quotes already.
+fn whole_story(error: &anyhow::Error) -> String {
+    let mut story = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !story.contains(&cause) {
+            story = format!("{story}: {cause}");
         }
     }
-    message
+    story
 }
 
 /// Writes `text` to standard output as it is.
@@ -134,18 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("a.toml: {source}; make it readable")]
-        struct Unreadable {
-            source: io::Error,
-        }
-        let source = io::Error::other("no permission");
-        let error = anyhow::Error::new(Unreadable { source }).context("starting");
-        assert_eq!(
-            with_causes(&error),
-            "starting: a.toml: no permission; make it readable"
-        );
+    fn an_error_tells_its_causes_once_each() {
+        let cause = || std::io::Error::other("disk on fire");
+        let quoting = anyhow::Error::new(cause()).context("cannot read a.toml: disk on fire");
+        assert_eq!(whole_story(&quoting), "cannot read a.toml: disk on fire");
+        let plain = anyhow::Error::new(cause()).context("cannot read a.toml");
+        assert_eq!(whole_story(&plain), "cannot read a.toml: disk on fire");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod latency;
 mod outlet;
 mod ring;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
@@ -422,8 +423,9 @@ struct Router {
 struct Lane {
     outlet: Arc<dyn Outlet>,
     batcher: Batcher,
-    /// A batch for which the outlet had no room. While there is one, nothing more is routed.
-    refused: Option<Batch>,
+    /// Batches for which the outlet had no room, oldest first. While there are any, no further
+    /// chunk is routed, so that these are at most what one chunk makes.
+    refused: VecDeque<Batch>,
 }
 
 impl Router {
@@ -445,10 +447,13 @@ impl Router {
 
     /// When the next batch is due, or a refused one is to be offered again.
     fn next_due(&self) -> Option<Instant> {
-        let due = self.lanes.iter().filter_map(|lane| match lane.refused {
-            Some(_) => Some(Instant::now() + ASK_AGAIN),
-            None => lane.batcher.deadline(),
-        });
+        let due = self
+            .lanes
+            .iter()
+            .filter_map(|lane| match lane.refused.is_empty() {
+                false => Some(Instant::now() + ASK_AGAIN),
+                true => lane.batcher.deadline(),
+            });
         due.min()
     }
 
@@ -474,17 +479,16 @@ impl Router {
                             self.config.max_batch_events,
                             self.config.max_batch_delay,
                         ),
-                        refused: None,
+                        refused: VecDeque::new(),
                     },
                 }
             })
             .collect();
         for mut lane in old {
             // An outlet without routes is stopped or about to be: it counts what it can't take.
-            for batch in [lane.refused.take(), Some(lane.batcher.take())] {
-                if let Some(batch) = batch.filter(|batch| !batch.is_empty()) {
-                    shared.hand_over(&*lane.outlet, batch, true);
-                }
+            lane.refused.push_back(lane.batcher.take());
+            for batch in lane.refused.drain(..).filter(|batch| !batch.is_empty()) {
+                shared.hand_over(&*lane.outlet, batch, true);
             }
         }
         self.cache.clear();
@@ -509,7 +513,6 @@ impl Router {
             routed += chunk.len();
             let mut copies = 0;
             let mut filtered = 0;
-            let mut in_hand = 0;
             for event in chunk {
                 if self.cache.len() >= CACHED_TOPICS {
                     self.cache.clear();
@@ -528,21 +531,17 @@ impl Router {
                     continue;
                 };
                 copies += others.len() as u64;
-                in_hand += outlets.len() as u64;
+                shared
+                    .in_hand
+                    .fetch_add(outlets.len() as u64, Ordering::Relaxed);
                 for index in others {
-                    self.lanes[*index as usize].push(event.clone(), now);
+                    self.lanes[*index as usize].push(event.clone(), now, shared);
                 }
-                self.lanes[*last as usize].push(event, now);
+                self.lanes[*last as usize].push(event, now, shared);
             }
             let counters = &shared.counters;
             counters.copies.fetch_add(copies, Ordering::Relaxed);
             counters.filtered.fetch_add(filtered, Ordering::Relaxed);
-            shared.in_hand.fetch_add(in_hand, Ordering::SeqCst);
-            for lane in &mut self.lanes {
-                if lane.batcher.is_full() {
-                    lane.hand_over(shared);
-                }
-            }
         }
     }
 
@@ -555,35 +554,46 @@ impl Router {
         let now = Instant::now();
         for lane in &mut self.lanes {
             let due = lane.batcher.is_due(now, lane.outlet.is_idle());
-            if due || lane.refused.is_some() {
+            if due || !lane.refused.is_empty() {
                 lane.hand_over(shared);
             }
         }
     }
 
     fn is_blocked(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.refused.is_some())
+        self.lanes.iter().any(|lane| !lane.refused.is_empty())
     }
 }
 
 impl Lane {
     fn holds_something(&self) -> bool {
-        self.refused.is_some() || !self.batcher.is_empty()
+        !self.refused.is_empty() || !self.batcher.is_empty()
     }
 
-    fn push(&mut self, event: Event, now: Instant) {
+    /// Collects an event, and hands the batch over when it is full.
+    fn push(&mut self, event: Event, now: Instant, shared: &Shared) {
         self.batcher.push(event, now);
+        if self.batcher.is_full() {
+            let batch = self.batcher.take();
+            let refused = match self.refused.is_empty() {
+                true => shared.hand_over(&*self.outlet, batch, false),
+                false => Some(batch),
+            };
+            self.refused.extend(refused);
+        }
     }
 
     fn hand_over(&mut self, shared: &Shared) {
-        if let Some(batch) = self.refused.take() {
-            self.refused = shared.hand_over(&*self.outlet, batch, false);
-            if self.refused.is_some() {
+        while let Some(batch) = self.refused.pop_front() {
+            if let Some(batch) = shared.hand_over(&*self.outlet, batch, false) {
+                self.refused.push_front(batch);
                 return;
             }
         }
         if !self.batcher.is_empty() {
-            self.refused = shared.hand_over(&*self.outlet, self.batcher.take(), false);
+            let batch = self.batcher.take();
+            self.refused
+                .extend(shared.hand_over(&*self.outlet, batch, false));
         }
     }
 }
@@ -591,20 +601,23 @@ impl Lane {
 impl Shared {
     /// Offers a batch; gives it back if the outlet has no room for it, unless it is `last`.
     fn hand_over(&self, outlet: &dyn Outlet, batch: Batch, last: bool) -> Option<Batch> {
-        let count = batch.len() as u64;
-        match outlet.offer(batch) {
-            Offer::Full(batch) if !last => return Some(batch),
-            Offer::Full(_) => {
-                self.counters.overflowed.fetch_add(count, Ordering::Relaxed);
-            }
-            Offer::Taken => {
-                self.counters
-                    .handed_over
-                    .fetch_add(count, Ordering::Relaxed);
-                self.counters.batches.fetch_add(1, Ordering::Relaxed);
-            }
+        let offered = batch.len() as u64;
+        let refused = match outlet.offer(batch) {
+            Offer::Full(batch) => Some(batch),
+            Offer::Taken => None,
+        };
+        // An outlet may have dealt with a part of what it had no room for.
+        let left = refused.as_ref().map_or(0, |batch| batch.len() as u64);
+        let mut settled = offered - left;
+        let counters = &self.counters;
+        counters.handed_over.fetch_add(settled, Ordering::Relaxed);
+        if refused.is_none() {
+            counters.batches.fetch_add(1, Ordering::Relaxed);
+        } else if last {
+            counters.overflowed.fetch_add(left, Ordering::Relaxed);
+            settled = offered;
         }
-        self.in_hand.fetch_sub(count, Ordering::SeqCst);
-        None
+        self.in_hand.fetch_sub(settled, Ordering::SeqCst);
+        refused.filter(|_| !last)
     }
 }

@@ -25,7 +25,8 @@ pub trait Outlet: Send + Sync {
 pub enum Offer {
     /// The outlet has it, or has counted it as dropped.
     Taken,
-    /// The queue is full but moving. Offer it again once the outlet has called [`Progress`].
+    /// The queue is full but moving. Offer it again once the outlet has called [`Progress`]. Events
+    /// that are missing from it the outlet has counted as dropped.
     Full(Batch),
 }
 

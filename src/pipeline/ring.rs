@@ -16,12 +16,21 @@ use crate::event::Event;
 /// the bound that is felt is that on events.
 const CHUNKS: usize = 16_384;
 
+/// Payload bytes that wait at most, besides one chunk of any size.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+
+fn payload_bytes(chunk: &[Event]) -> usize {
+    chunk.iter().map(|event| event.payload.len()).sum()
+}
+
 #[derive(Debug)]
 pub struct Ring {
     chunks: ArrayQueue<Vec<Event>>,
     /// Events in `chunks`.
     events: AtomicUsize,
     max_events: usize,
+    /// Payload bytes in `chunks`.
+    bytes: AtomicUsize,
     /// The thread that takes what nobody else has taken.
     consumer: OnceLock<Thread>,
     /// A producer waits for room.
@@ -34,6 +43,7 @@ impl Ring {
         Ring {
             chunks: ArrayQueue::new(CHUNKS),
             events: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             max_events,
             consumer: OnceLock::new(),
             waiting: AtomicUsize::new(0),
@@ -49,17 +59,24 @@ impl Ring {
     /// Puts a chunk in, or gives it back when that would make more than `max_events` and `beyond`.
     /// A ring with no events takes any chunk, so that one larger than the ring gets through too.
     pub fn push(&self, chunk: Vec<Event>, beyond: usize) -> Result<(), Vec<Event>> {
-        let count = chunk.len();
-        let before = self.events.fetch_add(count, Ordering::SeqCst);
-        if before > 0 && before + count > self.max_events + beyond {
-            self.events.fetch_sub(count, Ordering::SeqCst);
-            return Err(chunk);
+        let (count, bytes) = (chunk.len(), payload_bytes(&chunk));
+        let events_before = self.events.fetch_add(count, Ordering::SeqCst);
+        let bytes_before = self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        let full =
+            events_before + count > self.max_events + beyond || bytes_before + bytes > MAX_BYTES;
+        let refused = match full && events_before > 0 {
+            true => Err(chunk),
+            false => self.chunks.push(chunk),
+        };
+        if refused.is_err() {
+            self.take_off(count, bytes);
         }
-        if let Err(chunk) = self.chunks.push(chunk) {
-            self.events.fetch_sub(count, Ordering::SeqCst);
-            return Err(chunk);
-        }
-        Ok(())
+        refused
+    }
+
+    fn take_off(&self, events: usize, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.events.fetch_sub(events, Ordering::SeqCst);
     }
 
     /// Waits until the ring is half empty, or returns at once if it is. A chunk that is pushed then
@@ -83,7 +100,9 @@ impl Ring {
     }
 
     fn has_room(&self) -> bool {
-        self.len() <= self.max_events / 2 && self.chunks.len() <= CHUNKS / 2
+        self.len() <= self.max_events / 2
+            && self.bytes.load(Ordering::SeqCst) <= MAX_BYTES / 2
+            && self.chunks.len() <= CHUNKS / 2
     }
 
     /// Says whom [`Ring::wake`] wakes. For the first call only.
@@ -95,7 +114,7 @@ impl Ring {
     /// The next chunk. For one thread at a time.
     pub fn pop(&self) -> Option<Vec<Event>> {
         let chunk = self.chunks.pop()?;
-        self.events.fetch_sub(chunk.len(), Ordering::SeqCst);
+        self.take_off(chunk.len(), payload_bytes(&chunk));
         if self.waiting.load(Ordering::SeqCst) > 0 && self.has_room() {
             self.room.notify_waiters();
         }
@@ -145,6 +164,19 @@ mod tests {
         assert!(ring.push(chunk(1), 0).is_err());
         ring.pop();
         assert!(ring.push(chunk(1), 0).is_ok());
+    }
+
+    #[test]
+    fn payload_bytes_are_bounded_too() {
+        let ring = Ring::new(1000);
+        let payload = Bytes::from(vec![0; MAX_BYTES / 3]);
+        let event = Event::new(Topic::new("t").unwrap(), payload, Instant::now());
+        for _ in 0..3 {
+            assert!(ring.push(vec![event.clone()], 0).is_ok());
+        }
+        assert!(ring.push(vec![event.clone()], 0).is_err());
+        ring.pop();
+        assert!(ring.push(vec![event], 0).is_ok());
     }
 
     #[test]

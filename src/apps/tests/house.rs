@@ -213,7 +213,7 @@ pub(super) fn batch(topic: &str, payloads: &[&str]) -> Vec<Event> {
 }
 
 /// A manifest for [`guest`]: it returns events on the topic that they came on.
-pub(super) fn manifest(name: &str) -> String {
+pub(crate) fn manifest(name: &str) -> String {
     format!(
         "name = {name:?}\nversion = \"1.0.0\"\nsubscribe = [\"{name}/in\"]\n\
          publish = [\"{name}/#\", \"+/in\"]\n[limits]\nmemory_pages = 64\nbatch_deadline_ms = 20\n"
@@ -221,7 +221,7 @@ pub(super) fn manifest(name: &str) -> String {
 }
 
 /// The guest in `guest.wat`, with some code to run at the beginning of `configure`.
-pub(super) fn guest(configure: &str) -> Vec<u8> {
+pub(crate) fn guest(configure: &str) -> Vec<u8> {
     component(&include_str!("guest.wat").replace("CONFIGURE", configure))
 }
 

@@ -1,6 +1,6 @@
 //! Apps as their operator and the pipeline see them, with guests that do their worst.
 
-mod house;
+pub(crate) mod house;
 mod install;
 mod lifecycle;
 mod misbehaviour;

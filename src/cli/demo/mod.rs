@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use parking_lot::Mutex;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::output::Output;
@@ -129,7 +130,15 @@ async fn demonstrate(
     store: &Path,
     json: bool,
 ) -> anyhow::Result<Summary> {
-    let mut stop = pin!(stop_signal()?);
+    let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    let stop = stop_signal()?;
+    // A terminal that is closed ends the demo too, so that its store doesn't stay behind.
+    let mut stop = pin!(async {
+        tokio::select! {
+            () = stop => {}
+            _ = hangup.recv() => {}
+        }
+    });
     let mut notes = Vec::new();
     let config = configuration(store, &mut notes)?;
     let live = View::is_live(args.plain, json);
