@@ -257,13 +257,15 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         ("PUBACK cut short", packet(0x40, &[0]), MALFORMED),
         (
             "garbage",
-            b"\x32garbage that looks a little like a packet".to_vec(),
+            packet(0x32, b"garbage that looks a little like a packet"),
             MALFORMED,
         ),
     ];
     beside_neighbours(Home::new(), |gateway, neighbours| {
         let mut wrong = Vec::new();
         for (what, bytes, reason) in &cases {
+            // Shown if the test fails.
+            println!("{what}");
             let mut wire = Wire::connect_v5(gateway, "culprit");
             wire.send(bytes);
             // What comes behind it must not be looked at.

@@ -60,8 +60,11 @@ fn scrape(gateway: &Gateway) -> HashMap<String, f64> {
             "no TYPE before {line}"
         );
         if types.get(name).is_some_and(|kind| kind == "counter") {
+            let is_counter = |suffix: &&str| name.ends_with(*suffix);
             assert!(
-                name.ends_with("_total") || name.ends_with("_count"),
+                ["_total", "_count", "_bucket"]
+                    .iter()
+                    .any(|suffix| is_counter(&suffix)),
                 "{line}"
             );
         }

@@ -130,7 +130,9 @@ fn an_app_that_feeds_itself_is_cut_off_and_the_cut_is_counted() {
         Some(COUNT),
     );
     gateway.assert_adds_up();
-    // Once from the client, and eight times from itself.
-    assert_eq!(gateway.app("echo")["counters"]["handled"], 9 * COUNT);
+    // Once from the client and eight times from itself; less often for one that was in a batch with
+    // one that had been round more often.
+    let handled = gateway.app("echo")["counters"]["handled"].as_u64().unwrap();
+    assert!((COUNT + 8..=9 * COUNT).contains(&handled), "{handled}");
     gateway.until_logged("do two apps feed each other?");
 }
