@@ -284,7 +284,7 @@ impl Gateway {
         ));
         let recorder = metrics::recorder();
         let exporter = match self.metrics {
-            None => tokio::spawn(metrics::fold_samples(recorder)),
+            None => None,
             Some((address, listener)) => {
                 tracing::info!(%address, "metrics at http://{address}/metrics");
                 let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
@@ -300,7 +300,8 @@ impl Gateway {
                     publish,
                     health: self.health.clone(),
                 };
-                tokio::spawn(metrics::serve(listener, endpoints, stopped()))
+                let serve = metrics::serve(listener, endpoints, stopped());
+                Some(tokio::spawn(serve))
             }
         };
         let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
@@ -351,7 +352,7 @@ impl Gateway {
         }
         stop.send_replace(true);
         watchdog.abort();
-        for task in [admin, exporter] {
+        for task in [Some(admin), exporter].into_iter().flatten() {
             let left = deadline.saturating_duration_since(Instant::now());
             // What they answer now is of no use to anyone.
             let _ = tokio::time::timeout(left.max(Duration::from_millis(50)), task).await;

@@ -413,14 +413,7 @@ impl Encoder {
     }
 
     pub fn unsuback(self, pkid: u16, reasons: Vec<UnsubAckReason>, out: &mut BytesMut) {
-        // The codec's `write` for 3.1.1 has no arm for it, and panics.
-        match self.0 {
-            Version::V4 => {
-                out.put_slice(&[0xb0, 2]);
-                out.put_u16(pkid);
-            }
-            Version::V5 => self.write(Packet::UnsubAck(UnsubAck { pkid, reasons }, None), out),
-        }
+        self.write(Packet::UnsubAck(UnsubAck { pkid, reasons }, None), out);
     }
 
     pub fn pingresp(self, out: &mut BytesMut) {

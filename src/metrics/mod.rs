@@ -2,36 +2,25 @@
 //!
 //! Rooms count in plain integers of their own and publish them through the hook that
 //! [`Endpoints::publish`] holds, right before a scrape is answered: nothing runs for the metrics'
-//! sake while nobody asks.
+//! sake while nobody asks. No room uses the exporter's own histograms, which keep every sample until
+//! they are scraped.
 
 mod descriptions;
 mod health;
 mod process;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
 pub use crate::http::ListenError;
 pub use health::{Check, Health};
-
-/// From a lone event's way through the gateway (tens of microseconds) to a time-out. Applies to
-/// every histogram whose name ends in `_seconds`.
-const SECONDS_BUCKETS: [f64; 16] = [
-    0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25,
-    0.5, 1.0, 5.0,
-];
-
-/// Histogram samples pile up until they are folded into buckets, which a scrape does. Where none
-/// comes they are folded this often: at 5,000 batches a second a minute of them is about 2.4 MB.
-const FOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// This process's recorder: what the `metrics` macros count, rendered for Prometheus.
 ///
@@ -40,10 +29,7 @@ pub fn recorder() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE
         .get_or_init(|| {
-            let recorder = PrometheusBuilder::new()
-                .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)
-                .expect("the buckets are not empty")
-                .build_recorder();
+            let recorder = PrometheusBuilder::new().build_recorder();
             let handle = recorder.handle();
             descriptions::install(&recorder);
             if metrics::set_global_recorder(recorder).is_err() {
@@ -69,21 +55,7 @@ pub async fn serve(
     endpoints: Endpoints,
     shutdown: impl Future<Output = ()>,
 ) {
-    let fold = fold_samples(endpoints.recorder.clone());
-    let serve = crate::http::serve(listener, router(endpoints), shutdown);
-    tokio::select! {
-        () = serve => {}
-        () = fold => {}
-    }
-}
-
-/// Keeps the histograms' memory bounded where nothing scrapes. [`serve`] does this; a gateway
-/// without a metrics listener runs it by itself. Never returns.
-pub async fn fold_samples(recorder: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(FOLD_EVERY).await;
-        recorder.run_upkeep();
-    }
+    crate::http::serve(listener, router(endpoints), shutdown).await;
 }
 
 fn router(endpoints: Endpoints) -> Router {
