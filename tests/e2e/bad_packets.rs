@@ -169,7 +169,7 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         (
             "packet id 0",
             packet(0x32, b"\x00\x01a\x00\x00\x00"),
-            PROTOCOL_ERROR,
+            MALFORMED,
         ),
         (
             "a topic past the end",
@@ -231,7 +231,7 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         (
             "SUBSCRIBE without filters",
             packet(0x82, b"\x00\x01\x00"),
-            PROTOCOL_ERROR,
+            MALFORMED,
         ),
         (
             "SUBSCRIBE with QoS 3",

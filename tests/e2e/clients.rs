@@ -30,6 +30,7 @@ fn messages_go_between_mosquittos_clients_at_both_qos_and_versions() {
                     assert_eq!(subscriber.line(), format!("{qos} 0 a/b/c {text}"));
                 }
             }
+            subscriber.leave(&gateway);
         }
     }
 }
@@ -223,6 +224,7 @@ fn a_topic_in_any_script_reaches_those_who_subscribed_to_it() {
         let subscriber = mosquitto::subscribe(&gateway, &["-t", topic, "-F", "%t=%p"]);
         mosquitto::publish(&gateway, &["-t", topic, "-q", "1", "-m", "21"]);
         assert_eq!(subscriber.line(), format!("{topic}=21"));
+        subscriber.leave(&gateway);
     }
 }
 
