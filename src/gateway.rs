@@ -199,9 +199,6 @@ impl Sink for Outputs {
             /// A tap remembers topics, so each worker thread keeps its own.
             static TAP: std::cell::RefCell<Option<Tap>> = const { std::cell::RefCell::new(None) };
         }
-        if let Some(broker) = self.broker.get() {
-            broker.publish(&events);
-        }
         let now = Instant::now();
         self.latency.record(
             events
@@ -210,12 +207,16 @@ impl Sink for Outputs {
         );
         TAP.with_borrow_mut(|tap| {
             let tap = tap.get_or_insert_with(|| self.pipeline.tap());
-            for event in events {
-                let topic = event.topic.clone();
-                tap.add(&topic, || event);
+            for event in &events {
+                if tap.wants(&event.topic) {
+                    tap.add(event.clone());
+                }
             }
             tap.flush_feedback();
         });
+        if let Some(broker) = self.broker.get() {
+            broker.publish(events);
+        }
     }
 }
 

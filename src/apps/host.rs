@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmStr};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
@@ -174,7 +175,12 @@ pub(super) struct HostState {
     pub(super) limiter: Limiter,
     pub(super) call: CallState,
     pub(super) watch: CallWatch,
+    /// Topics that this instance has published to and may: checking costs more than looking up.
+    known_topics: FxHashMap<Box<str>, Topic>,
 }
+
+/// Topics that an instance's outputs are looked up in.
+const KNOWN_TOPICS: usize = 512;
 
 /// What one call has handed out and used so far.
 #[derive(Default)]
@@ -234,6 +240,7 @@ impl HostState {
             log,
             limiter,
             call: CallState::default(),
+            known_topics: FxHashMap::default(),
             watch: CallWatch {
                 deadline,
                 began: None,
@@ -331,8 +338,29 @@ impl HostState {
         });
     }
 
-    fn check(&self, event: EventOut, now: u64) -> Result<Output, Refusal> {
-        let name = &event.topic;
+    fn check(&mut self, event: EventOut, now: u64) -> Result<Output, Refusal> {
+        let topic = match self.known_topics.get(event.topic.as_str()) {
+            Some(topic) => topic.clone(),
+            None => {
+                let topic = self.check_topic(&event.topic)?;
+                if self.known_topics.len() >= KNOWN_TOPICS {
+                    self.known_topics.clear();
+                }
+                self.known_topics.insert(event.topic.into(), topic.clone());
+                topic
+            }
+        };
+        Ok(Output {
+            topic,
+            payload: event.payload.into(),
+            timestamp_ns: match event.timestamp {
+                0 => now,
+                timestamp => timestamp,
+            },
+        })
+    }
+
+    fn check_topic(&self, name: &str) -> Result<Topic, Refusal> {
         if name.starts_with('$') {
             return Err(Refusal::Denied(format!(
                 "{:?}: topics that start with $ are the gateway's own",
@@ -350,16 +378,7 @@ impl HostState {
                 cut(name, 128)
             )));
         }
-        let topic =
-            Topic::new(event.topic).map_err(|error| Refusal::InvalidTopic(error.to_string()))?;
-        Ok(Output {
-            topic,
-            payload: event.payload.into(),
-            timestamp_ns: match event.timestamp {
-                0 => now,
-                timestamp => timestamp,
-            },
-        })
+        Topic::new(name.to_owned()).map_err(|error| Refusal::InvalidTopic(error.to_string()))
     }
 
     fn config(&self) -> &BTreeMap<String, String> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -601,10 +601,22 @@ impl Connection {
         {
             tracing::warn!(client = self.client_id, %error);
         }
-        self.tap.add(&message.topic, || {
-            Event::new(message.topic.clone(), message.payload.clone(), now)
+        let topic = message.topic.clone();
+        let wanted = self.tap.wants(&topic);
+        // Sharing a payload costs an allocation, so it is only done for more than one taker.
+        let mut payload = Bytes::new();
+        let mut message = Some(message);
+        self.publisher.add(&topic, || {
+            let message = message.take().expect("called at most once");
+            if wanted {
+                payload = message.payload.clone();
+            }
+            message
         });
-        self.publisher.add(message);
+        if wanted {
+            let payload = message.map_or(payload, |message| message.payload);
+            self.tap.add(Event::new(topic, payload, now));
+        }
     }
 
     /// Hands over what was collected.

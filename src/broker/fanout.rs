@@ -240,18 +240,18 @@ impl Publisher {
         }
     }
 
-    /// Collects `message` if anybody is to get it.
-    pub fn add(&mut self, message: Message) {
+    /// Collects a message for those who are to get it: what `message` makes, if there are any.
+    pub fn add(&mut self, topic: &Topic, message: impl FnOnce() -> Message) {
         let generation = self.fanout.generation.load(Ordering::Acquire);
         if generation != self.generation || self.cache.len() >= CACHED_TOPICS {
             self.cache.clear();
             self.lists.clear();
             self.generation = generation;
         }
-        let targets = match self.cache.get(&message.topic) {
+        let targets = match self.cache.get(topic) {
             Some(targets) => targets,
             None => {
-                let targets = self.fanout.targets(message.topic.as_str());
+                let targets = self.fanout.targets(topic.as_str());
                 let list = match self.lists.iter().find(|list| ***list == *targets) {
                     Some(list) => list.clone(),
                     None => {
@@ -262,11 +262,11 @@ impl Publisher {
                         list
                     }
                 };
-                self.cache.entry(message.topic.clone()).or_insert(list)
+                self.cache.entry(topic.clone()).or_insert(list)
             }
         };
         if !targets.is_empty() {
-            self.pending.push((Arc::new(message), targets.clone()));
+            self.pending.push((Arc::new(message()), targets.clone()));
         }
     }
 

@@ -153,11 +153,11 @@ impl Broker {
 
     /// Sends what an app made to those who subscribed to it. Called from the apps' threads; waits,
     /// within bounds, for subscribers that are behind.
-    pub fn publish(&self, events: &[Event]) {
+    pub fn publish(&self, events: Vec<Event>) {
         let pressed = {
             let mut publisher = self.publisher.lock();
-            for event in events {
-                publisher.add(Message::new(event.topic.clone(), event.payload.clone()));
+            for Event { topic, payload, .. } in events {
+                publisher.add(&topic, || Message::new(topic.clone(), payload));
             }
             publisher.flush(Instant::now())
         };

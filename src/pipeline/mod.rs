@@ -249,8 +249,13 @@ impl Tap {
         }
     }
 
-    /// Collects an event. One that no outlet wants is counted and goes no further.
-    pub fn add(&mut self, topic: &Topic, event: impl FnOnce() -> Event) {
+    /// Collects an event that somebody wants; see [`Tap::wants`].
+    pub fn add(&mut self, event: Event) {
+        self.pending.push(event);
+    }
+
+    /// Whether any outlet wants an event on `topic`. If none does, the event is counted here.
+    pub fn wants(&mut self, topic: &Topic) -> bool {
         let routes = self.shared.routes.load();
         if routes.generation != self.generation || self.wanted.len() >= CACHED_TOPICS {
             self.wanted.clear();
@@ -264,11 +269,8 @@ impl Tap {
                 wanted
             }
         };
-        if wanted {
-            self.pending.push(event());
-        } else {
-            self.filtered += 1;
-        }
+        self.filtered += u64::from(!wanted);
+        wanted
     }
 
     /// Hands over what was collected. False: there is no room; [`Tap::room`] says when to try
