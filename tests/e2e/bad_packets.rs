@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::gateway::{Gateway, Home, eventually};
 use crate::neighbours::Neighbours;
 use crate::wire::{
-    CONNACK, DISCONNECT, PINGRESP, SUBACK, Wire, connect_packet, connect_packet_with, packet,
-    publish_packet, string, subscribe_packet,
+    CONNACK, DISCONNECT, PINGRESP, PUBACK, SUBACK, Wire, connect_packet, connect_packet_with,
+    packet, publish_packet, string, subscribe_packet,
 };
 
 /// A gateway on which two clients talk, and go on talking through `test`.
@@ -169,7 +169,7 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         (
             "packet id 0",
             packet(0x32, b"\x00\x01a\x00\x00\x00"),
-            PROTOCOL_ERROR,
+            MALFORMED,
         ),
         (
             "a topic past the end",
@@ -231,7 +231,7 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         (
             "SUBSCRIBE without filters",
             packet(0x82, b"\x00\x01\x00"),
-            PROTOCOL_ERROR,
+            MALFORMED,
         ),
         (
             "SUBSCRIBE with QoS 3",
@@ -297,6 +297,26 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
     });
+}
+
+#[test]
+fn what_was_published_before_the_mistake_is_delivered_and_nothing_follows_the_goodbye() {
+    let gateway = Home::new().start();
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("a", 0);
+    let mut wire = Wire::connect_v5(&gateway, "culprit");
+    let publish = packet(0x32, b"\x00\x01a\x00\x01\x00in time");
+    let too_late = packet(0x30, b"\x00\x01a\x00too late");
+    // In one piece, so that the gateway sees all of it at once.
+    wire.send(&[publish, connect_packet(5, "culprit", 0), too_late].concat());
+    let kinds: Vec<_> = wire
+        .until_closed()
+        .iter()
+        .map(|packet| packet.kind())
+        .collect();
+    assert_eq!(kinds, [PUBACK, DISCONNECT]);
+    assert_eq!(subscriber.next_message().payload(), b"in time");
+    subscriber.assert_quiet();
 }
 
 #[test]

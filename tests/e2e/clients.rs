@@ -14,15 +14,15 @@ fn gateway() -> Gateway {
 }
 
 #[test]
-fn messages_go_between_mosquittos_clients_at_both_qos_and_versions() {
+fn messages_go_between_mosquittos_clients_at_every_qos_and_version() {
     let gateway = gateway();
     for sub_version in ["mqttv311", "mqttv5"] {
-        for sub_qos in ["0", "1"] {
+        for sub_qos in ["0", "1", "2"] {
             let format = ["-F", "%q %r %t %p"];
             let args = ["-t", "a/+/c", "-q", sub_qos, "-V", sub_version];
             let subscriber = mosquitto::subscribe(&gateway, &[&args[..], &format].concat());
             for pub_version in ["mqttv311", "mqttv5"] {
-                for pub_qos in ["0", "1"] {
+                for pub_qos in ["0", "1", "2"] {
                     let text = format!("from {pub_version} at {pub_qos}");
                     let args = ["-t", "a/b/c", "-q", pub_qos, "-V", pub_version, "-m", &text];
                     mosquitto::publish(&gateway, &args);
@@ -30,6 +30,7 @@ fn messages_go_between_mosquittos_clients_at_both_qos_and_versions() {
                     assert_eq!(subscriber.line(), format!("{qos} 0 a/b/c {text}"));
                 }
             }
+            subscriber.leave(&gateway);
         }
     }
 }
@@ -223,6 +224,7 @@ fn a_topic_in_any_script_reaches_those_who_subscribed_to_it() {
         let subscriber = mosquitto::subscribe(&gateway, &["-t", topic, "-F", "%t=%p"]);
         mosquitto::publish(&gateway, &["-t", topic, "-q", "1", "-m", "21"]);
         assert_eq!(subscriber.line(), format!("{topic}=21"));
+        subscriber.leave(&gateway);
     }
 }
 

@@ -183,7 +183,12 @@ fn a_client_that_floods_an_app_and_takes_its_results_on_one_connection_gets_them
         }
     }
     flood.join().unwrap();
-    gateway.assert_adds_up();
+    let status = gateway.assert_adds_up();
+    // pipeline.batch.max_events is 64 by default, however much comes at once.
+    let batches = status["pipeline"]["batches"].as_u64().unwrap();
+    assert!(64 * batches >= COUNT, "{batches} batches");
+    let calls = gateway.app("unit-convert")["counters"]["batches"].clone();
+    assert!(64 * calls.as_u64().unwrap() >= COUNT, "{calls} calls");
 }
 
 #[test]

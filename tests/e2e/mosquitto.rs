@@ -82,6 +82,14 @@ impl Subscriber {
 
     /// As `kill -9` does it.
     pub fn kill(self) {}
+
+    /// Goes, and waits until the gateway has seen it: the next subscriber isn't taken for this one.
+    pub fn leave(self, gateway: &Gateway) {
+        let clients = |status: &serde_json::Value| status["broker"]["connected"].as_u64().unwrap();
+        let before = clients(&gateway.status());
+        drop(self);
+        gateway.until_status("clients", clients, before - 1);
+    }
 }
 
 impl Drop for Subscriber {

@@ -69,6 +69,50 @@ fn a_stopped_app_stays_stopped_after_kill_9_and_a_removed_one_stays_away() {
 }
 
 #[test]
+fn kill_9_in_the_middle_of_installs_leaves_each_app_whole_or_away() {
+    let mut home = Home::new();
+    let component = std::fs::read(built("unit-convert").join("unit-convert.wasm")).unwrap();
+    let mut installed = Vec::new();
+    for round in 0..5u64 {
+        let gateway = home.start();
+        let listed = gateway.json(&["app", "list"]);
+        let listed = listed.as_array().unwrap();
+        for name in &installed {
+            let app = listed.iter().find(|app| app["name"] == *name);
+            let app = app.unwrap_or_else(|| panic!("{name} was installed and is gone"));
+            assert_eq!(app["state"], "running", "{app:#}");
+        }
+        assert!(
+            listed.iter().all(|app| app["state"] == "running"),
+            "{listed:#?}"
+        );
+
+        let install = |name: &str| {
+            // Different components, so that each goes through the compiler and into the store.
+            let package = Package::multiplier(name, name, "out/", 2);
+            let custom = [0, 3, 1, b'n', name.as_bytes()[1]];
+            let component = [&component[..], &custom].concat();
+            std::fs::write(package.path().join("app.wasm"), component).unwrap();
+            package
+        };
+        let first = install(&format!("a{round}"));
+        gateway.install(first.path());
+        installed.push(format!("a{round}"));
+        let second = install(&format!("b{round}"));
+        let mut command = gateway.home().command(&["app", "install", second.as_str()]);
+        let mut interrupted = command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Somewhere on the way, another time each round.
+        std::thread::sleep(std::time::Duration::from_millis(60 * round));
+        home = gateway.kill();
+        interrupted.wait().unwrap();
+    }
+}
+
+#[test]
 fn a_compiled_component_that_was_tampered_with_is_compiled_anew() {
     let gateway = Home::new().start();
     gateway.install(&built("overheat-alarm"));
