@@ -393,6 +393,10 @@ impl Connection {
     }
 
     async fn until_end(&mut self, online: &Online) -> End {
+        // A client need not wait for its CONNACK: more may have come together with CONNECT.
+        if let Some(end) = self.on_input() {
+            return end;
+        }
         let shared = self.shared.clone();
         let timer = tokio::time::sleep(Duration::MAX);
         tokio::pin!(timer);
@@ -516,30 +520,42 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
             Err(error) => return Some(End::Lost(format!("read failed: {error}"))),
         };
+        let bytes = &self.shared.stats.bytes_received;
+        bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.on_input()
+    }
+
+    /// Works on all packets that have come in whole.
+    fn on_input(&mut self) -> Option<End> {
         let now = Instant::now();
         let mut packets = 0;
+        let mut goodbye = BytesMut::new();
         loop {
+            let written = self.wire.output.len();
+            let output = &mut self.wire.output;
             match self.wire.decoder.next(&mut self.wire.input) {
                 Ok(Some(packet)) => {
                     packets += 1;
-                    let (output, effects) = (&mut self.wire.output, &mut self.effects);
+                    let effects = &mut self.effects;
                     self.session.on_packet(packet, now, output, effects);
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    let output = &mut self.wire.output;
-                    self.effects
-                        .push(self.session.on_decode_error(&error, output));
-                    break;
+                    let close = self.session.on_decode_error(&error, output);
+                    self.effects.push(close);
                 }
+            }
+            if let Some(Effect::Close(_)) = self.effects.last() {
+                // What came before it is still acknowledged, and nothing may follow a DISCONNECT.
+                goodbye = self.wire.output.split_off(written);
+                break;
             }
         }
         let stats = &self.shared.stats;
-        stats
-            .bytes_received
-            .fetch_add(count as u64, Ordering::Relaxed);
         stats.packets_received.fetch_add(packets, Ordering::Relaxed);
-        self.apply(now)
+        let end = self.apply(now);
+        self.wire.output.extend_from_slice(&goodbye);
+        end
     }
 
     /// Does what the session asked for.
