@@ -229,6 +229,41 @@ fn a_topic_in_any_script_reaches_those_who_subscribed_to_it() {
 }
 
 #[test]
+fn what_comes_together_with_connect_is_not_left_lying() {
+    let gateway = gateway();
+    let mut wire = Wire::open(&gateway);
+    let packets = [
+        connect_packet(4, "eager", 0),
+        subscribe_packet(1, &[("a", 0)]),
+        publish_packet("a", b"eager", 1, 2),
+    ];
+    wire.send(&packets.concat());
+    wire.accepted();
+    assert_eq!(wire.next().kind(), SUBACK);
+    let mut rest = [wire.next(), wire.next()];
+    rest.sort_by_key(|packet| packet.kind());
+    assert_eq!(rest[0].payload(), b"eager");
+    assert_eq!(rest[1].body, [0, 2], "PUBACK");
+}
+
+#[test]
+fn a_message_that_comes_together_with_connect_and_disconnect_is_delivered() {
+    let gateway = gateway();
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("a", 0);
+    let goodbye = vec![0xe0, 0];
+    let packets = [
+        connect_packet(4, "hasty", 0),
+        publish_packet("a", b"x", 0, 0),
+        goodbye,
+    ];
+    let mut wire = Wire::open(&gateway);
+    wire.send(&packets.concat());
+    assert_eq!(subscriber.next_message().payload(), b"x");
+    assert_eq!(wire.until_closed().len(), 1, "CONNACK");
+}
+
+#[test]
 fn a_client_that_publishes_and_leaves_at_once_has_published_everything() {
     let gateway = gateway();
     let mut subscriber = Wire::connect(&gateway, "subscriber");

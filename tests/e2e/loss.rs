@@ -105,8 +105,12 @@ fn four_publishers_through_an_app_lose_nothing_and_every_event_is_accounted_for(
     });
     assert_eq!(results.join().unwrap() as u64, PUBLISHERS, "topics");
 
-    let status = gateway.assert_adds_up();
     let total = PUBLISHERS * EACH;
+    // A result can be here before it is counted there.
+    gateway.until_app("unit-convert", "all its events", |app| {
+        app["counters"]["handled"] == total
+    });
+    let status = gateway.assert_adds_up();
     let broker = &status["broker"];
     assert_eq!(broker["messages_received"], total);
     assert_eq!(broker["messages_delivered"], total);
@@ -183,6 +187,9 @@ fn a_client_that_floods_an_app_and_takes_its_results_on_one_connection_gets_them
         }
     }
     flood.join().unwrap();
+    gateway.until_app("unit-convert", "all its events", |app| {
+        app["counters"]["handled"] == COUNT
+    });
     let status = gateway.assert_adds_up();
     // pipeline.batch.max_events is 64 by default, however much comes at once.
     let batches = status["pipeline"]["batches"].as_u64().unwrap();

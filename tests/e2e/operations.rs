@@ -93,6 +93,10 @@ fn metrics_count_what_came_in_what_the_apps_made_of_it_and_what_went_out() {
     for _ in 0..100 {
         results.next_message();
     }
+    // A result can be here before it is counted there.
+    gateway.until_app("unit-convert", "all its events", |app| {
+        app["counters"]["handled"] == 100
+    });
     gateway.assert_adds_up();
 
     let samples = scrape(&gateway);
