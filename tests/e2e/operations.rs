@@ -64,7 +64,7 @@ fn scrape(gateway: &Gateway) -> HashMap<String, f64> {
             assert!(
                 ["_total", "_count", "_bucket"]
                     .iter()
-                    .any(|suffix| is_counter(&suffix)),
+                    .any(|suffix| is_counter(suffix)),
                 "{line}"
             );
         }
