@@ -62,9 +62,7 @@ fn scrape(gateway: &Gateway) -> HashMap<String, f64> {
         if types.get(name).is_some_and(|kind| kind == "counter") {
             let is_counter = |suffix: &&str| name.ends_with(*suffix);
             assert!(
-                ["_total", "_count", "_bucket"]
-                    .iter()
-                    .any(|suffix| is_counter(suffix)),
+                ["_total", "_count", "_bucket"].iter().any(is_counter),
                 "{line}"
             );
         }
