@@ -60,13 +60,9 @@ fn scrape(gateway: &Gateway) -> HashMap<String, f64> {
             "no TYPE before {line}"
         );
         if types.get(name).is_some_and(|kind| kind == "counter") {
-            let is_counter = |suffix: &&str| name.ends_with(*suffix);
-            assert!(
-                ["_total", "_count", "_bucket"]
-                    .iter()
-                    .any(|suffix| is_counter(&suffix)),
-                "{line}"
-            );
+            let suffixes = ["_total", "_count", "_bucket"];
+            let is_counter = suffixes.iter().any(|suffix| name.ends_with(suffix));
+            assert!(is_counter, "{line}");
         }
         let value: f64 = value.parse().unwrap_or_else(|_| panic!("{line}"));
         assert!(value >= 0.0, "{line}");
