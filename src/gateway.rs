@@ -331,7 +331,8 @@ impl Gateway {
         ready.abort();
 
         tracing::info!("shutting down");
-        let deadline = Instant::now() + self.shutdown_timeout;
+        // A little is left for the end of the process.
+        let deadline = Instant::now() + self.shutdown_timeout * 9 / 10;
         self.health.drain();
         systemd::stopping();
         self.broker.drain();

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 const MAX_CONNECTIONS: usize = 64;
 
 /// From one request's end (or the accept) to the end of the next one's header.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long requests that are under way may take once `shutdown` has resolved. Stays well under
 /// the 5 s in which the whole gateway drains.

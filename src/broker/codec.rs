@@ -44,6 +44,22 @@ pub enum Incoming {
     Control(Packet),
 }
 
+impl Incoming {
+    /// Acknowledgements and DISCONNECT: what is still read in a shutdown.
+    pub fn ends_something(&self) -> bool {
+        matches!(
+            self,
+            Incoming::Control(
+                Packet::PubAck(..)
+                    | Packet::PubRec(..)
+                    | Packet::PubRel(..)
+                    | Packet::PubComp(..)
+                    | Packet::Disconnect(..)
+            )
+        )
+    }
+}
+
 /// A PUBLISH from a client. The topic is not checked yet, and empty where an alias stands for it.
 #[derive(Debug)]
 pub struct IncomingPublish {

@@ -23,7 +23,9 @@ use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::rate::RateLimit;
 use super::registry::{Online, Parked};
-use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
+use super::session::{
+    Close, ConnectRefused, ConnectRequest, Effect, Session, Subscription, Ticket,
+};
 use super::{Phase, Shared};
 use crate::event::Event;
 use crate::pipeline::Tap;
@@ -71,7 +73,9 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
         }
         Ok(Err(error)) => {
             shared.stats.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%peer, %error, "connection refused before CONNECT");
+            if shared.may_log() {
+                tracing::info!(%peer, %error, "connection refused before CONNECT");
+            }
             if matches!(
                 error,
                 FirstPacketError::Decode(DecodeError::UnsupportedVersion { .. })
@@ -83,7 +87,9 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
         }
         Err(_) => {
             shared.stats.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%peer, "connection closed: no CONNECT within mqtt.connect_timeout_ms");
+            if shared.may_log() {
+                tracing::info!(%peer, "connection closed: no CONNECT within mqtt.connect_timeout_ms");
+            }
         }
     }
 }
@@ -138,12 +144,14 @@ async fn connected(
             let mailbox = Arc::new(Mailbox::new(
                 shared.config.max_queued_messages,
                 shared.config.max_queued_bytes,
-                shared.stats.dropped.clone(),
+                shared.stats.mailboxes.clone(),
             ));
             (key, session, mailbox)
         }
     };
-    tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
+    if shared.may_log() {
+        tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
+    }
     shared.stats.connections.fetch_add(1, Ordering::Relaxed);
     let connection = Connection {
         wire,
@@ -156,6 +164,8 @@ async fn connected(
         effects: Vec::new(),
         tickets: Vec::new(),
         taken: VecDeque::new(),
+        retained_due: VecDeque::new(),
+        retained: VecDeque::new(),
         behind: Vec::new(),
         last_progress: now,
         client_id: client_id.clone(),
@@ -173,7 +183,9 @@ async fn refuse(
     refused: ConnectRefused,
 ) {
     shared.stats.refused.fetch_add(1, Ordering::Relaxed);
-    tracing::info!(%peer, error = %refused, "connection refused");
+    if shared.may_log() {
+        tracing::info!(%peer, error = %refused, "connection refused");
+    }
     Encoder(version).connack_refused(&refused, &mut wire.output);
     wire.write_last().await;
 }
@@ -297,6 +309,10 @@ struct Connection {
     tickets: Vec<Ticket>,
     /// Taken out of the mailbox, not yet given to the session.
     taken: VecDeque<Delivery>,
+    /// New subscriptions whose retained messages have not been looked up, and those that have been.
+    /// They come before what is in the mailbox, and don't count against its bounds.
+    retained_due: VecDeque<Subscription>,
+    retained: VecDeque<Delivery>,
     /// Subscribers that are behind with what this client published: it is not read from while one
     /// of them catches up.
     behind: Vec<Arc<Mailbox>>,
@@ -336,11 +352,13 @@ impl Connection {
             }
             End::Lost(text) => text,
         };
-        tracing::info!(
-            client = self.client_id,
-            reason = text,
-            "client disconnected"
-        );
+        if self.shared.may_log() {
+            tracing::info!(
+                client = self.client_id,
+                reason = text,
+                "client disconnected"
+            );
+        }
         if let Some(will) = self.session.on_connection_lost(now)
             && !matches!(end, End::ShutDown)
         {
@@ -384,7 +402,6 @@ impl Connection {
                 );
                 shared.end_session(&parked.session, parked.key, &parked.mailbox);
             }
-            shared.expire_later(client_id, key, expiry);
         }
         shared.stats.connections.fetch_sub(1, Ordering::Relaxed);
         if !matches!(end, End::Lost(_)) {
@@ -402,29 +419,39 @@ impl Connection {
         tokio::pin!(timer);
         loop {
             let now = Instant::now();
+            if self.retained.is_empty()
+                && let Some(subscription) = self.retained_due.pop_front()
+            {
+                // One filter a turn: with many retained messages, it takes a while.
+                let fanout = &shared.fanout;
+                fanout.retained_for(&subscription, now, &mut self.retained);
+                tokio::task::yield_now().await;
+            }
             self.fill_output(now);
             match self.wire.write() {
                 Ok(written) if written > 0 || self.wire.output.is_empty() => {
                     self.last_progress = now;
                 }
                 Ok(_) => {}
-                Err(error) => return End::Lost(format!("write failed: {error}")),
+                Err(error) => return self.read_the_rest(&error),
             }
             let phase = shared.phase();
-            if phase == Phase::Closing && self.wire.output.is_empty() && self.has_nothing_to_send()
+            let more = self.has_more_to_send();
+            if phase == Phase::Closing
+                && self.wire.output.is_empty()
+                && !more
+                && !self.session.awaits_acks()
             {
                 return End::ShutDown;
             }
-            // More is in the mailbox than one turn takes, and the socket takes more.
-            if self.wire.output.is_empty() && !self.has_nothing_to_send() {
-                tokio::task::consume_budget().await;
-                continue;
-            }
+            // The socket takes more at once.
+            let goes_on = self.wire.output.is_empty() && more;
 
             let paused = self.rate.paused_until();
             self.behind.retain(|mailbox| mailbox.is_pressed());
             let stuck = !self.tickets.is_empty();
-            let reads = phase == Phase::Running
+            // In a shutdown only for acknowledgements.
+            let reads = (phase == Phase::Running || self.session.awaits_acks())
                 && paused.is_none()
                 && self.behind.is_empty()
                 && !stuck
@@ -461,7 +488,7 @@ impl Connection {
                         None => std::future::pending().await,
                     }
                 } => match ready {
-                    Ok(ready) if ready.is_readable() && reads => {
+                    Ok(ready) if ready.is_readable() && reads && !self.has_to_wait() => {
                         if let Some(end) = self.on_readable() {
                             return end;
                         }
@@ -472,6 +499,7 @@ impl Connection {
                 () = self.mailbox.filled(), if self.wants_deliveries() => {}
                 () = self.tap.room(), if stuck => self.hand_over(),
                 () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}
+                () = tokio::task::yield_now(), if goes_on => {}
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
                     self.rate.refill(now);
@@ -496,12 +524,51 @@ impl Connection {
         self.wire.output.len() < WRITE_AHEAD && !self.session.is_congested()
     }
 
-    fn has_nothing_to_send(&self) -> bool {
-        !self.wants_deliveries() || (self.taken.is_empty() && self.mailbox.is_empty())
+    /// Whether there is something that the session would take.
+    fn has_more_to_send(&self) -> bool {
+        let empty = self.taken.is_empty()
+            && self.retained.is_empty()
+            && self.retained_due.is_empty()
+            && self.mailbox.is_empty();
+        self.wants_deliveries() && !empty
+    }
+
+    /// Whether a subscriber of this client's last topics has to catch up before more is read.
+    fn has_to_wait(&mut self) -> bool {
+        if self.shared.stats.mailboxes.pressed.load(Ordering::Relaxed) > 0 {
+            self.publisher.find_pressed(&mut self.behind);
+            let own = &self.mailbox;
+            self.behind.retain(|mailbox| !Arc::ptr_eq(mailbox, own));
+        }
+        !self.behind.is_empty()
+    }
+
+    /// The client takes nothing any more, but what it has sent, a DISCONNECT perhaps, still counts.
+    fn read_the_rest(&mut self, error: &io::Error) -> End {
+        loop {
+            self.wire.output.clear();
+            match self.wire.read() {
+                Ok(0) | Err(_) => return End::Lost(format!("write failed: {error}")),
+                Ok(_) => {
+                    if let Some(end) = self.on_input() {
+                        return end;
+                    }
+                }
+            }
+        }
     }
 
     /// Moves deliveries from the mailbox through the session into the output.
     fn fill_output(&mut self, now: Instant) {
+        while self.wants_deliveries() {
+            let Some(delivery) = self.retained.pop_front() else {
+                break;
+            };
+            self.session.deliver(delivery, now, &mut self.wire.output);
+        }
+        if !self.retained.is_empty() || !self.retained_due.is_empty() {
+            return;
+        }
         if self.wants_deliveries() && self.taken.is_empty() {
             self.mailbox.take(TAKEN_AT_ONCE, &mut self.taken);
         }
@@ -530,14 +597,17 @@ impl Connection {
         let now = Instant::now();
         let mut packets = 0;
         let mut goodbye = BytesMut::new();
+        let running = self.shared.phase() == Phase::Running;
         loop {
             let written = self.wire.output.len();
             let output = &mut self.wire.output;
             match self.wire.decoder.next(&mut self.wire.input) {
                 Ok(Some(packet)) => {
                     packets += 1;
-                    let effects = &mut self.effects;
-                    self.session.on_packet(packet, now, output, effects);
+                    if running || packet.ends_something() {
+                        let effects = &mut self.effects;
+                        self.session.on_packet(packet, now, output, effects);
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -582,9 +652,7 @@ impl Connection {
                             .fanout
                             .subscribe(self.key, &self.mailbox, &subscription);
                         if subscription.send_retained {
-                            self.shared
-                                .fanout
-                                .send_retained(&self.mailbox, &subscription, now);
+                            self.retained_due.push_back(subscription);
                         }
                     }
                 }
@@ -614,6 +682,7 @@ impl Connection {
     fn publish(&mut self, message: Message, now: Instant) {
         if message.retain
             && let Err(error) = self.shared.fanout.retain(&message)
+            && self.shared.may_log()
         {
             tracing::warn!(client = self.client_id, %error);
         }

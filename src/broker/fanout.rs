@@ -4,6 +4,7 @@
 //! This is the broker's own fan-out and not rumqttd's router; `docs/architecture.md` has the
 //! measurements behind that.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -14,6 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
+use super::retained::RetainedTree;
 use super::session::{Subscription, lower};
 use crate::event::{Topic, TopicFilter, TopicTrie};
 
@@ -36,7 +38,7 @@ pub struct Fanout {
 
 #[derive(Debug)]
 struct Retained {
-    messages: FxHashMap<Topic, Arc<Message>>,
+    tree: RetainedTree,
     max: usize,
 }
 
@@ -81,11 +83,10 @@ impl PartialEq for Target {
 /// A retained message found no place.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the message on {topic} is not retained: there are {max} retained messages already; \
-     raise mqtt.max_retained_messages or delete some by publishing an empty retained message"
+    "a message is not retained: there are {max} already; raise mqtt.max_retained_messages or \
+     delete some by publishing an empty retained message"
 )]
 pub struct RetainedFull {
-    topic: Topic,
     max: usize,
 }
 
@@ -95,7 +96,7 @@ impl Fanout {
             subscriptions: RwLock::default(),
             generation: AtomicU64::new(1),
             retained: Mutex::new(Retained {
-                messages: FxHashMap::default(),
+                tree: RetainedTree::default(),
                 max: max_retained,
             }),
             delivered: AtomicU64::new(0),
@@ -137,22 +138,19 @@ impl Fanout {
     }
 
     pub fn retained_count(&self) -> usize {
-        self.retained.lock().messages.len()
+        self.retained.lock().tree.len()
     }
 
     /// Keeps a message that says so; an empty one deletes (MQTT 5.0, 3.3.1.3).
     pub fn retain(&self, message: &Message) -> Result<(), RetainedFull> {
         let mut retained = self.retained.lock();
         if message.payload.is_empty() {
-            retained.messages.remove(&message.topic);
+            retained.tree.remove(&message.topic);
             return Ok(());
         }
-        let full = retained.messages.len() >= retained.max;
-        if full && !retained.messages.contains_key(&message.topic) {
-            return Err(RetainedFull {
-                topic: message.topic.clone(),
-                max: retained.max,
-            });
+        let full = retained.tree.len() >= retained.max;
+        if full && !retained.tree.contains(&message.topic) {
+            return Err(RetainedFull { max: retained.max });
         }
         let kept = Message {
             topic: message.topic.clone(),
@@ -160,29 +158,31 @@ impl Fanout {
             properties: message.properties.clone(),
             ..*message
         };
-        retained.messages.insert(kept.topic.clone(), Arc::new(kept));
+        retained.tree.insert(Arc::new(kept));
         Ok(())
     }
 
-    /// Sends what is retained under a new subscription's filter.
-    pub fn send_retained(&self, mailbox: &Mailbox, subscription: &Subscription, now: Instant) {
-        let mut retained = self.retained.lock();
-        retained
-            .messages
-            .retain(|_, message| !message.is_expired(now));
-        let matching = retained
-            .messages
-            .values()
-            .filter(|message| subscription.filter.matches(message.topic.as_str()));
-        mailbox.push(
-            matching.map(|message| Delivery {
-                message: message.clone(),
-                qos: lower(message.qos, subscription.qos),
-                retain: true,
-                subscription_ids: subscription.id.map(|id| Arc::from([id].as_slice())),
-            }),
-            now,
-        );
+    /// What is retained under a new subscription's filter, added to `found`.
+    pub fn retained_for(
+        &self,
+        subscription: &Subscription,
+        now: Instant,
+        found: &mut VecDeque<Delivery>,
+    ) {
+        let ids = subscription.id.map(|id| Arc::from([id].as_slice()));
+        self.retained
+            .lock()
+            .tree
+            .for_each(&subscription.filter, |message| {
+                if !message.is_expired(now) {
+                    found.push_back(Delivery {
+                        message: message.clone(),
+                        qos: lower(message.qos, subscription.qos),
+                        retain: true,
+                        subscription_ids: ids.clone(),
+                    });
+                }
+            });
     }
 
     fn targets(&self, topic: &str) -> Vec<Target> {
@@ -240,6 +240,15 @@ impl Publisher {
         }
     }
 
+    /// Whether one of the last topics' subscribers asks for a pause; these are added to `pressed`.
+    pub fn find_pressed(&self, pressed: &mut Vec<Arc<Mailbox>>) {
+        for target in self.lists.iter().flat_map(|list| list.iter()) {
+            if target.mailbox.is_pressed() {
+                pressed.push(target.mailbox.clone());
+            }
+        }
+    }
+
     /// Collects a message for those who are to get it: what `message` makes, if there are any.
     pub fn add(&mut self, topic: &Topic, message: impl FnOnce() -> Message) {
         let generation = self.fanout.generation.load(Ordering::Acquire);
@@ -249,7 +258,7 @@ impl Publisher {
             self.generation = generation;
         }
         let targets = match self.cache.get(topic) {
-            Some(targets) => targets,
+            Some(targets) => targets.clone(),
             None => {
                 let targets = self.fanout.targets(topic.as_str());
                 let list = match self.lists.iter().find(|list| ***list == *targets) {
@@ -262,11 +271,14 @@ impl Publisher {
                         list
                     }
                 };
-                self.cache.entry(topic.clone()).or_insert(list)
+                if topic.is_worth_caching() {
+                    self.cache.insert(topic.clone(), list.clone());
+                }
+                list
             }
         };
         if !targets.is_empty() {
-            self.pending.push((Arc::new(message()), targets.clone()));
+            self.pending.push((Arc::new(message()), targets));
         }
     }
 

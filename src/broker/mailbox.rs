@@ -3,12 +3,13 @@
 //! A mailbox is bounded. How a full one is felt, from mild to hard:
 //! 1. Above a quarter of its bounds it is *pressed*: publishers pause until it has fallen to an
 //!    eighth. So nothing is lost while a subscriber can keep a reasonable pace.
-//! 2. Pressed for longer than [`PATIENCE`], the subscriber is *slow*: nobody waits for it any more.
+//! 2. Pressed for [`PATIENCE`] in which it took less than a thirty-second of its bounds, the
+//!    subscriber is *slow*: nobody waits for it any more, until it is at an eighth.
 //! 3. At its bounds, what comes is dropped and counted.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,9 +19,9 @@ use tokio::time::timeout_at;
 
 use super::message::Delivery;
 
-/// How long publishers wait for a pressed mailbox to fall below its low mark. A subscriber that is
-/// waited for thus takes at least an eighth of its bounds in this time; one that is slower costs
-/// the publishers one such pause and then no more.
+/// How long publishers wait for a pressed mailbox before they look what its subscriber has taken
+/// meanwhile. One that takes nothing, or next to nothing, costs them one such pause and no more; one
+/// that is waited for on takes, with the default bounds, some 6,000 messages a second or more.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -34,8 +35,16 @@ pub struct Mailbox {
     filled: Notify,
     /// Tells publishers that the mailbox is no longer pressed, or no longer waited for.
     eased: Notify,
-    /// Counts, for all mailboxes together, what found no room.
-    dropped: Arc<AtomicU64>,
+    tally: Arc<Tally>,
+}
+
+/// What is counted for all mailboxes together.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Deliveries that found no room.
+    pub dropped: AtomicU64,
+    /// Mailboxes that are pressed, now.
+    pub pressed: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +53,8 @@ struct Queue {
     bytes: usize,
     /// Since when the mailbox is above its high mark.
     pressed_since: Option<Instant>,
+    /// Deliveries and bytes taken out since then.
+    taken_since: (usize, usize),
     slow: bool,
     /// Nobody is connected: QoS 0 messages are not kept.
     offline: bool,
@@ -52,7 +63,7 @@ struct Queue {
 }
 
 impl Mailbox {
-    pub fn new(max_messages: usize, max_bytes: usize, dropped: Arc<AtomicU64>) -> Self {
+    pub fn new(max_messages: usize, max_bytes: usize, tally: Arc<Tally>) -> Self {
         Mailbox {
             queue: Mutex::default(),
             max_messages,
@@ -60,7 +71,7 @@ impl Mailbox {
             pressed: AtomicBool::new(false),
             filled: Notify::new(),
             eased: Notify::new(),
-            dropped,
+            tally,
         }
     }
 
@@ -89,9 +100,12 @@ impl Mailbox {
         let high =
             queue.deliveries.len() > self.max_messages / 4 || queue.bytes > self.max_bytes / 4;
         if high && !queue.offline {
-            let since = *queue.pressed_since.get_or_insert(now);
-            queue.slow |= now.duration_since(since) > PATIENCE;
-            self.pressed.store(!queue.slow, Ordering::Relaxed);
+            if queue.pressed_since.is_none() {
+                queue.pressed_since = Some(now);
+                queue.taken_since = (0, 0);
+            }
+            self.lose_patience(queue, now);
+            self.set_pressed(!queue.slow);
         }
         let added = queue.deliveries.len() - before;
         drop(guard);
@@ -99,7 +113,7 @@ impl Mailbox {
             self.filled.notify_one();
         }
         if dropped > 0 {
-            self.dropped.fetch_add(dropped, Ordering::Relaxed);
+            self.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
         added
     }
@@ -108,6 +122,7 @@ impl Mailbox {
     pub fn take(&self, max: usize, taken: &mut VecDeque<Delivery>) {
         let mut guard = self.queue.lock();
         let queue = &mut *guard;
+        let before = (queue.deliveries.len(), queue.bytes);
         if queue.deliveries.len() <= max && taken.is_empty() {
             std::mem::swap(&mut queue.deliveries, taken);
             queue.bytes = 0;
@@ -117,11 +132,13 @@ impl Mailbox {
                 taken.push_back(delivery);
             }
         }
+        queue.taken_since.0 += before.0 - queue.deliveries.len();
+        queue.taken_since.1 += before.1 - queue.bytes;
         let low =
             queue.deliveries.len() <= self.max_messages / 8 && queue.bytes <= self.max_bytes / 8;
         if low && queue.pressed_since.take().is_some() {
             queue.slow = false;
-            self.pressed.store(false, Ordering::Relaxed);
+            self.set_pressed(false);
             drop(guard);
             self.eased.notify_waiters();
         }
@@ -150,7 +167,7 @@ impl Mailbox {
         self.pressed.load(Ordering::Relaxed)
     }
 
-    /// Waits while the mailbox is pressed, at most until it has been so for [`PATIENCE`]. May be
+    /// Waits while the mailbox is pressed and its subscriber takes enough to be waited for. May be
     /// dropped at any time.
     pub async fn eased(&self) {
         let eased = self.eased.notified();
@@ -160,7 +177,7 @@ impl Mailbox {
             return;
         };
         if self.is_pressed() && timeout_at((since + PATIENCE).into(), eased).await.is_err() {
-            self.give_up_waiting();
+            self.look_at_progress();
         }
     }
 
@@ -168,23 +185,47 @@ impl Mailbox {
     pub fn eased_blocking(&self) {
         // Rare and short: a poll is simpler than a second way of being woken, and costs the
         // publisher at most a millisecond.
-        let start = Instant::now();
         while self.is_pressed() {
-            if start.elapsed() >= PATIENCE {
-                self.give_up_waiting();
-            }
             std::thread::sleep(Duration::from_micros(200));
+            self.look_at_progress();
         }
     }
 
-    fn give_up_waiting(&self) {
+    fn look_at_progress(&self) {
         let mut queue = self.queue.lock();
-        if queue.pressed_since.is_some() {
+        self.lose_patience(&mut queue, Instant::now());
+        if queue.slow {
+            self.set_pressed(false);
+            drop(queue);
+            self.eased.notify_waiters();
+        }
+    }
+
+    /// Marks the subscriber as slow if its time is up, or gives it more if it has made use of it.
+    fn lose_patience(&self, queue: &mut Queue, now: Instant) {
+        let Some(since) = queue.pressed_since else {
+            return;
+        };
+        if queue.slow || now.duration_since(since) < PATIENCE {
+            return;
+        }
+        let (messages, bytes) = queue.taken_since;
+        if messages >= (self.max_messages / 32).max(1) || bytes >= self.max_bytes / 32 {
+            queue.pressed_since = Some(now);
+            queue.taken_since = (0, 0);
+        } else {
             queue.slow = true;
         }
-        self.pressed.store(false, Ordering::Relaxed);
-        drop(queue);
-        self.eased.notify_waiters();
+    }
+
+    fn set_pressed(&self, pressed: bool) {
+        if self.pressed.swap(pressed, Ordering::Relaxed) != pressed {
+            let count = &self.tally.pressed;
+            match pressed {
+                true => count.fetch_add(1, Ordering::Relaxed),
+                false => count.fetch_sub(1, Ordering::Relaxed),
+            };
+        }
     }
 
     /// The connection has ended and the session goes on without it.
@@ -204,8 +245,8 @@ impl Mailbox {
                 .map(|delivery| delivery.message.queued_bytes())
                 .sum();
         }
+        self.set_pressed(false);
         drop(queue);
-        self.pressed.store(false, Ordering::Relaxed);
         self.eased.notify_waiters();
         if !offline {
             self.filled.notify_one();
@@ -218,8 +259,8 @@ impl Mailbox {
         queue.closed = true;
         queue.deliveries = VecDeque::new();
         queue.bytes = 0;
+        self.set_pressed(false);
         drop(queue);
-        self.pressed.store(false, Ordering::Relaxed);
         self.eased.notify_waiters();
     }
 }
@@ -258,7 +299,7 @@ mod tests {
         assert_eq!(
             (
                 mailbox.queue.lock().deliveries.len(),
-                mailbox.dropped.load(Ordering::Relaxed)
+                mailbox.tally.dropped.load(Ordering::Relaxed)
             ),
             (10, 5)
         );
@@ -276,7 +317,7 @@ mod tests {
         assert_eq!(
             (
                 mailbox.queue.lock().deliveries.len(),
-                mailbox.dropped.load(Ordering::Relaxed)
+                mailbox.tally.dropped.load(Ordering::Relaxed)
             ),
             (3, 2)
         );
@@ -309,6 +350,21 @@ mod tests {
             now + PATIENCE + Duration::from_millis(1),
         );
         assert!(!mailbox.is_pressed());
+    }
+
+    #[test]
+    fn a_subscriber_that_makes_progress_is_waited_for() {
+        let mailbox = mailbox(80, usize::MAX);
+        let now = Instant::now();
+        mailbox.push(deliveries(60, QoS::AtMostOnce), now);
+        let mut taken = VecDeque::new();
+        mailbox.take(3, &mut taken);
+        mailbox.push(deliveries(3, QoS::AtMostOnce), now + PATIENCE);
+        assert!(mailbox.is_pressed());
+        // In the time that this gave it, it takes nothing.
+        mailbox.push(deliveries(1, QoS::AtMostOnce), now + 2 * PATIENCE);
+        assert!(!mailbox.is_pressed());
+        assert_eq!(mailbox.tally.pressed.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod mailbox;
 mod message;
 mod rate;
 mod registry;
+mod retained;
 mod session;
 
 use std::io;
@@ -80,8 +81,8 @@ pub struct Stats {
     pub messages_denied: AtomicU64,
     pub packets_received: AtomicU64,
     pub bytes_received: AtomicU64,
-    /// Deliveries that found no room in their subscriber's mailbox.
-    pub dropped: Arc<AtomicU64>,
+    /// Of all mailboxes together.
+    pub mailboxes: Arc<mailbox::Tally>,
 }
 
 /// The running edge.
@@ -106,6 +107,7 @@ struct Shared {
     sockets: Arc<Semaphore>,
     /// Makes assigned client ids unique over restarts.
     started_ns: u64,
+    log_quota: Mutex<LogQuota>,
 }
 
 impl Broker {
@@ -135,9 +137,15 @@ impl Broker {
             phase: phase_seen,
             sockets: Arc::new(Semaphore::new(config.max_connections + HANDSHAKES)),
             started_ns: unix_time_ns(),
+            log_quota: Mutex::new(LogQuota {
+                since: Instant::now(),
+                used: 0,
+                left_out: 0,
+            }),
             config,
         });
         tokio::spawn(listener::accept(listener, shared.clone()));
+        tokio::spawn(shared.clone().reap_sessions());
         Ok(Broker {
             shared,
             addr,
@@ -180,7 +188,7 @@ impl Broker {
             packets_received: get(&stats.packets_received),
             bytes_received: get(&stats.bytes_received),
             messages_delivered: get(&self.shared.fanout.delivered),
-            messages_dropped: get(&stats.dropped),
+            messages_dropped: get(&stats.mailboxes.dropped),
             subscriptions: self.shared.fanout.subscription_count(),
             retained: self.shared.fanout.retained_count(),
         }
@@ -268,17 +276,60 @@ impl Shared {
         mailbox.close();
     }
 
-    /// Ends a parked session when its time is up, unless its client is back by then.
-    fn expire_later(self: &Arc<Self>, client_id: String, key: SessionKey, expiry: Duration) {
-        let shared = Arc::downgrade(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(expiry).await;
-            if let Some(shared) = shared.upgrade()
-                && let Some(parked) = shared.registry.expire(&client_id, key, Instant::now())
-            {
-                shared.end_session(&parked.session, key, &parked.mailbox);
-                tracing::info!(client = client_id, "session expired");
+    /// Ends parked sessions when their time is up.
+    async fn reap_sessions(self: Arc<Self>) {
+        /// Looking takes a walk over all sessions, so it is not done more often.
+        const GRAIN: Duration = Duration::from_secs(1);
+        loop {
+            let next = self.registry.next_expiry();
+            tokio::select! {
+                () = async {
+                    match next {
+                        Some(at) => tokio::time::sleep_until(at.into()).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+                () = self.registry.parked.notified() => {}
+                () = self.leaves(Phase::Running) => return,
             }
-        });
+            tokio::time::sleep(GRAIN).await;
+            for (client, parked) in self.registry.expire(Instant::now()) {
+                self.end_session(&parked.session, parked.key, &parked.mailbox);
+                tracing::debug!(client, "session expired");
+            }
+        }
     }
+
+    /// Whether a line about a client may be logged: clients that come and go quickly must not fill
+    /// the disk. What is left out is counted, and said with the next line that is not.
+    fn may_log(&self) -> bool {
+        const LINES: u32 = 100;
+        const PERIOD: Duration = Duration::from_secs(1);
+        let mut quota = self.log_quota.lock();
+        let now = Instant::now();
+        if now.duration_since(quota.since) >= PERIOD {
+            if quota.left_out > 0 {
+                tracing::warn!(lines = quota.left_out, "lines about clients were left out");
+            }
+            *quota = LogQuota {
+                since: now,
+                used: 0,
+                left_out: 0,
+            };
+        }
+        let allowed = quota.used < LINES;
+        match allowed {
+            true => quota.used += 1,
+            false => quota.left_out += 1,
+        }
+        allowed
+    }
+}
+
+/// The lines about clients in the present second.
+#[derive(Debug)]
+struct LogQuota {
+    since: Instant,
+    used: u32,
+    left_out: u64,
 }

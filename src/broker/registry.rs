@@ -15,6 +15,8 @@ use super::session::Session;
 #[derive(Debug, Default)]
 pub struct Registry {
     slots: Mutex<FxHashMap<String, Slot>>,
+    /// A session was parked.
+    pub parked: Notify,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,9 @@ impl Registry {
     ) -> Option<(String, Parked)> {
         let mut slots = self.slots.lock();
         let mut evicted = None;
+        if parked.is_some() {
+            self.parked.notify_one();
+        }
         if parked.is_some() && slots.len() - online_count(&slots) >= max {
             let expiries = slots.iter().filter_map(|(id, slot)| match slot {
                 Slot::Parked(parked) => Some((parked.expires, id)),
@@ -110,17 +115,29 @@ impl Registry {
         evicted
     }
 
-    /// Takes out the parked session if its time is up.
-    pub fn expire(&self, client_id: &str, key: SessionKey, now: Instant) -> Option<Parked> {
+    /// When the next parked session's time is up.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        let slots = self.slots.lock();
+        let expiries = slots.values().filter_map(|slot| match slot {
+            Slot::Parked(parked) => Some(parked.expires),
+            Slot::Online(_) => None,
+        });
+        expiries.min()
+    }
+
+    /// Takes out the parked sessions whose time is up, with their client ids.
+    pub fn expire(&self, now: Instant) -> Vec<(String, Parked)> {
+        let is_over = |_: &String, slot: &mut Slot| match slot {
+            Slot::Parked(parked) => parked.expires <= now,
+            Slot::Online(_) => false,
+        };
         let mut slots = self.slots.lock();
-        match slots.get(client_id) {
-            Some(Slot::Parked(parked)) if parked.key == key && parked.expires <= now => {}
-            _ => return None,
-        }
-        match slots.remove(client_id) {
-            Some(Slot::Parked(parked)) => Some(*parked),
-            _ => unreachable!("the lock was held since it was seen"),
-        }
+        let over = slots.extract_if(is_over);
+        let parked = over.filter_map(|(id, slot)| match slot {
+            Slot::Parked(parked) => Some((id, *parked)),
+            Slot::Online(_) => None,
+        });
+        parked.collect()
     }
 
     /// Connected clients and parked sessions.

@@ -30,6 +30,9 @@ const TOPIC_ALIAS_MAX: u16 = 64;
 /// long does not keep the buffer, with its 64 KiB, from being freed.
 const COPIED_PAYLOAD_BYTES: usize = 4096;
 
+/// Longest client id. It stands in logs and in the registry.
+const MAX_CLIENT_ID_BYTES: usize = 256;
+
 /// Topics whose checked form a connection remembers.
 const KNOWN_TOPICS: usize = 512;
 
@@ -152,10 +155,10 @@ impl ConnectRequest {
             authentication_method: None,
             authentication_data: None,
         });
-        if let Some(method) = properties.authentication_method {
+        if properties.authentication_method.is_some() {
             return Err(ConnectRefused {
                 code: ConnectReturnCode::BadAuthenticationMethod,
-                text: format!("authentication method {method:?} is not supported"),
+                text: "no authentication method is supported".into(),
             });
         }
         if properties.receive_maximum == Some(0) || properties.max_packet_size == Some(0) {
@@ -168,6 +171,12 @@ impl ConnectRequest {
             return Err(ConnectRefused {
                 code: ConnectReturnCode::ClientIdentifierNotValid,
                 text: "the client id contains control characters".into(),
+            });
+        }
+        if client_id.len() > MAX_CLIENT_ID_BYTES {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::ClientIdentifierNotValid,
+                text: format!("the client id has more than {MAX_CLIENT_ID_BYTES} bytes"),
             });
         }
         let assigned_id = client_id.is_empty();
@@ -277,6 +286,8 @@ pub struct Session {
     session_expiry: Duration,
     /// In the order of sending, which is the order of sending again.
     inflight: VecDeque<(u16, Inflight)>,
+    /// How many at the end of `inflight` have yet to be sent again on this connection.
+    unsent: usize,
     /// Await a place in `inflight`, or a connection.
     waiting: VecDeque<Delivery>,
     last_packet_id: u16,
@@ -311,6 +322,7 @@ impl Session {
             limits,
             session_expiry: Duration::ZERO,
             inflight: VecDeque::new(),
+            unsent: 0,
             waiting: VecDeque::new(),
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
@@ -333,18 +345,7 @@ impl Session {
     /// acknowledged (MQTT 5.0, 4.4), then what has been waiting.
     pub fn resume(&mut self, request: ConnectRequest, now: Instant, out: &mut BytesMut) {
         self.connect(request, true, now, out);
-        let inflight = std::mem::take(&mut self.inflight);
-        for (packet_id, message) in &inflight {
-            match message {
-                Inflight::Published(delivery) => {
-                    self.write(delivery, *packet_id, true, now, out);
-                }
-                Inflight::Released => {
-                    self.encoder.pubrel(*packet_id, PubRelReason::Success, out);
-                }
-            }
-        }
-        self.inflight = inflight;
+        self.unsent = self.inflight.len();
         self.send_waiting(now, out);
     }
 
@@ -649,8 +650,10 @@ impl Session {
                 if self.known_topics.len() >= KNOWN_TOPICS {
                     self.known_topics.clear();
                 }
-                self.known_topics
-                    .insert(topic.as_bytes().clone(), topic.clone());
+                if topic.is_worth_caching() {
+                    self.known_topics
+                        .insert(topic.as_bytes().clone(), topic.clone());
+                }
                 topic
             }
         };
@@ -802,7 +805,23 @@ impl Session {
         }
     }
 
+    /// Sends what there is room for: first what has to be sent again, then what waits.
     fn send_waiting(&mut self, now: Instant, out: &mut BytesMut) {
+        while self.unsent > 0 && self.inflight.len() - self.unsent < self.inflight_max {
+            let at = self.inflight.len() - self.unsent;
+            self.unsent -= 1;
+            let (packet_id, message) = &self.inflight[at];
+            let written = match message {
+                Inflight::Published(delivery) => self.write(delivery, *packet_id, true, now, out),
+                Inflight::Released => {
+                    self.encoder.pubrel(*packet_id, PubRelReason::Success, out);
+                    true
+                }
+            };
+            if !written {
+                self.inflight.remove(at);
+            }
+        }
         while self.inflight.len() < self.inflight_max {
             let Some(delivery) = self.waiting.pop_front() else {
                 return;
@@ -847,8 +866,16 @@ impl Session {
         fits
     }
 
+    /// Of what has been sent on this connection.
     fn position(&self, packet_id: u16) -> Option<usize> {
-        self.inflight.iter().position(|(id, _)| *id == packet_id)
+        let sent = self.inflight.len() - self.unsent;
+        let mut sent = self.inflight.iter().take(sent);
+        sent.position(|(id, _)| *id == packet_id)
+    }
+
+    /// Whether the client owes acknowledgements, or would if there were room.
+    pub fn awaits_acks(&self) -> bool {
+        !self.inflight.is_empty() || !self.waiting.is_empty()
     }
 
     fn on_puback(&mut self, packet_id: u16, now: Instant, out: &mut BytesMut) {
@@ -1213,6 +1240,29 @@ mod tests {
         let effects = client.send(b"\x30\x07\x00\x00\x03\x23\x00\x02x");
         assert!(matches!(effects[..], [Effect::Close(Close::Refused(_))]));
         assert_eq!(client.sent()[2], 0x94);
+    }
+
+    #[test]
+    fn a_resumed_session_keeps_to_the_new_connections_limits() {
+        let mut client = Client::connect(CONNECT_V4_KEPT);
+        client.deliver("1", QoS::AtLeastOnce);
+        client.deliver(
+            "much longer than the next connection takes",
+            QoS::AtLeastOnce,
+        );
+        client.sent();
+        // Receive maximum 1 and maximum packet size 20.
+        let (request, decoder) = request(
+            b"\x10\x16\x00\x04MQTT\x05\x00\x00\x3c\x08\x21\x00\x01\x27\x00\x00\x00\x14\x00\x01c",
+        );
+        client.decoder = decoder;
+        client.session.resume(request, client.now, &mut client.out);
+        let sent = client.sent();
+        assert_eq!(&sent[sent.len() - 9..], b"\x3a\x07\x00\x01t\x00\x01\x001");
+        client.deliver("3", QoS::AtLeastOnce);
+        assert!(client.sent().is_empty());
+        client.send(b"\x40\x02\x00\x01");
+        assert_eq!(client.sent(), b"\x32\x07\x00\x01t\x00\x03\x003");
     }
 
     proptest! {

@@ -57,6 +57,13 @@ impl Topic {
         &self.0
     }
 
+    /// Whether caches by topic should remember it. Long topics are rare, and bound in number they
+    /// would still take much memory.
+    pub fn is_worth_caching(&self) -> bool {
+        const LONG: usize = 256;
+        self.0.len() <= LONG
+    }
+
     pub fn as_bytes(&self) -> &Bytes {
         self.0.as_bytes()
     }

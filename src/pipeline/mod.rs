@@ -265,7 +265,9 @@ impl Tap {
             Some(wanted) => *wanted,
             None => {
                 let wanted = routes.is_wanted(topic.as_str());
-                self.wanted.insert(topic.clone(), wanted);
+                if topic.is_worth_caching() {
+                    self.wanted.insert(topic.clone(), wanted);
+                }
                 wanted
             }
         };
@@ -520,12 +522,14 @@ impl Router {
                     self.cache.clear();
                 }
                 let outlets = match self.cache.get(&event.topic) {
-                    Some(outlets) => outlets,
+                    Some(outlets) => &**outlets,
                     None => {
                         routes.outlets_for(event.topic.as_str(), &mut found);
-                        self.cache
-                            .entry(event.topic.clone())
-                            .or_insert(found.as_slice().into())
+                        if event.topic.is_worth_caching() {
+                            let outlets = found.as_slice().into();
+                            self.cache.insert(event.topic.clone(), outlets);
+                        }
+                        &found
                     }
                 };
                 let Some((last, others)) = outlets.split_last() else {

@@ -57,14 +57,17 @@ impl Ring {
     }
 
     /// Puts a chunk in, or gives it back when that would make more than `max_events` and `beyond`.
-    /// A ring with no events takes any chunk, so that one larger than the ring gets through too.
+    /// A ring that is at most half full takes any chunk, so that one larger than the ring gets
+    /// through too.
     pub fn push(&self, chunk: Vec<Event>, beyond: usize) -> Result<(), Vec<Event>> {
         let (count, bytes) = (chunk.len(), payload_bytes(&chunk));
         let events_before = self.events.fetch_add(count, Ordering::SeqCst);
         let bytes_before = self.bytes.fetch_add(bytes, Ordering::SeqCst);
-        let full =
-            events_before + count > self.max_events + beyond || bytes_before + bytes > MAX_BYTES;
-        let refused = match full && events_before > 0 {
+        // A ring that is at most half full takes any chunk: so does one that `room` has waited for.
+        let full = (events_before + count > self.max_events + beyond
+            && events_before > self.max_events / 2)
+            || (bytes_before + bytes > MAX_BYTES && bytes_before > MAX_BYTES / 2);
+        let refused = match full {
             true => Err(chunk),
             false => self.chunks.push(chunk),
         };
@@ -77,6 +80,9 @@ impl Ring {
     fn take_off(&self, events: usize, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::SeqCst);
         self.events.fetch_sub(events, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 && self.has_room() {
+            self.room.notify_waiters();
+        }
     }
 
     /// Waits until the ring is half empty, or returns at once if it is. A chunk that is pushed then
@@ -115,9 +121,6 @@ impl Ring {
     pub fn pop(&self) -> Option<Vec<Event>> {
         let chunk = self.chunks.pop()?;
         self.take_off(chunk.len(), payload_bytes(&chunk));
-        if self.waiting.load(Ordering::SeqCst) > 0 && self.has_room() {
-            self.room.notify_waiters();
-        }
         Some(chunk)
     }
 

@@ -81,9 +81,16 @@ pub fn manifest(name: &str) -> String {
 
 /// The guest, with some code to run at the beginning of `configure`.
 pub fn guest(configure: &str) -> Vec<u8> {
-    let text = include_str!("../../src/apps/tests/guest.wat");
-    component(&text.replace("CONFIGURE", configure), "app")
+    component(&GUEST.replace("CONFIGURE", configure), "app")
 }
+
+/// The guest with a change to its text.
+pub fn guest_with(from: &str, to: &str) -> Vec<u8> {
+    assert!(GUEST.contains(from));
+    component(&GUEST.replace("CONFIGURE", "").replace(from, to), "app")
+}
+
+const GUEST: &str = include_str!("../../src/apps/tests/guest.wat");
 
 /// What every module needs to become a component, and half of an app.
 const CONFIGURE_ONLY: &str = r#"

@@ -213,6 +213,24 @@ fn an_app_that_publishes_a_hundred_thousand_times_a_batch_to_itself_meets_its_qu
 }
 
 #[test]
+fn an_app_that_takes_every_event_and_fails_on_it_takes_none_from_the_others() {
+    // The first byte of what the neighbours send, in the place of the guest's word for a trap and
+    // for an endless loop.
+    const BRACE: &str = "(i32.const 0x7b)";
+    for word in ["(i32.const 0x55)", "(i32.const 0x4c)"] {
+        beside_a_working_app(|gateway| {
+            let manifest = manifest("culprit").replace("culprit/in", "#");
+            let guest = crate::apps::guest_with(word, BRACE);
+            let package = Package::new(&manifest, guest);
+            gateway.cli(&["app", "install", package.as_str()]);
+            gateway.until_app("culprit", "its third failure", |app| {
+                app["restarts"].as_u64() >= Some(3)
+            });
+        });
+    }
+}
+
+#[test]
 fn a_manifest_that_is_a_folder_and_a_path_that_is_not_there_are_named() {
     let gateway = Home::new().start();
     let message = gateway.cli_error(&["app", "install", "no/such/app"]);

@@ -571,6 +571,24 @@ fn a_client_that_never_reads_is_dropped_and_the_others_get_everything() {
 }
 
 #[test]
+fn a_client_that_publishes_without_reading_its_acknowledgements_is_held_up_and_dropped() {
+    let home = Home::new().set("mqtt.write_timeout_ms", 1000);
+    beside_neighbours(home, |gateway, neighbours| {
+        let mut wire = Wire::connect(gateway, "culprit");
+        wire.set_receive_buffer(4096);
+        let chunk = publish_packet("nobody", b"", 1, 1).repeat(1000);
+        let logged = |what| gateway.log().contains(what);
+        let deadline = Instant::now() + crate::gateway::PATIENCE;
+        while !logged("mqtt.write_timeout_ms") {
+            wire.send_while_open(&chunk);
+            assert!(Instant::now() < deadline, "it is never dropped");
+        }
+        neighbours.assert_go_on();
+        until_alone(gateway);
+    });
+}
+
+#[test]
 fn a_client_that_acknowledges_nothing_keeps_its_connection_and_holds_up_nobody() {
     beside_neighbours(Home::new(), |gateway, _| {
         let mut mute = Wire::connect(gateway, "mute");
