@@ -234,6 +234,31 @@ fn sigterm_lets_out_what_was_accepted_and_ends_in_time() {
 }
 
 #[test]
+fn sigterm_waits_for_a_subscribers_acknowledgements() {
+    const MESSAGES: u16 = 500;
+    let gateway = Home::new().start();
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("plant/#", 1);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for id in 1..=MESSAGES {
+        publisher.send(&publish_packet("plant/a", b"x", 1, id));
+        assert_eq!(publisher.next().kind(), PUBACK);
+    }
+    // More than may be in flight waits in the gateway: nothing has been acknowledged so far.
+    let stopping = thread::spawn(move || gateway.terminate());
+    let mut received = 0;
+    while let Some(message) = subscriber.next_or_end() {
+        assert_eq!(message.kind(), PUBLISH, "{message:?}");
+        received += 1;
+        let [high, low] = message.id().to_be_bytes();
+        subscriber.send_while_open(&[PUBACK << 4, 2, high, low]);
+    }
+    let stopped = stopping.join().unwrap();
+    assert_eq!(received, MESSAGES, "{}", stopped.log);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stopped.log);
+}
+
+#[test]
 fn sigterm_says_goodbye_to_the_clients_and_waits_for_none_that_does_not_listen() {
     let gateway = Home::new().start();
     let mut deaf = Wire::connect(&gateway, "deaf");
