@@ -1,8 +1,8 @@
 //! The I/O around one client's [`Session`]: a socket, a mailbox, a timer.
 //!
 //! One task a client. It reads only while it may write and while the pipeline takes what comes in,
-//! so that a client that is too fast is slowed down through TCP. It never waits for another client
-//! for longer than [`super::mailbox::PATIENCE`].
+//! so that a client that is too fast is slowed down through TCP. It pauses for subscribers that are
+//! behind, but only for those that make progress; see [`super::mailbox`].
 
 use std::collections::VecDeque;
 use std::io;

@@ -33,7 +33,8 @@ pub enum Offer {
 /// Called by an outlet when it has become idle or its queue has room again. Cheap, from any thread.
 pub type Progress = Arc<dyn Fn() + Send + Sync>;
 
-/// Takes what outlets make of their batches. May be called from any thread and never blocks.
+/// Takes what outlets make of their batches. May be called from any thread that runs no tasks: it
+/// can wait, within bounds, for whoever the results go to.
 pub trait Sink: Send + Sync {
     /// `source` is the name of the outlet.
     fn publish(&self, source: &str, events: Vec<Event>);
