@@ -510,15 +510,7 @@ impl Subscriber {
     }
 
     fn run(mut self) -> Result<Tally> {
-        let mut tally = Tally {
-            received: 0,
-            duplicates: 0,
-            reordered: 0,
-            seen: Vec::new(),
-            next: Vec::new(),
-            latency: histogram(),
-            last: Instant::now(),
-        };
+        let mut tally = Tally::new();
         let mut finder = Finder::default();
         let mut acks = Vec::new();
         let mut all_sent = None;
@@ -576,6 +568,18 @@ impl Subscriber {
 }
 
 impl Tally {
+    fn new() -> Tally {
+        Tally {
+            received: 0,
+            duplicates: 0,
+            reordered: 0,
+            seen: Vec::new(),
+            next: Vec::new(),
+            latency: histogram(),
+            last: Instant::now(),
+        }
+    }
+
     #[inline]
     fn count(&mut self, publisher: usize, sequence: u64, copies: u64) {
         self.received += 1;
@@ -691,15 +695,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_or_doubled_is_noticed() {
-        let mut tally = Tally {
-            received: 0,
-            duplicates: 0,
-            reordered: 0,
-            seen: Vec::new(),
-            next: Vec::new(),
-            latency: histogram(),
-            last: Instant::now(),
-        };
+        let mut tally = Tally::new();
         for sequence in [0, 1, 3, 2, 3, 70] {
             tally.count(5, sequence, 1);
         }
