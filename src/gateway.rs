@@ -181,6 +181,7 @@ fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
         queue_events: config.apps.queue_events,
         epoch: Duration::from_millis(config.apps.epoch_ms),
         max_batch_events: config.pipeline.batch.max_events,
+        preinstalled: config.apps.preinstalled.clone(),
         ..AppsConfig::new(&config.store.path)?
     })
 }

@@ -86,6 +86,7 @@ impl From<AppError> for Refusal {
         let status = match error.kind() {
             AppErrorKind::NotFound => StatusCode::NOT_FOUND,
             AppErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            AppErrorKind::Conflict => StatusCode::CONFLICT,
             AppErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             AppErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };

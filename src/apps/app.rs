@@ -17,7 +17,8 @@ use super::engine::{CallError, Instance, LoadedComponent};
 use super::host::{Output, Tally, Watch};
 use super::log::{AppLog, Complaint};
 use super::manifest::{Limits, Manifest};
-use super::status::{AppCounters, AppInfo, AppState, LogLevel};
+use super::preinstalled::AppFolder;
+use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin};
 use super::supervisor::{Supervisor, Verdict};
 use super::workers::Shared;
 use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
@@ -100,12 +101,22 @@ pub(super) struct Package {
     pub(super) manifest: Option<Arc<Manifest>>,
     pub(super) component: ComponentId,
     pub(super) component_bytes: u64,
+    /// Of an app that is part of the system; that of another is in the store.
+    pub(super) folder: Option<AppFolder>,
 }
 
 impl Package {
+    pub(super) fn origin(&self) -> Origin {
+        match self.folder {
+            Some(_) => Origin::Preinstalled,
+            None => Origin::Installed,
+        }
+    }
+
     /// For an app of which nothing but the name can be read.
-    pub(super) fn unknown() -> Package {
+    pub(super) fn unknown(folder: Option<AppFolder>) -> Package {
         Package {
+            folder,
             manifest: None,
             component: ComponentId::of(&[]),
             component_bytes: 0,
@@ -219,6 +230,7 @@ impl App {
             name: self.name.to_string(),
             version: manifest.map_or_else(String::new, |m| m.version.clone()),
             description: manifest.and_then(|m| m.description.clone()),
+            origin: inside.package.origin(),
             state: inside.supervisor.state(),
             reason: inside.reason.clone(),
             since_ms: inside.since_ms,

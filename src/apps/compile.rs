@@ -13,17 +13,21 @@ use std::thread;
 use std::time::Duration;
 
 use super::aot::TEMPORARY;
-use super::engine;
 use super::error::ComponentProblem;
+#[cfg(feature = "compiler")]
+use super::{engine, precompiled, target::Target};
 
 /// Where components are compiled.
 #[derive(Clone, Debug)]
 pub enum Compiler {
-    /// By `PROGRAM app compile --output OUTPUT INPUT`, so that neither the compiler's memory nor
+    /// By `PROGRAM app compile-here --output OUTPUT INPUT`, so that neither the compiler's memory nor
     /// its bugs are the gateway's.
     ChildProcess(PathBuf),
     /// In this process: for tests.
+    #[cfg(feature = "compiler")]
     InProcess,
+    /// Nowhere: this gateway runs only what was compiled elsewhere.
+    Absent,
 }
 
 /// How long a compilation may take. A component of 18 MB takes 20 s on a small board.
@@ -44,15 +48,29 @@ const INVALID: &str = "not a valid component: ";
 #[derive(Debug)]
 pub(super) enum CompileError {
     Component(ComponentProblem),
+    /// There is no compiler.
+    Absent,
     /// Not the component's fault, as far as one can tell.
     Compiler(String),
 }
 
 impl Compiler {
+    /// This very program, if it can compile.
+    pub(super) fn of_this_program() -> std::io::Result<Compiler> {
+        match cfg!(feature = "compiler") {
+            true => Ok(Compiler::ChildProcess(std::env::current_exe()?)),
+            false => Ok(Compiler::Absent),
+        }
+    }
+
     /// Compiles `component`; temporary files go to `folder`.
     pub(super) fn compile(&self, component: &[u8], folder: &Path) -> Result<Vec<u8>, CompileError> {
         match self {
-            Compiler::InProcess => engine::precompile(component).map_err(CompileError::Component),
+            #[cfg(feature = "compiler")]
+            Compiler::InProcess => {
+                engine::precompile(component, None).map_err(CompileError::Component)
+            }
+            Compiler::Absent => Err(CompileError::Absent),
             Compiler::ChildProcess(program) => {
                 compile_in_child(program, component, folder, TIME_LIMIT)
             }
@@ -61,18 +79,29 @@ impl Compiler {
 }
 
 /// Compiles the component in the file `input` for this machine into the file `output`: what
-/// `headgate app compile` does. Lowers this process's priority and bounds its memory first. An
+/// `headgate app compile-here` does. Lowers this process's priority and bounds its memory first. An
 /// error's text is for the gateway that started this: print it to stderr as it is and exit with 1.
-pub fn compile_file(input: &Path, output: &Path) -> Result<(), String> {
+#[cfg(feature = "compiler")]
+pub fn compile_here(input: &Path, output: &Path) -> Result<(), String> {
     take_little();
     let component =
         fs::read(input).map_err(|error| format!("cannot read {}: {error}", input.display()))?;
-    let compiled = engine::precompile(&component).map_err(|problem| problem.to_string())?;
+    let compiled = engine::precompile(&component, None).map_err(|problem| problem.to_string())?;
     fs::write(output, compiled)
         .map_err(|error| format!("cannot write {}: {error}", output.display()))
 }
 
+/// Compiles a component for another machine, into the contents of a `.cwasm` file for a folder that
+/// `apps.preinstalled` names.
+#[cfg(feature = "compiler")]
+pub fn compile_ahead(component: &[u8], target: &Target) -> Result<Vec<u8>, ComponentProblem> {
+    engine::check_header(component)?;
+    let code = engine::precompile(component, Some(target))?;
+    Ok(precompiled::encode(component, target, &code))
+}
+
 /// Makes this process the one that waits and the one that goes when the machine runs short.
+#[cfg(feature = "compiler")]
 fn take_little() {
     let limits = [
         (libc::RLIMIT_AS, MAX_ADDRESS_SPACE),
@@ -116,7 +145,7 @@ fn compile_in_child(
     fs::write(input.path(), component).map_err(|error| trouble("write the component", error))?;
 
     let child = Command::new(program)
-        .args(["app", "compile", "--output"])
+        .args(["app", "compile-here", "--output"])
         .args([output.path(), input.path()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -199,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_child_gets_the_component_and_its_output_is_read() {
-        let script = r#"test "$1 $2 $3" = "app compile --output" && cp "$5" "$4""#;
+        let script = r#"test "$1 $2 $3" = "app compile-here --output" && cp "$5" "$4""#;
         assert_eq!(compile_with(script, TIME_LIMIT).unwrap(), b"wasm");
     }
 

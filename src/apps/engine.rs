@@ -11,6 +11,8 @@ use super::error::ComponentProblem;
 use super::host::{self, EventIn, EventOut, HostState, Interruption, Output, Tally, Watch};
 use super::log::AppLog;
 use super::manifest::Manifest;
+#[cfg(feature = "compiler")]
+use super::target::Target;
 use crate::event::Event;
 
 /// Address space that a linear memory gets: as much as `limits.memory_pages` can ask for, so that a
@@ -48,15 +50,35 @@ fn config() -> Config {
     config
 }
 
-/// Compiles a component for this machine. Costs seconds of CPU time and hundreds of megabytes for
-/// a big one: see [`super::compile`].
-pub(super) fn precompile(component: &[u8]) -> Result<Vec<u8>, ComponentProblem> {
-    let invalid = |error: wasmtime::Error| ComponentProblem::Invalid {
-        reason: format!("{error:#}"),
-    };
-    Engine::new(&config())
+/// Compiles a component, for this machine with all that its CPU can do if there is no `target`.
+/// Costs seconds of CPU time and hundreds of megabytes for a big one: see [`super::compile`].
+#[cfg(feature = "compiler")]
+pub(super) fn precompile(
+    component: &[u8],
+    target: Option<&Target>,
+) -> Result<Vec<u8>, ComponentProblem> {
+    compiler(target)
         .and_then(|engine| engine.precompile_component(component))
-        .map_err(invalid)
+        .map_err(|error| ComponentProblem::Invalid {
+            reason: format!("{error:#}"),
+        })
+}
+
+#[cfg(feature = "compiler")]
+fn compiler(target: Option<&Target>) -> wasmtime::Result<Engine> {
+    let mut config = config();
+    if let Some(target) = target {
+        config.target(target.triple())?;
+        for feature in target.features() {
+            // SAFETY: code that needs what a CPU lacks is dangerous to run, not to make; and before
+            // it runs, wasmtime checks each of these flags against the CPU that it is on.
+            #[allow(unsafe_code)]
+            unsafe {
+                config.cranelift_flag_enable(feature);
+            }
+        }
+    }
+    Engine::new(&config)
 }
 
 /// Says what can be said of a file before it is compiled.

@@ -20,6 +20,35 @@ pub enum AppError {
         problem: ComponentProblem,
     },
 
+    #[error(
+        "app {name}: this gateway has no compiler, so it runs only apps that were compiled for it \
+         and are part of its system (`apps.preinstalled`); make one with `headgate app compile`"
+    )]
+    NoCompiler { name: String },
+
+    #[error(
+        "{}: compiled for {made_for} by Headgate {made_by}, and it doesn't fit this gateway: \
+         {reason}; compile it for this machine with this version's `headgate app compile`", .path.display()
+    )]
+    Misfit {
+        path: PathBuf,
+        made_for: String,
+        made_by: String,
+        reason: String,
+    },
+
+    #[error(
+        "app {name} is part of the system (`apps.preinstalled`): replace or remove it there; \
+         `headgate app stop {name}` keeps it from running"
+    )]
+    Preinstalled { name: String },
+
+    #[error("apps.preinstalled: {}: {reason}", .path.display())]
+    PreinstalledFolder { path: PathBuf, reason: String },
+
+    #[error("app {name}: {reason}")]
+    PreinstalledFile { name: String, reason: String },
+
     #[error("app {name}: the compiler failed: {reason}")]
     Compiler { name: String, reason: String },
 
@@ -91,6 +120,8 @@ pub enum AppErrorKind {
     NotFound,
     /// What was handed in is wrong.
     Invalid,
+    /// It can't be done to this app, or by this gateway.
+    Conflict,
     /// Try again later.
     Unavailable,
     /// The gateway's own trouble: disk, store, engine.
@@ -102,9 +133,13 @@ impl AppError {
         match self {
             AppError::NotFound { .. } => AppErrorKind::NotFound,
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
+            AppError::NoCompiler { .. } | AppError::Preinstalled { .. } => AppErrorKind::Conflict,
             AppError::ShuttingDown => AppErrorKind::Unavailable,
             AppError::Compiler { .. }
             | AppError::Unreadable { .. }
+            | AppError::Misfit { .. }
+            | AppError::PreinstalledFolder { .. }
+            | AppError::PreinstalledFile { .. }
             | AppError::Store(_)
             | AppError::Engine(_)
             | AppError::File { .. } => AppErrorKind::Internal,

@@ -1,5 +1,7 @@
 //! From a component's bytes to code that can run: header, cache, compiler, world.
 
+use std::path::Path;
+
 use parking_lot::Mutex;
 
 use super::AppError;
@@ -7,6 +9,7 @@ use super::aot::{AotCache, Cached};
 use super::compile::{CompileError, Compiler};
 use super::engine::{self, LoadError, LoadedComponent, WasmEngine};
 use super::error::ComponentProblem;
+use super::precompiled::Precompiled;
 use crate::store::ComponentId;
 
 pub(super) struct Loader {
@@ -74,6 +77,9 @@ impl Loader {
         };
         let compiled = compiled.map_err(|error| match error {
             CompileError::Component(problem) => component_error(app, problem),
+            CompileError::Absent => AppError::NoCompiler {
+                name: app.to_owned(),
+            },
             CompileError::Compiler(reason) => AppError::Compiler {
                 name: app.to_owned(),
                 reason,
@@ -96,6 +102,29 @@ impl Loader {
             tracing::warn!(app, %folder, %error, "can't keep the compiled component: it will be compiled anew at the next start");
         }
         Ok(component)
+    }
+
+    /// Loads a component that was compiled elsewhere and lies in the file `path`.
+    pub(super) fn precompiled(
+        &self,
+        app: &str,
+        path: &Path,
+        file: &Precompiled,
+    ) -> Result<LoadedComponent, AppError> {
+        // SAFETY: these are bytes that `precompile` has made: the checksum says that they are whole,
+        // and `preinstalled` has seen to it that only root and the gateway's user, who could replace
+        // this program too, can have written them.
+        #[allow(unsafe_code)]
+        match unsafe { self.engine.load(&file.code) } {
+            Ok(component) => Ok(component),
+            Err(LoadError::Component(problem)) => Err(component_error(app, problem)),
+            Err(LoadError::Unusable(reason)) => Err(AppError::Misfit {
+                path: path.to_owned(),
+                made_for: format!("{} ({})", file.header.target, file.header.cpu),
+                made_by: file.header.compiled_by.clone(),
+                reason,
+            }),
+        }
     }
 
     /// Forgets compiled components.

@@ -17,8 +17,11 @@ mod loader;
 mod log;
 mod manifest;
 mod metrics;
+mod precompiled;
+mod preinstalled;
 mod status;
 mod supervisor;
+mod target;
 mod timer;
 mod workers;
 
@@ -34,19 +37,24 @@ use parking_lot::{Mutex, RwLock};
 
 use self::aot::AotCache;
 use self::app::{App, Package};
-use self::engine::WasmEngine;
+use self::engine::{LoadedComponent, WasmEngine};
 use self::epoch::Ticker;
 use self::loader::Loader;
+use self::preinstalled::{AppFolder, Code};
 use self::timer::Timer;
 use self::workers::{RunQueue, Shared, Workers};
 use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, Store};
 
-pub use compile::{Compiler, compile_file};
+pub use compile::Compiler;
+#[cfg(feature = "compiler")]
+pub use compile::{compile_ahead, compile_here};
 pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
-pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine};
+pub use preinstalled::PRECOMPILED_EXTENSION;
+pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin};
 pub use supervisor::RestartPolicy;
+pub use target::{Target, TargetError};
 
 /// How long a command waits for an app's `configure` to end. Longer than most deadlines; who has to
 /// wait longer sees `starting`.
@@ -74,6 +82,8 @@ pub struct AppsConfig {
     /// The key that seals what is in `aot_dir`. Made at the first start.
     pub host_key: PathBuf,
     pub compiler: Compiler,
+    /// The folder of the apps that are part of the system, if there are any.
+    pub preinstalled: Option<PathBuf>,
     /// What happens to an app that fails.
     pub restart: RestartPolicy,
 }
@@ -88,7 +98,8 @@ impl AppsConfig {
             max_batch_events: 64,
             aot_dir: store.join("aot"),
             host_key: store.join("host.key"),
-            compiler: Compiler::ChildProcess(std::env::current_exe()?),
+            compiler: Compiler::of_this_program()?,
+            preinstalled: None,
             restart: RestartPolicy::default(),
         })
     }
@@ -102,6 +113,7 @@ pub struct Apps {
 
 struct Control {
     queue_events: usize,
+    preinstalled: Option<PathBuf>,
     store: Store,
     loader: Arc<Loader>,
     shared: Arc<Shared>,
@@ -112,7 +124,7 @@ struct Control {
 }
 
 impl Apps {
-    /// Loads the installed apps and starts those that should run. An app that is broken says so in
+    /// Loads the preinstalled and the installed apps and starts those that should run. An app that is broken says so in
     /// its [`AppInfo`]; it never keeps the others from running. Apps whose component has to be
     /// compiled are started from a thread of their own, after this has returned.
     pub fn open(
@@ -147,6 +159,7 @@ impl Apps {
         let apps = Apps {
             control: Arc::new(Control {
                 queue_events: config.queue_events,
+                preinstalled: config.preinstalled,
                 store,
                 loader: Arc::new(Loader::new(engine, cache, config.compiler)),
                 shared,
@@ -170,7 +183,9 @@ impl Apps {
             manifest: Some(checked),
             component: id,
             component_bytes: component.len() as u64,
+            folder: None,
         };
+        control.refuse_preinstalled(&name)?;
         let loaded = control.loader.load(&name, id, component)?;
 
         let workers = control.workers_unless_shut_down()?;
@@ -226,7 +241,7 @@ impl Apps {
         let control = &self.control;
         let _workers = control.workers_unless_shut_down()?;
         let app = control.app(name)?;
-        control.store.set_desired(name, Desired::Stopped)?;
+        control.set_desired(&app, Desired::Stopped)?;
         control.stop(&app);
         Ok(app.info())
     }
@@ -238,16 +253,13 @@ impl Apps {
         let package = control.readable(&app)?;
         let component = match app.component() {
             Some(component) => component,
-            None => {
-                let bytes = control.store.component(package.component)?;
-                control.loader.load(name, package.component, &bytes)?
-            }
+            None => load(&control.store, &control.loader, name, &package)?,
         };
         let workers = control.workers_unless_shut_down()?;
         // It may have been removed or replaced in the meantime.
         let app = control.app(name)?;
         if app.package().component == package.component {
-            control.store.set_desired(name, Desired::Running)?;
+            control.set_desired(&app, Desired::Running)?;
             app.start(app.package(), component, None);
             control.shared.update_routes();
         }
@@ -261,6 +273,7 @@ impl Apps {
         let control = &self.control;
         let _workers = control.workers_unless_shut_down()?;
         let app = control.app(name)?;
+        control.refuse_preinstalled(name)?;
         let unused = control.store.remove_app(name)?;
         control.stop(&app);
         control.shared.apps.write().remove(name);
@@ -299,15 +312,31 @@ impl Apps {
 
 impl Control {
     fn start_stored(self: &Arc<Self>) -> Result<(), AppError> {
-        let stored = self.store.apps()?;
-        let used: Vec<_> = stored
-            .iter()
-            .filter_map(|(_, record)| Some(record.as_ref().ok()?.component))
-            .collect();
-        self.loader.keep_only(&used);
-
         let mut uncompiled = Vec::new();
+        let mut used = Vec::new();
+        let folders = match &self.preinstalled {
+            Some(folder) => preinstalled::scan(folder)?,
+            None => Vec::new(),
+        };
+        let stopped = self.store.stopped_preinstalled()?;
+        for folder in folders {
+            let is_stopped = stopped.contains(&folder.name);
+            uncompiled.extend(self.start_one_preinstalled(folder, is_stopped, &mut used));
+        }
+        let stored = self.store.apps()?;
+        let ids = stored
+            .iter()
+            .filter_map(|(_, record)| Some(record.as_ref().ok()?.component));
+        used.extend(ids);
+        self.loader.keep_only(&used);
         for (name, record) in stored {
+            if self.app(&name).is_ok() {
+                tracing::warn!(
+                    app = name,
+                    "the installed app is left aside: one of this name is part of the system"
+                );
+                continue;
+            }
             uncompiled.extend(self.start_one_stored(&name, record));
         }
         self.shared.update_routes();
@@ -329,6 +358,52 @@ impl Control {
         Ok(())
     }
 
+    /// Returns the app if it has to be compiled first. What may be in the cache for it goes to
+    /// `used`.
+    fn start_one_preinstalled(
+        &self,
+        folder: AppFolder,
+        is_stopped: bool,
+        used: &mut Vec<ComponentId>,
+    ) -> Option<(Arc<App>, u64)> {
+        let name = folder.name.clone();
+        let read = folder
+            .manifest(self.queue_events)
+            .and_then(|manifest| Ok((folder.code(&manifest)?, manifest)));
+        let (code, manifest) = match read {
+            Ok(read) => read,
+            Err(reason) => {
+                let app = self.add(&name, Package::unknown(Some(folder)));
+                app.quarantine(reason, None);
+                return None;
+            }
+        };
+        let (component, component_bytes) = match &code {
+            Code::Precompiled { file, .. } => (file.component, file.header.component_bytes),
+            Code::Component(bytes) => (ComponentId::of(bytes), bytes.len() as u64),
+        };
+        let package = Package {
+            manifest: Some(manifest),
+            component,
+            component_bytes,
+            folder: Some(folder),
+        };
+        let app = self.add(&name, package.clone());
+        let loaded = match &code {
+            Code::Component(_) => {
+                used.push(component);
+                self.loader.cached(&name, component)
+            }
+            Code::Precompiled { .. } if is_stopped => None,
+            Code::Precompiled { path, file } => Some(self.loader.precompiled(&name, path, file)),
+        };
+        if is_stopped {
+            app.halt(Instant::now());
+            return None;
+        }
+        self.start_or_compile(app, package, loaded)
+    }
+
     /// Returns the app if it has to be compiled first.
     fn start_one_stored(
         &self,
@@ -338,7 +413,7 @@ impl Control {
         let (manifest, record) = match record {
             Ok(record) => (Manifest::parse(&record.manifest, self.queue_events), record),
             Err(why) => {
-                let app = self.add(name, Package::unknown());
+                let app = self.add(name, Package::unknown(None));
                 app.quarantine(
                     format!("its record in the store can't be read ({why}); install it again"),
                     None,
@@ -350,6 +425,7 @@ impl Control {
             component: record.component,
             component_bytes: record.component_bytes,
             manifest: manifest.as_ref().ok().cloned().map(Arc::new),
+            folder: None,
         };
         let app = self.add(name, package.clone());
         if let Err(error) = manifest {
@@ -365,7 +441,18 @@ impl Control {
             app.halt(Instant::now());
             return None;
         }
-        match self.loader.cached(name, record.component) {
+        let loaded = self.loader.cached(name, record.component);
+        self.start_or_compile(app, package, loaded)
+    }
+
+    /// Starts an app with what was loaded, or returns it if that has to be compiled first.
+    fn start_or_compile(
+        &self,
+        app: Arc<App>,
+        package: Package,
+        loaded: Option<Result<LoadedComponent, AppError>>,
+    ) -> Option<(Arc<App>, u64)> {
+        match loaded {
             Some(Ok(component)) => app.start(package, component, None),
             Some(Err(error)) => app.quarantine(error.to_string(), None),
             None => {
@@ -392,15 +479,41 @@ impl Control {
         })
     }
 
+    fn refuse_preinstalled(&self, name: &str) -> Result<(), AppError> {
+        match self.app(name).map(|app| app.package().origin()) {
+            Ok(Origin::Preinstalled) => Err(AppError::Preinstalled {
+                name: name.to_owned(),
+            }),
+            Ok(Origin::Installed) | Err(_) => Ok(()),
+        }
+    }
+
+    fn set_desired(&self, app: &App, desired: Desired) -> Result<(), AppError> {
+        let name = app.info().name;
+        match app.package().origin() {
+            Origin::Installed => self.store.set_desired(&name, desired)?,
+            Origin::Preinstalled => {
+                let is_stopped = desired == Desired::Stopped;
+                self.store.set_preinstalled_stopped(&name, is_stopped)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The app's package, if its manifest can be read; else the error that says why not.
     fn readable(&self, app: &App) -> Result<Package, AppError> {
         let package = app.package();
-        if package.manifest.is_none() {
-            return Err(AppError::Unreadable {
-                name: app.info().name,
-            });
+        if package.manifest.is_some() {
+            return Ok(package);
         }
-        Ok(package)
+        let info = app.info();
+        Err(match package.origin() {
+            Origin::Installed => AppError::Unreadable { name: info.name },
+            Origin::Preinstalled => AppError::PreinstalledFile {
+                name: info.name,
+                reason: info.reason.unwrap_or_default(),
+            },
+        })
     }
 
     fn workers_unless_shut_down(
@@ -449,15 +562,32 @@ impl Drop for Control {
     }
 }
 
+/// Loads what a package says, compiling it if need be.
+fn load(
+    store: &Store,
+    loader: &Loader,
+    name: &str,
+    package: &Package,
+) -> Result<LoadedComponent, AppError> {
+    let (Some(folder), Some(manifest)) = (&package.folder, &package.manifest) else {
+        let bytes = store.component(package.component)?;
+        return loader.load(name, package.component, &bytes);
+    };
+    let code = folder.code(manifest);
+    match code.map_err(|reason| AppError::PreinstalledFile {
+        name: name.to_owned(),
+        reason,
+    })? {
+        Code::Precompiled { path, file } => loader.precompiled(name, &path, &file),
+        Code::Component(bytes) => loader.load(name, ComponentId::of(&bytes), &bytes),
+    }
+}
+
 /// Loads an app that is marked as starting, and starts it unless somebody has stopped it since.
 fn compile_and_start(store: &Store, loader: &Loader, app: &App, generation: u64) {
     let package = app.package();
     let name = app.info().name;
-    let loaded = store
-        .component(package.component)
-        .map_err(AppError::from)
-        .and_then(|bytes| loader.load(&name, package.component, &bytes));
-    match loaded {
+    match load(store, loader, &name, &package) {
         Ok(component) => app.start(package, component, Some(generation)),
         Err(error) => app.quarantine(error.to_string(), Some(generation)),
     }

@@ -54,6 +54,25 @@ impl fmt::Display for AppState {
     }
 }
 
+/// Where an app comes from, and so who may replace or remove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// From `headgate app install`; kept in the store.
+    Installed,
+    /// Part of the system: from the folder that `apps.preinstalled` names.
+    Preinstalled,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Origin::Installed => "installed",
+            Origin::Preinstalled => "preinstalled",
+        })
+    }
+}
+
 /// All there is to say about an app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AppInfo {
@@ -61,6 +80,7 @@ pub struct AppInfo {
     /// From the manifest; empty if the stored manifest can't be read (the reason says so).
     pub version: String,
     pub description: Option<String>,
+    pub origin: Origin,
     pub state: AppState,
     /// Why the app is in this state, when that isn't plain from the state.
     pub reason: Option<String>,

@@ -51,9 +51,12 @@ pub(super) enum AppCommand {
         #[arg(short, long)]
         follow: bool,
     },
+    #[cfg(feature = "compiler")]
+    Compile(super::compile::CompileArgs),
     /// Compile a component for this machine: what the gateway runs in a process of its own
+    #[cfg(feature = "compiler")]
     #[command(hide = true)]
-    Compile {
+    CompileHere {
         input: PathBuf,
         #[arg(long)]
         output: PathBuf,
@@ -61,13 +64,15 @@ pub(super) enum AppCommand {
 }
 
 pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
-    if let AppCommand::Compile {
-        input,
-        output: compiled,
-    } = command
-    {
-        return crate::apps::compile_file(&input, &compiled).map_err(anyhow::Error::msg);
-    }
+    #[cfg(feature = "compiler")]
+    let command = match command {
+        AppCommand::Compile(args) => return super::compile::run(args, output),
+        AppCommand::CompileHere {
+            input,
+            output: compiled,
+        } => return crate::apps::compile_here(&input, &compiled).map_err(anyhow::Error::msg),
+        other => other,
+    };
     let client = global.client()?;
     small_runtime()?.block_on(operate(command, &client, output))
 }
@@ -112,7 +117,10 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
             lines,
             follow: true,
         } => follow(&name, lines, client, output).await,
-        AppCommand::Compile { .. } => unreachable!("compiling needs no gateway"),
+        #[cfg(feature = "compiler")]
+        AppCommand::Compile(_) | AppCommand::CompileHere { .. } => {
+            unreachable!("compiling needs no gateway")
+        }
     }
 }
 
@@ -183,6 +191,7 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         ("name", Some(app.name.clone())),
         ("version", Some(app.version.clone())),
         ("description", optional(&app.description)),
+        ("origin", Some(app.origin.to_string())),
         ("state", Some(app.state.to_string())),
         ("reason", optional(&app.reason)),
         ("since", Some(format!("{} ago", ago(app.since_ms)))),

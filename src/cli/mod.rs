@@ -4,6 +4,8 @@
 //! Exit codes: 0 done, 1 failed, 2 called wrongly.
 
 mod app;
+#[cfg(feature = "compiler")]
+mod compile;
 mod config;
 mod demo;
 mod output;

@@ -44,6 +44,8 @@ pub enum Kind {
     Path {
         socket: bool,
     },
+    /// A path, or "" for none.
+    OptionalPath,
     /// `host:port`.
     Address {
         can_be_off: bool,

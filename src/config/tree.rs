@@ -111,7 +111,8 @@ section! {
         /// Most QoS 1 and 2 messages on their way to one client without its acknowledgement. An
         /// MQTT 5 client's own receive maximum can lower it.
         max_inflight: u16 = integer(1, 65_535), Preset::Text("32");
-        /// Most QoS 1 and 2 messages that one client may have sent without our acknowledgement.
+        /// Most QoS 2 messages that one client may have begun to send without their being completed.
+        /// QoS 1 needs no such bound: a client is not read from while an acknowledgement is owed.
         receive_maximum: u16 = integer(1, 65_535), Preset::Text("1024");
         /// Most messages that wait for one client.
         max_queued_messages: usize = integer(1, 10_000_000), Preset::Text("100000");
@@ -158,6 +159,12 @@ section! {
         /// Milliseconds between the ticks by which the time of a running app is measured, and so how
         /// exactly its time limit is kept.
         epoch_ms: u64 = integer(1, 100), Preset::Text("5");
+        /// Folder of the apps that are part of the system: one folder an app, called as the app, with
+        /// manifest.toml and what `headgate app compile` has made of the component (or, where the
+        /// gateway can compile, the component). Read at each start, never written. Only root and the
+        /// gateway's own user may be able to write there. Such an app can be stopped but not removed.
+        /// "" for none.
+        preinstalled: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
     }
 }
 

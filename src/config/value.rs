@@ -20,6 +20,7 @@ pub enum Value {
     Integer(u64),
     /// A number of bytes.
     Bytes(u64),
+    /// Empty where there is none.
     Path(PathBuf),
     /// None where the listener is off.
     Address(Option<ListenAddress>),
@@ -89,7 +90,7 @@ impl Kind {
         match self {
             Kind::Integer { .. } => "an integer".to_owned(),
             Kind::Bytes { .. } => "a number of bytes or a string such as \"16MiB\"".to_owned(),
-            Kind::Path { .. } => "a path in quotes".to_owned(),
+            Kind::Path { .. } | Kind::OptionalPath => "a path in quotes".to_owned(),
             Kind::Address { .. } => "\"host:port\" in quotes".to_owned(),
             Kind::Choice(words) => format!("one of {}", listed(words)),
             Kind::LogFilter => "a log level in quotes".to_owned(),
@@ -107,6 +108,7 @@ impl Kind {
             Kind::Path { socket: true } => {
                 format!("a path of at most {MAX_SOCKET_PATH_BYTES} bytes")
             }
+            Kind::OptionalPath => "a path, or nothing".to_owned(),
             Kind::Address { can_be_off: false } => "host:port".to_owned(),
             Kind::Address { can_be_off: true } => "host:port, off".to_owned(),
             Kind::Choice(words) => words.join(", "),
@@ -126,10 +128,14 @@ impl Kind {
                 }
             }
             (Kind::Integer { .. }, DeValue::String(_)) => Err(self.wrong_type(describe(value))),
-            (Kind::Path { .. }, DeValue::String(text)) => match self.read_text(text)? {
-                Value::Path(path) => Ok(Value::Path(folder.join(path))),
-                other => Ok(other),
-            },
+            (Kind::Path { .. } | Kind::OptionalPath, DeValue::String(text)) => {
+                match self.read_text(text)? {
+                    Value::Path(path) if !path.as_os_str().is_empty() => {
+                        Ok(Value::Path(folder.join(path)))
+                    }
+                    other => Ok(other),
+                }
+            }
             (_, DeValue::String(text)) => self.read_text(text),
             _ => Err(self.wrong_type(describe(value))),
         }
@@ -139,7 +145,7 @@ impl Kind {
     pub(super) fn read_os(&self, value: &OsStr) -> Result<Value, Fault> {
         match (self, value.to_str()) {
             (_, Some(text)) => self.read_text(text),
-            (Kind::Path { .. }, None) => Ok(Value::Path(PathBuf::from(value))),
+            (Kind::Path { .. } | Kind::OptionalPath, None) => Ok(Value::Path(PathBuf::from(value))),
             (_, None) => Err(Fault::ValueNotUtf8),
         }
     }
@@ -160,7 +166,8 @@ impl Kind {
                     error,
                 }),
             },
-            Kind::Path { .. } => read_path(text),
+            Kind::OptionalPath if text.is_empty() => Ok(Value::Path(PathBuf::new())),
+            Kind::Path { .. } | Kind::OptionalPath => read_path(text),
             Kind::Address { can_be_off: true } if text.is_empty() || text == "off" => {
                 Ok(Value::Address(None))
             }
@@ -398,6 +405,16 @@ impl FieldType for PathBuf {
     fn from_value(value: Value) -> Option<Self> {
         match value {
             Value::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for Option<PathBuf> {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Path(path) if path.as_os_str().is_empty() => Some(None),
+            Value::Path(path) => Some(Some(path)),
             _ => None,
         }
     }

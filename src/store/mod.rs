@@ -6,13 +6,14 @@
 mod error;
 mod lock;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use heed::types::{Bytes, DecodeIgnore, Str};
+use heed::types::{Bytes, DecodeIgnore, Str, Unit};
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -25,7 +26,7 @@ const SCHEMA_VERSION: u32 = 1;
 /// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
 const SCHEMA_KEY: &str = "schema";
 
-/// `meta`, `components`, `apps`, and room for those that later versions bring.
+/// `meta`, `components`, `apps`, `stopped`, and room for those that later versions bring.
 const MAX_DATABASES: u32 = 32;
 
 /// Where the store is and how big it may grow.
@@ -50,6 +51,8 @@ struct Inner {
     components: Database<'static, Bytes, Bytes>,
     /// App name → [`AppRecord`] as JSON.
     apps: Database<'static, Str, Bytes>,
+    /// Names of the preinstalled apps that are to stay stopped; nothing is kept with them.
+    stopped: Database<'static, Str, Unit>,
     /// Held to the end: dropped after `env`, which is closed by then.
     _lock: File,
 }
@@ -65,6 +68,28 @@ impl ComponentId {
 
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+/// Not 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a SHA-256 has 64 hexadecimal digits")]
+pub struct NotASha256;
+
+impl std::str::FromStr for ComponentId {
+    type Err = NotASha256;
+
+    fn from_str(hex: &str) -> Result<ComponentId, NotASha256> {
+        let mut id = [0; 32];
+        let digits = hex.as_bytes();
+        if digits.len() != 2 * id.len() {
+            return Err(NotASha256);
+        }
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |digit: u8| char::from(digit).to_digit(16).ok_or(NotASha256);
+            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+        }
+        Ok(ComponentId(id))
     }
 }
 
@@ -153,7 +178,7 @@ impl Store {
         // give up safety are set.
         #[allow(unsafe_code)]
         let env = unsafe { options.open(&folder) }.map_err(|error| open_error(config, error))?;
-        let [components, apps] = open_databases(config, &env)?;
+        let [components, apps, stopped] = open_databases(config, &env)?;
         let store = Store {
             inner: Arc::new(Inner {
                 path: path.clone(),
@@ -161,6 +186,7 @@ impl Store {
                 env,
                 components,
                 apps: apps.remap_key_type(),
+                stopped: stopped.remap_types(),
                 _lock: lock,
             }),
         };
@@ -246,6 +272,25 @@ impl Store {
         })
     }
 
+    /// Notes whether a preinstalled app is to stay stopped. Such an app need not exist: when it
+    /// comes back with another version of the system, what was said of it still counts.
+    pub fn set_preinstalled_stopped(&self, name: &str, stopped: bool) -> Result<(), StoreError> {
+        self.write(|txn| match stopped {
+            true => self.inner.stopped.put(txn, name, &()),
+            false => self.inner.stopped.delete(txn, name).map(|_| ()),
+        })
+    }
+
+    /// The preinstalled apps that are to stay stopped.
+    pub fn stopped_preinstalled(&self) -> Result<BTreeSet<String>, StoreError> {
+        let txn = self.read()?;
+        let stopped = self.inner.stopped.iter(&txn).map_err(|e| self.error(e))?;
+        stopped
+            .map(|entry| entry.map(|(name, ())| name.to_owned()))
+            .collect::<Result<_, _>>()
+            .map_err(|e| self.error(e))
+    }
+
     fn remove_unused_components(&self, txn: &mut RwTxn) -> heed::Result<Vec<ComponentId>> {
         let mut used = Vec::new();
         for entry in self.inner.apps.iter(txn)? {
@@ -317,7 +362,7 @@ impl Store {
 fn open_databases(
     config: &StoreConfig,
     env: &Env<WithoutTls>,
-) -> Result<[Database<'static, Bytes, Bytes>; 2], StoreError> {
+) -> Result<[Database<'static, Bytes, Bytes>; 3], StoreError> {
     let error = |error| database_error(&config.path, config.map_bytes, error);
     let txn = env.write_txn().map_err(error)?;
     let opened = env
@@ -337,6 +382,7 @@ fn open_databases(
             Ok(CommitOrAbort::Commit([
                 opener.create_database::<Bytes, Bytes>(txn, Some("components"))?,
                 opener.create_database::<Bytes, Bytes>(txn, Some("apps"))?,
+                opener.create_database::<Bytes, Bytes>(txn, Some("stopped"))?,
             ]))
         })
         .map_err(error)?;

@@ -13,7 +13,7 @@ use crate::apps::manifest::Manifest;
 use crate::pipeline::Offer;
 
 fn instance() -> Instance {
-    let compiled = engine::precompile(&guest("")).unwrap();
+    let compiled = engine::precompile(&guest(""), None).unwrap();
     // SAFETY: compiled on the line above.
     #[allow(unsafe_code)]
     let component = unsafe { WasmEngine::new().unwrap().load(&compiled) }.unwrap();

@@ -1,0 +1,94 @@
+//! `headgate app compile`: a component, compiled ahead of time for a gateway that has no compiler.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::output::Output;
+use super::package::Package;
+use crate::apps::{MANIFEST_FILE, Manifest, PRECOMPILED_EXTENSION, Target, compile_ahead};
+
+/// Compile an app for another machine, for a folder that apps.preinstalled names there
+///
+/// Needs no running gateway. Writes FOLDER/manifest.toml and FOLDER/NAME.cwasm. The other machine's
+/// Headgate must be of this version.
+#[derive(Args)]
+pub(super) struct CompileArgs {
+    /// Folder with manifest.toml and component, source folder of an app that `cargo xtask apps`
+    /// has built, or component
+    path: PathBuf,
+    /// Folder to write to; it must be empty or not exist
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// Manifest to use instead of the one in the folder
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// Rust target triple, such as aarch64-unknown-linux-gnu [default: this machine's]
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<String>,
+    /// CPU as GCC calls it, such as cortex-a72 (Raspberry Pi 4), cortex-a76 (Raspberry Pi 5)
+    /// [default: generic, which every machine of the target can run]
+    #[arg(long, value_name = "CPU")]
+    cpu: Option<String>,
+    /// Fail if the app has another name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+pub(super) fn run(args: CompileArgs, output: &Output) -> anyhow::Result<()> {
+    let target = Target::new(args.target.as_deref(), args.cpu.as_deref())?;
+    let built_in = std::env::var_os("CARGO_TARGET_DIR");
+    let package = Package::find(&args.path, args.manifest.as_deref(), built_in.as_deref())?;
+    if let Some(wanted) = &args.name
+        && *wanted != package.name
+    {
+        bail!(
+            "{}: the manifest says that the app is called {:?}, not {wanted:?}; give both one name",
+            args.path.display(),
+            package.name
+        );
+    }
+    make_folder(&args.output)?;
+    let compiled = compile_ahead(&package.component, &target)
+        .with_context(|| format!("app {}", package.name))?;
+    let manifest = Manifest::parse(&package.manifest, 1).expect("the package was checked");
+    let code = Path::new(&manifest.component).with_extension(PRECOMPILED_EXTENSION);
+    write(
+        &args.output.join(MANIFEST_FILE),
+        package.manifest.as_bytes(),
+    )?;
+    let path = args.output.join(code);
+    write(&path, &compiled)?;
+    if output.json {
+        return output.value(&serde_json::json!({
+            "app": package.name,
+            "target": target.triple(),
+            "cpu": target.cpu(),
+            "path": path,
+            "bytes": compiled.len(),
+        }));
+    }
+    output.text(format!(
+        "{}: {} bytes for {target} in {}",
+        package.name,
+        compiled.len(),
+        path.display()
+    ))
+}
+
+/// Makes sure that `folder` is there, and empty: what lies there could be another app's.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut entries =
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    if entries.next().is_some() {
+        bail!("{} is not empty; name a new folder", folder.display());
+    }
+    Ok(())
+}
+
+fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    fs::write(path, contents).with_context(|| format!("cannot write {}", path.display()))
+}
