@@ -9,6 +9,7 @@ mod guest;
 mod lint;
 mod tests;
 mod tree;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Boots the gateway on an emulated aarch64 machine, cuts its power, boots it again
+    VmTest(vm::Options),
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
 }
@@ -105,6 +108,7 @@ fn main() -> Result<()> {
             )
         }
         Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
+        Command::VmTest(options) => vm::run(&tree, &options),
         Command::Lint => lint::run(&tree),
     }
 }
