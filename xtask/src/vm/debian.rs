@@ -57,7 +57,7 @@ impl Debian {
         println!("downloading Debian {SUITE} for arm64 from {mirror} (300 MB)");
         let mut mmdebstrap = Command::new("mmdebstrap");
         mmdebstrap
-            .args(["--quiet", "--variant=extract", "--architectures=arm64"])
+            .args(["--variant=extract", "--architectures=arm64"])
             .arg(format!("--include={PACKAGES}"))
             .arg(format!("--extract-hook={}", hook.display()))
             .args(apt_proxy())
