@@ -397,14 +397,3 @@ fn explain(error: &wasmtime::Error) -> String {
     }
     text
 }
-
-/// Keeps the kernel from backing this process with huge pages: the first touch of an instance's
-/// memory would otherwise cost up to 32 MB.
-pub(super) fn disable_huge_pages() {
-    // SAFETY: no pointers are involved; on a kernel without this option, the call fails and changes
-    // nothing.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
-    }
-}

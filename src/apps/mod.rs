@@ -134,7 +134,6 @@ impl Apps {
         sink: Arc<dyn Sink>,
         progress: Progress,
     ) -> Result<Apps, AppError> {
-        engine::disable_huge_pages();
         let engine = WasmEngine::new().map_err(|error| AppError::Engine(format!("{error:#}")))?;
         let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
         let thread_error = |error| AppError::Engine(format!("cannot start a thread: {error}"));
