@@ -242,9 +242,17 @@ in
         architecture.
       '';
     };
+
+    compiledApps = mkOption {
+      type = types.package;
+      default = compiled;
+      readOnly = true;
+      internal = true;
+      description = "The folder of the apps, compiled.";
+    };
   };
 
-  config.services.headgate.settings.apps.preinstalled =
-    lib.mkIf (cfg.enable && enabled != [ ])
-      "${compiled}";
+  config.services.headgate.settings.apps.preinstalled = lib.mkIf (
+    cfg.enable && enabled != [ ]
+  ) "${cfg.compiledApps}";
 }

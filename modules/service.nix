@@ -121,6 +121,7 @@ in
         NoNewPrivileges = true;
         PrivateDevices = true;
         PrivateIPC = true;
+        PrivateMounts = true;
         PrivateTmp = true;
         # In a user namespace of its own it could not listen on a port below 1024.
         PrivateUsers = !hasPrivileged;
