@@ -189,7 +189,7 @@ let
         "--output"
       ]
     )
-    + ''"$out"/${app.name}'';
+    + " \"$out\"/${app.name}";
 
   # One folder of files, not of links to others: the gateway wants to see who may write to it.
   compiled =

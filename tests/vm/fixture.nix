@@ -53,10 +53,7 @@ lib.mapAttrs (_: withoutHashes) {
   "headgate.toml" = import ../../modules/toml.nix { inherit lib; } settings;
   "sysusers.conf" = ''
     g ${user.group} -
-    u ${user.name} -:${user.group} "" ${user.home} ${user.shell}
+    u ${user.name} -:${user.group} "" ${user.home}
   '';
-  "tmpfiles.conf" = lib.concatMapStrings (rule: "${rule}\n") (
-    lib.filter (lib.hasInfix "headgate") config.systemd.tmpfiles.rules
-  );
   "compile-apps.sh" = config.services.headgate.compiledApps.buildCommand;
 }
