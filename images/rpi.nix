@@ -66,12 +66,15 @@ in
   hardware.firmware = [ pkgs.raspberrypiWirelessFirmware ];
 
   image = {
-    repart.partitions."10-esp".contents."/".source = pkgs.runCommand "headgate-esp-rpi" {
-      __structuredAttrs = true;
-    } ''
-      mkdir "$out"
-      cp -r --no-preserve=mode ${config.system.build.headgateEsp}/. ${firmware}/. "$out"
-    '';
+    repart.partitions."10-esp".contents."/".source =
+      pkgs.runCommand "headgate-esp-rpi"
+        {
+          __structuredAttrs = true;
+        }
+        ''
+          mkdir "$out"
+          cp -r --no-preserve=mode ${config.system.build.headgateEsp}/. ${firmware}/. "$out"
+        '';
     sbom.paths = [
       raspberrypi-armstubs
       raspberrypifw

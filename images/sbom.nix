@@ -18,7 +18,8 @@
     let
       roots = [ config.system.build.toplevel ] ++ config.image.sbom.paths;
     in
-    pkgs.buildPackages.runCommand "${config.system.image.id}-sbom-${config.system.image.version}.cdx.json"
+    pkgs.buildPackages.runCommand
+      "${config.system.image.id}-sbom-${config.system.image.version}.cdx.json"
       {
         __structuredAttrs = true;
         nativeBuildInputs = [ pkgs.buildPackages.jq ];

@@ -8,7 +8,9 @@
     kernelParams = [
       "console=tty0"
       # The last one is where the boot's messages and the login prompt go.
-      (if pkgs.stdenv.hostPlatform.isAarch64 then "console=ttyAMA0,115200n8" else "console=ttyS0,115200n8")
+      (
+        if pkgs.stdenv.hostPlatform.isAarch64 then "console=ttyAMA0,115200n8" else "console=ttyS0,115200n8"
+      )
     ];
     initrd.availableKernelModules = [
       "ahci"

@@ -10,13 +10,11 @@
       services.headgate.apps.crasher = {
         # The guest of the gateway's own tests: it traps on a payload that begins with U, and passes
         # others on.
-        component =
-          pkgs.runCommand "crasher.wasm" { nativeBuildInputs = [ pkgs.wasm-tools ]; }
-            ''
-              sed 's/CONFIGURE//' ${../../src/apps/tests/guest.wat} > crasher.wat
-              wasm-tools component embed --world app ${../../wit} crasher.wat --output embedded.wasm
-              wasm-tools component new embedded.wasm --output "$out"
-            '';
+        component = pkgs.runCommand "crasher.wasm" { nativeBuildInputs = [ pkgs.wasm-tools ]; } ''
+          sed 's/CONFIGURE//' ${../../src/apps/tests/guest.wat} > crasher.wat
+          wasm-tools component embed --world app ${../../wit} crasher.wat --output embedded.wasm
+          wasm-tools component new embedded.wasm --output "$out"
+        '';
         version = "1.0.0";
         subscribe = [ "crasher/in" ];
         publish = [ "crasher/#" ];
