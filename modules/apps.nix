@@ -164,7 +164,12 @@ let
       // lib.optionalAttrs (app.publish != [ ]) { inherit (app) publish; }
     );
 
-  enabled = lib.filter (app: app.enable) (lib.attrValues cfg.apps);
+  sourceOf = app: if app.package != null then app.package else app.component;
+
+  # What there is nothing to compile of, assertions.nix complains about.
+  exists = path: path != null && (lib.isPath path -> builtins.pathExists path);
+
+  enabled = lib.filter (app: app.enable && exists (sourceOf app)) (lib.attrValues cfg.apps);
 
   compile =
     app:
@@ -173,7 +178,7 @@ let
         "headgate"
         "app"
         "compile"
-        "${if app.package != null then app.package else app.component}"
+        "${sourceOf app}"
       ]
       ++ lib.optionals (app.package == null) [
         "--manifest"

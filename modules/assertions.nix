@@ -186,6 +186,10 @@ let
         "publish"
       ];
 
+      # A filter may be as long as a short book.
+      shown =
+        filter: "\"${lib.substring 0 80 filter}${lib.optionalString (lib.stringLength filter > 80) "…"}\"";
+
       filters =
         direction:
         [
@@ -198,19 +202,19 @@ let
         ]
         ++ map (filter: {
           assertion = problemOf filter == null;
-          message = "${at direction}: ${builtins.toJSON filter} is no topic filter: ${toString (problemOf filter)}.";
+          message = "${at direction}: ${shown filter} is no topic filter: ${toString (problemOf filter)}.";
         }) app.${direction}
         ++ map (
           filter:
           if direction == "subscribe" then
             {
               assertion = !lib.hasPrefix "$share/" filter;
-              message = "${at direction}: ${builtins.toJSON filter}: an app has no shared subscriptions; leave out the first two levels.";
+              message = "${at direction}: ${shown filter}: an app has no shared subscriptions; leave out the first two levels.";
             }
           else
             {
               assertion = !lib.hasPrefix "$" filter;
-              message = "${at direction}: ${builtins.toJSON filter}: topics that start with $ are the gateway's own; choose another.";
+              message = "${at direction}: ${shown filter}: topics that start with $ are the gateway's own; choose another.";
             }
         ) app.${direction};
 
