@@ -28,7 +28,7 @@ let
         array = types.listOf (typeOf schema.items);
         boolean = types.bool;
         integer = types.ints.between schema.minimum schema.maximum;
-        number = types.number;
+        inherit (types) number;
         string = if schema.minLength or 0 > 0 then types.nonEmptyStr else types.str;
       }
       .${schema.type};

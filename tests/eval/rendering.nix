@@ -106,7 +106,7 @@ in
 
   "test: without apps nothing is compiled" = {
     expr = (evaluate { } { }).services.headgate.settings.apps.preinstalled;
-    expected = null;
+    expected = "";
   };
 
   "test: secrets come as credentials" = {
