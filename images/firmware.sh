@@ -9,29 +9,28 @@
 # ARMSTUB   folder with armstub8-gic.bin, built from https://github.com/raspberrypi/tools
 set -eu
 
-# Board, where its file comes from, the file. A file that boards share is named with each, so that
-# the error says which boards would not start.
+# The boards that do not start without the file, where it comes from, the file.
 files() {
     cat <<'END'
-Raspberry Pi 3     firmware bootcode.bin
-Raspberry Pi 3     firmware start.elf
-Raspberry Pi 3     firmware fixup.dat
-Raspberry Pi 3     firmware overlays/upstream.dtbo
-Raspberry Pi 3     uboot    u-boot-rpi3.bin
-Raspberry Pi 3 B   firmware bcm2710-rpi-3-b.dtb
-Raspberry Pi 3 B+  firmware bcm2710-rpi-3-b-plus.dtb
-Compute Module 3   firmware bcm2710-rpi-cm3.dtb
-Raspberry Pi Zero 2 W firmware bcm2710-rpi-zero-2.dtb
-Raspberry Pi Zero 2 W firmware bcm2710-rpi-zero-2-w.dtb
-Raspberry Pi 4     firmware start4.elf
-Raspberry Pi 4     firmware fixup4.dat
-Raspberry Pi 4     firmware overlays/upstream-pi4.dtbo
-Raspberry Pi 4     uboot    u-boot-rpi4.bin
-Raspberry Pi 4     armstub  armstub8-gic.bin
-Raspberry Pi 4 B   firmware bcm2711-rpi-4-b.dtb
-Raspberry Pi 400   firmware bcm2711-rpi-400.dtb
-Compute Module 4   firmware bcm2711-rpi-cm4.dtb
-Compute Module 4S  firmware bcm2711-rpi-cm4s.dtb
+Raspberry Pi 3: firmware bootcode.bin
+Raspberry Pi 3: firmware start.elf
+Raspberry Pi 3: firmware fixup.dat
+Raspberry Pi 3: firmware overlays/upstream.dtbo
+Raspberry Pi 3: uboot u-boot-rpi3.bin
+Raspberry Pi 3 B: firmware bcm2710-rpi-3-b.dtb
+Raspberry Pi 3 B+: firmware bcm2710-rpi-3-b-plus.dtb
+Compute Module 3: firmware bcm2710-rpi-cm3.dtb
+Raspberry Pi Zero 2 W: firmware bcm2710-rpi-zero-2.dtb
+Raspberry Pi Zero 2 W: firmware bcm2710-rpi-zero-2-w.dtb
+Raspberry Pi 4: firmware start4.elf
+Raspberry Pi 4: firmware fixup4.dat
+Raspberry Pi 4: firmware overlays/upstream-pi4.dtbo
+Raspberry Pi 4: uboot u-boot-rpi4.bin
+Raspberry Pi 4: armstub armstub8-gic.bin
+Raspberry Pi 4 B: firmware bcm2711-rpi-4-b.dtb
+Raspberry Pi 400: firmware bcm2711-rpi-400.dtb
+Compute Module 4: firmware bcm2711-rpi-cm4.dtb
+Compute Module 4S: firmware bcm2711-rpi-cm4s.dtb
 END
 }
 
@@ -92,12 +91,10 @@ mkdir -p "$output/overlays"
 list=$output/.files
 files > "$list"
 while read -r line; do
+    board=${line%%:*}
     file=${line##* }
-    line=${line%"$file"}
-    line=${line%"${line##*[! ]}"}
-    from=${line##* }
-    board=${line%"$from"}
-    board=${board%"${board##*[! ]}"}
+    from=${line#"$board: "}
+    from=${from%" $file"}
     case $from in
     firmware) folder=$firmware remedy="take a newer or complete release of the firmware (in Nix: pkgs.raspberrypifw)" ;;
     uboot) folder=$uboot remedy="build U-Boot for this board (in Nix: pkgs.ubootRaspberryPi3_64bit, pkgs.ubootRaspberryPi4_64bit)" ;;

@@ -14,6 +14,10 @@ fail() {
 image=$1
 [ -f "$image" ] || fail "$image is no file"
 
+# sgdisk makes one of nothing at all, too.
+esp=C12A7328-F81F-11D2-BA4B-00A0C93EC93B
+sgdisk --info=1 "$image" | grep -q "$esp" ||
+    fail "$image: its first partition is no EFI system partition of a GPT, which the boot ROM could read"
 sgdisk --hybrid 1:EE "$image" > /dev/null || fail "$image: sgdisk made no hybrid MBR of its GPT"
 # sgdisk derives the type 0xEF from the GPT's; the boot ROM wants 0x0C. The table begins at byte 446,
 # and the type is the fifth byte of an entry.
