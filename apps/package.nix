@@ -39,6 +39,9 @@ rustPlatform.buildRustPackage {
     runHook postBuild
   '';
 
+  # What it adds for audits is for programs, not for components.
+  auditable = false;
+
   # `cargo test` on the build machine, where an app is a plain struct.
   doCheck = true;
 

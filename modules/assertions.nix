@@ -85,6 +85,19 @@ let
       Set ${option ''credentials."${used.name}"''} to the path of a file on the gateway.'';
   }) usedCredentials;
 
+  paths = [
+    {
+      assertion = settings.store.path == null || lib.hasPrefix "/" settings.store.path;
+      message = "${option "settings.store.path"} (${settings.store.path}) is relative. Begin it with a slash.";
+    }
+    {
+      assertion = lib.hasPrefix "/run/headgate/" settings.admin.socket;
+      message = ''
+        ${option "settings.admin.socket"} (${settings.admin.socket}) is where the service can't write.
+        Take a path in /run/headgate.'';
+    }
+  ];
+
   listeners = lib.filterAttrs (_: address: !listen.isOff address) {
     "mqtt.listen" = settings.mqtt.listen;
     "mqtt.tls.listen" = settings.mqtt.tls.listen;
@@ -276,6 +289,7 @@ in
       ++ tls
       ++ storedCredentials
       ++ undeclaredCredentials
+      ++ paths
       ++ clashes
       ++ firewall
       ++ sameNames

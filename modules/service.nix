@@ -42,6 +42,11 @@ let
   ) listeners;
   network = if needsAddress then "network-online.target" else "network.target";
 
+  # A store that is elsewhere than where systemd makes a folder for it.
+  otherStore = lib.optional (
+    settings.store.path != null && !lib.hasPrefix "/var/lib/headgate" settings.store.path
+  ) settings.store.path;
+
   # An empty list renders no line, and so no restriction.
   capabilities = if hasPrivileged then "CAP_NET_BIND_SERVICE" else "";
 in
@@ -63,6 +68,8 @@ in
       group = "headgate";
     };
     users.groups.headgate = { };
+
+    systemd.tmpfiles.rules = map (path: "d ${path} 0750 headgate headgate -") otherStore;
 
     systemd.services.headgate = {
       description = "Headgate edge gateway";
@@ -93,6 +100,7 @@ in
         Group = "headgate";
         StateDirectory = "headgate";
         StateDirectoryMode = "0750";
+        ReadWritePaths = otherStore;
         RuntimeDirectory = "headgate";
         RuntimeDirectoryMode = "0750";
         UMask = "0077";

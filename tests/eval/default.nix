@@ -19,6 +19,11 @@ in
   failures = lib.runTests tests;
   count = lib.length (lib.attrNames tests);
 
+  optionsDoc = import ../../docs/nixos-options.nix {
+    inherit lib;
+    pkgs = outputs.inputs.nixpkgs.legacyPackages.x86_64-linux;
+  };
+
   # Each of `values` can't be evaluated, and the error contains what `messages` says.
   messages = lib.mapAttrs (_: case: case.message) rejected;
   values = lib.mapAttrs (_: case: case.value) rejected;

@@ -295,6 +295,16 @@ in
     "docs/configuration.md"
   ] { settings.mqtt.lisen = "0.0.0.0:1883"; };
 
+  "test: a store whose place depends on where one stands" = aarch64 [
+    "services.headgate.settings.store.path (store) is relative"
+    "Begin it with a slash"
+  ] { settings.store.path = "store"; };
+
+  "test: an admin socket where the service can't write" = aarch64 [
+    "services.headgate.settings.admin.socket (/tmp/admin.sock)"
+    "Take a path in /run/headgate"
+  ] { settings.admin.socket = "/tmp/admin.sock"; };
+
   "test: a processor of another architecture" = x86_64 [
     "services.headgate.cpu: \"cortex-a72\" is no processor of x86_64-linux"
     "Take one of: generic, x86-64-v2, x86-64-v3"

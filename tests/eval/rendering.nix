@@ -208,6 +208,18 @@ in
     expected = "30s";
   };
 
+  "test: a store elsewhere is made, and the service may write there" = {
+    expr =
+      let
+        config = evaluate { } { services.headgate.settings.store.path = "/data/headgate"; };
+      in
+      config.systemd.tmpfiles.rules ++ (service config).ReadWritePaths;
+    expected = [
+      "d /data/headgate 0750 headgate headgate -"
+      "/data/headgate"
+    ];
+  };
+
   "test: there are files enough for the connections" = {
     expr = (service everything).LimitNOFILE;
     expected = 180000;
