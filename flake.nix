@@ -70,7 +70,10 @@
             image:
             (self.lib.mkGateway {
               buildPlatform = system;
-              modules = [ image ];
+              modules = [
+                image
+                ./images/demo.nix
+              ];
             }).config.system.build;
           rpi = buildOf self.nixosModules.image-rpi;
           uefi = buildOf self.nixosModules.image-uefi;
