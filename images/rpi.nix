@@ -49,8 +49,11 @@ in
     ];
     initrd = {
       availableKernelModules = [
+        "bcm2835"
         "bcm2835_dma"
         "mmc_block"
+        "pcie_brcmstb"
+        "reset-raspberrypi"
         "sd_mod"
         "sdhci_iproc"
         "uas"

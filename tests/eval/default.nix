@@ -1,4 +1,4 @@
-# Tests of the module, by evaluation; `cargo xtask nix` runs them.
+# Tests of the module and the images, by evaluation; `cargo xtask nix` runs them.
 {
   nixpkgs ? builtins.getEnv "NIXPKGS",
   outputs ? import ./outputs.nix { inherit nixpkgs; },
@@ -9,7 +9,10 @@ let
   inherit (import ./module.nix { inherit outputs; }) evaluate;
   toTOML = import ../../modules/toml.nix { inherit lib; };
 
-  tests = import ./mistakes.nix { inherit outputs; } // import ./rendering.nix { inherit outputs; };
+  tests =
+    import ./images.nix { inherit outputs; }
+    // import ./mistakes.nix { inherit outputs; }
+    // import ./rendering.nix { inherit outputs; };
   rejected = import ./rejected.nix { inherit outputs; };
 
   headgateOf = module: (evaluate { } module).services.headgate;
