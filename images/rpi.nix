@@ -2,7 +2,6 @@
 # from there on the board is a UEFI machine like any other.
 {
   config,
-  lib,
   pkgs,
   ...
 }:

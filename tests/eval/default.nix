@@ -9,10 +9,13 @@ let
   inherit (import ./module.nix { inherit outputs; }) evaluate;
   toTOML = import ../../modules/toml.nix { inherit lib; };
 
-  tests =
-    import ./images.nix { inherit outputs; }
-    // import ./mistakes.nix { inherit outputs; }
-    // import ./rendering.nix { inherit outputs; };
+  tests = lib.mergeAttrsList (
+    map (file: import file { inherit outputs; }) [
+      ./images.nix
+      ./mistakes.nix
+      ./rendering.nix
+    ]
+  );
   rejected = import ./rejected.nix { inherit outputs; };
 
   headgateOf = module: (evaluate { } module).services.headgate;

@@ -53,7 +53,9 @@ pub fn run(tree: &Tree, made: Made) -> Result<()> {
     match evaluator(version) {
         Ok(evaluator) => left_out.extend(evaluation::run(tree, &evaluator, made)?),
         Err(reason) if made == Made::Write => bail!("nothing can be written: {reason}"),
-        Err(reason) => left_out.push(format!("what the module and the flake evaluate to: {reason}")),
+        Err(reason) => left_out.push(format!(
+            "what the module and the flake evaluate to: {reason}"
+        )),
     }
 
     for what in left_out {
@@ -122,6 +124,8 @@ fn parse(tree: &Tree, files: &[PathBuf]) -> Result<()> {
             .arg("--parse")
             .args(files.iter().map(|file| relative(tree, file)))
             .current_dir(&tree.root)
+            // Parsing takes no store, and so no right to make one.
+            .env("NIX_REMOTE", "dummy://")
             .stdout(Stdio::null()),
     )
     .context("a Nix file has a mistake, see above")

@@ -32,7 +32,9 @@ impl Evaluator {
             bail!(
                 "{}{} does not evaluate:\n{}",
                 file.display(),
-                attribute.map(|name| format!(", {name},")).unwrap_or_default(),
+                attribute
+                    .map(|name| format!(", {name},"))
+                    .unwrap_or_default(),
                 String::from_utf8_lossy(&output.stderr).trim_end()
             );
         }
@@ -107,7 +109,12 @@ pub fn run(tree: &Tree, nix: &Evaluator, made: Made) -> Result<Vec<String>> {
 
 fn made_files(tree: &Tree, nix: &Evaluator, made: Made) -> Result<()> {
     let options: String = nix.value(&tree.root.join("tests/eval"), Some("optionsDoc"))?;
-    keep_current(tree, &tree.root.join("docs/nixos-options.md"), &options, made)?;
+    keep_current(
+        tree,
+        &tree.root.join("docs/nixos-options.md"),
+        &options,
+        made,
+    )?;
 
     for folder in ["tests/vm/fixture", "tests/images/fixture"] {
         let folder = tree.root.join(folder);
@@ -131,7 +138,10 @@ fn module_tests(tree: &Tree, nix: &Evaluator) -> Result<()> {
     }
 
     let messages: Texts = nix.value(&tests, Some("messages"))?;
-    let values: Vec<String> = messages.keys().map(|name| format!("values.{name:?}")).collect();
+    let values: Vec<String> = messages
+        .keys()
+        .map(|name| format!("values.{name:?}"))
+        .collect();
     let accepted = nix.each(&tests, &values, |attribute, output| {
         let name = attribute.trim_start_matches("values.").trim_matches('"');
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -185,13 +195,16 @@ fn gateway_takes_them(tree: &Tree, nix: &Evaluator) -> Result<Vec<String>> {
                 .args(["config", "check"])
                 .stdout(Stdio::null()),
         )
-        .with_context(|| format!("the gateway does not take the configuration of `{name}` in tests/eval"))?;
+        .with_context(|| {
+            format!("the gateway does not take the configuration of `{name}` in tests/eval")
+        })?;
     }
 
     let component = tree.apps_out().join("overheat-alarm/overheat-alarm.wasm");
     if !component.is_file() {
         return Ok(vec![
-            "whether the gateway takes manifests: the apps are not built (cargo xtask apps)".to_owned(),
+            "whether the gateway takes manifests: the apps are not built (cargo xtask apps)"
+                .to_owned(),
         ]);
     }
     let manifests: Texts = nix.value(&tests, Some("manifests"))?;
@@ -207,7 +220,9 @@ fn gateway_takes_them(tree: &Tree, nix: &Evaluator) -> Result<Vec<String>> {
                 .arg(folder.path().join(name))
                 .stdout(Stdio::null()),
         )
-        .with_context(|| format!("the gateway does not take the manifest of `{name}` in tests/eval"))?;
+        .with_context(|| {
+            format!("the gateway does not take the manifest of `{name}` in tests/eval")
+        })?;
     }
     Ok(Vec::new())
 }
@@ -221,40 +236,61 @@ fn test_scripts(tree: &Tree, nix: &Evaluator) -> Result<Vec<String>> {
         .status()
         .is_ok_and(|status| status.success());
     if !has_python {
-        return Ok(vec!["the scripts of the VM tests: python3 is not installed".to_owned()]);
+        return Ok(vec![
+            "the scripts of the VM tests: python3 is not installed".to_owned(),
+        ]);
     }
     let file = tree.root.join("tests/eval/derivations.nix");
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let names: Vec<String> = nix.value(&file, Some("scriptNames"))?;
-    let attributes: Vec<String> = names.iter().map(|name| format!("scripts.{name:?}")).collect();
+    let attributes: Vec<String> = names
+        .iter()
+        .map(|name| format!("scripts.{name:?}"))
+        .collect();
     let complaints = nix.each(&file, &attributes, |attribute, output| {
         let name = attribute.trim_start_matches("scripts.").trim_matches('"');
         let checked = script_compiles(folder.path(), name, &output);
         checked.err().map(|error| format!("{error:#}"))
     })?;
-    complain(&complaints, "the script of a VM test in tests/nixos is wrong")?;
+    complain(
+        &complaints,
+        "the script of a VM test in tests/nixos is wrong",
+    )?;
     Ok(Vec::new())
 }
 
 fn script_compiles(folder: &Path, name: &str, output: &Output) -> Result<()> {
     if !output.status.success() {
-        bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+        bail!(
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
     }
     let script: String = serde_json::from_slice(&output.stdout).context("the script is no text")?;
     let file = folder.join(format!("{name}.py"));
     fs::write(&file, script).with_context(|| format!("cannot write {}", file.display()))?;
-    child::run(Command::new("python3").args(["-m", "py_compile"]).arg(&file))
+    child::run(
+        Command::new("python3")
+            .args(["-m", "py_compile"])
+            .arg(&file),
+    )
 }
 
 /// Every output of the flake comes to a derivation.
 fn outputs(tree: &Tree, nix: &Evaluator) -> Result<()> {
     let file = tree.root.join("tests/eval/derivations.nix");
     let names: Vec<String> = nix.value(&file, Some("names"))?;
-    let attributes: Vec<String> = names.iter().map(|name| format!("derivations.{name:?}")).collect();
+    let attributes: Vec<String> = names
+        .iter()
+        .map(|name| format!("derivations.{name:?}"))
+        .collect();
     let complaints = nix.each(&file, &attributes, |attribute, output| {
         (!output.status.success()).then(|| {
             let name = attribute.trim_start_matches("derivations.");
-            format!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim_end())
+            format!(
+                "{name}: {}",
+                String::from_utf8_lossy(&output.stderr).trim_end()
+            )
         })
     })?;
     complain(&complaints, "an output of the flake does not evaluate")?;

@@ -85,7 +85,14 @@ impl Tool {
         );
         child::run(
             child::cargo()
-                .args(["install", "--quiet", "--locked", "--version", self.version, "--root"])
+                .args([
+                    "install",
+                    "--quiet",
+                    "--locked",
+                    "--version",
+                    self.version,
+                    "--root",
+                ])
                 .arg(&root)
                 .arg(self.package)
                 // With a target folder of its own it does not wait for the cargo that runs this.
