@@ -17,7 +17,6 @@ let
     "python2"
     "python3"
     "ruby"
-    "tcl"
   ];
   installed = map lib.getName config.environment.systemPackages;
 in
@@ -45,7 +44,7 @@ in
 
     # Checked against the whole closure when the system is built. bash is not among them: login,
     # NixOS's activation and the start of nftables are shell scripts.
-    forbiddenDependenciesRegexes = map (name: "-${name}(-|$)") interpreters;
+    forbiddenDependenciesRegexes = map (name: "-${name}-") interpreters;
   };
   nix.enable = lib.mkDefault false;
 
@@ -58,8 +57,6 @@ in
     '';
   }) interpreters;
 
-  services.headgate.enable = lib.mkDefault true;
-
   boot = {
     initrd.systemd.enable = true;
     tmp.useTmpfs = true;
@@ -70,16 +67,22 @@ in
     kexec.enable = lib.mkDefault false;
     supportedFilesystems.zfs = false;
   };
-  services.lvm.enable = lib.mkDefault false;
   fonts.fontconfig.enable = lib.mkDefault false;
   hardware.enableRedistributableFirmware = lib.mkDefault false;
-  security.sudo.enable = lib.mkDefault false;
+  security = {
+    sudo.enable = lib.mkDefault false;
+    # It would bring the libraries of X11.
+    pam.services.su.forwardXAuth = lib.mkForce false;
+  };
   i18n = {
     defaultLocale = lib.mkDefault "C.UTF-8";
     # glibc has C.UTF-8 built in; an archive of locales would only be dead weight.
     glibcLocales = lib.mkDefault null;
   };
-  programs.nano.enable = lib.mkDefault false;
+  programs = {
+    bash.completion.enable = lib.mkDefault false;
+    nano.enable = lib.mkDefault false;
+  };
 
   # Enough to look around on a serial console. NixOS's own list has archivers, awk and more.
   environment.corePackages = lib.mkForce [
@@ -95,6 +98,8 @@ in
   ];
 
   systemd = {
+    # It downloads containers, and would bring GnuPG.
+    services.systemd-importd.enable = false;
     # An emergency shell waits for somebody at a keyboard: come up with what works instead.
     enableEmergencyMode = false;
     # A hung kernel is reset by the board's own watchdog, where it has one.
@@ -111,12 +116,16 @@ in
     nftables.enable = true;
     firewall.enable = true;
   };
-  services.resolved.enable = lib.mkDefault true;
 
-  # The journal shares the root partition with the systems to come.
-  services.journald.extraConfig = ''
-    SystemMaxUse=64M
-  '';
+  services = {
+    headgate.enable = lib.mkDefault true;
+    lvm.enable = lib.mkDefault false;
+    resolved.enable = lib.mkDefault true;
+    # The journal shares the root partition with the systems to come.
+    journald.extraConfig = ''
+      SystemMaxUse=64M
+    '';
+  };
 
   users = {
     mutableUsers = false;

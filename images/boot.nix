@@ -37,23 +37,25 @@ in
     timeout = lib.mkDefault 0;
   };
 
-  # systemd-boot starts the kernel as a program of the firmware.
-  system.requiredKernelConfig = [ (config.lib.kernelConfig.isYes "EFI_STUB") ];
+  system = {
+    # systemd-boot starts the kernel as a program of the firmware.
+    requiredKernelConfig = [ (config.lib.kernelConfig.isYes "EFI_STUB") ];
 
-  system.build.headgateBootFiles = {
-    "loader/loader.conf" = loaderConf;
-    "loader/entries/headgate-1.conf" = entry;
+    build.headgateBootFiles = {
+      "loader/loader.conf" = loaderConf;
+      "loader/entries/headgate-1.conf" = entry;
+    };
+
+    # Files, not links: systemd-repart leaves symbolic links out of a FAT file system without a word.
+    build.headgateEsp = pkgs.runCommand "headgate-esp" { __structuredAttrs = true; } ''
+      install -D -m 0644 ${systemdBoot} "$out/EFI/BOOT/BOOT${lib.toUpper efiArch}.EFI"
+      ${lib.concatStrings (
+        lib.mapAttrsToList (name: text: ''
+          install -D -m 0644 ${pkgs.writeText (baseNameOf name) text} "$out/${name}"
+        '') config.system.build.headgateBootFiles
+      )}
+      install -D -m 0644 ${toplevel}/kernel "$out/EFI/headgate/1/kernel.efi"
+      install -D -m 0644 ${toplevel}/initrd "$out/EFI/headgate/1/initrd"
+    '';
   };
-
-  # Files, not links: systemd-repart leaves symbolic links out of a FAT file system without a word.
-  system.build.headgateEsp = pkgs.runCommand "headgate-esp" { __structuredAttrs = true; } ''
-    install -D -m 0644 ${systemdBoot} "$out/EFI/BOOT/BOOT${lib.toUpper efiArch}.EFI"
-    ${lib.concatStrings (
-      lib.mapAttrsToList (name: text: ''
-        install -D -m 0644 ${pkgs.writeText (baseNameOf name) text} "$out/${name}"
-      '') config.system.build.headgateBootFiles
-    )}
-    install -D -m 0644 ${toplevel}/kernel "$out/EFI/headgate/1/kernel.efi"
-    install -D -m 0644 ${toplevel}/initrd "$out/EFI/headgate/1/initrd"
-  '';
 }
