@@ -103,7 +103,7 @@ let
           example = {
             threshold = 90;
           };
-          description = "What the app is configured with. Everybody can read it.";
+          description = "What the app is configured with. Everybody on the gateway can read it.";
         };
 
         limits = {

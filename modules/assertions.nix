@@ -38,7 +38,7 @@ let
     lib.optionals (!listen.isOff settings.mqtt.tls.listen) (
       map
         (key: {
-          assertion = settings.mqtt.tls.${key} != null;
+          assertion = settings.mqtt.tls.${key} != "";
           message = ''
             ${option "settings.mqtt.tls.${key}"} is not set, but mqtt.tls.listen is ${builtins.toJSON settings.mqtt.tls.listen}.
             Set it to the path of a PEM file, or mqtt.tls.listen to "off".'';

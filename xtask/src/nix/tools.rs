@@ -46,9 +46,10 @@ pub fn find_dead_code(tree: &Tree, files: &[PathBuf]) -> Result<()> {
     .context("a Nix file binds what it does not use, see above; run: deadnix --edit FILE")
 }
 
-/// False if there is no statix: the package of that name at crates.io is another program.
+/// False if there is no statix. Cargo can't install it: the package of that name is another program,
+/// which has no list of lints either.
 pub fn lint(tree: &Tree) -> Result<bool> {
-    if !runs(Command::new("statix").arg("--version")) {
+    if !runs(Command::new("statix").arg("list")) {
         return Ok(false);
     }
     child::run(
