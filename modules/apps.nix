@@ -215,7 +215,12 @@ in
       type = types.attrsOf (
         types.submodule [
           app
-          ({ config, ... }: { manifest = manifestOf config; })
+          (
+            { config, ... }:
+            {
+              manifest = manifestOf config;
+            }
+          )
         ]
       );
       default = { };

@@ -90,7 +90,14 @@ in
 
   "test: an interpreter in an image is named" = {
     expr = isAbout [ "environment.systemPackages has python3" ] (
-      complaints (gateway { } ({ pkgs, ... }: { environment.systemPackages = [ pkgs.python3 ]; }))
+      complaints (
+        gateway { } (
+          { pkgs, ... }:
+          {
+            environment.systemPackages = [ pkgs.python3 ];
+          }
+        )
+      )
     );
     expected = true;
   };
