@@ -68,6 +68,8 @@ in
   hardware.firmware = [ pkgs.raspberrypiWirelessFirmware ];
 
   image = {
+    # Unpacked again below.
+    repart.compression.level = 1;
     repart.partitions."10-esp".contents."/".source =
       pkgs.runCommand "headgate-esp-rpi"
         {
@@ -98,7 +100,7 @@ in
         mkdir "$out"
         zstd --decompress ${config.system.build.image}/${config.image.fileName} -o disk.img
         sh ${./hybrid-mbr.sh} disk.img
-        zstd -T"$NIX_BUILD_CORES" -${toString config.image.repart.compression.level} disk.img \
+        zstd -T"$NIX_BUILD_CORES" -9 disk.img \
           -o "$out/${config.image.baseName}-rpi.img.zst"
       '';
 }
