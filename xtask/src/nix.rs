@@ -5,9 +5,8 @@ mod evaluation;
 mod hardening;
 mod tools;
 
-use crate::child;
 use crate::tree::Tree;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use evaluation::Evaluator;
 use std::env;
 use std::fs;
@@ -50,7 +49,7 @@ pub fn run(tree: &Tree, made: Made) -> Result<()> {
         left_out.push("how exposed the service is: systemd-analyze is not installed".to_owned());
     }
 
-    match evaluator(version) {
+    match evaluator(version)? {
         Ok(evaluator) => left_out.extend(evaluation::run(tree, &evaluator, made)?),
         Err(reason) if made == Made::Write => bail!("nothing can be written: {reason}"),
         Err(reason) => left_out.push(format!(
@@ -65,30 +64,29 @@ pub fn run(tree: &Tree, made: Made) -> Result<()> {
 }
 
 /// The evaluator, or why there is none.
-fn evaluator(version: Option<(u32, u32)>) -> Result<Evaluator, String> {
+fn evaluator(version: Option<(u32, u32)>) -> Result<Result<Evaluator, String>> {
     let Some((major, minor)) = version else {
-        return Err("nix-instantiate is not installed".to_owned());
+        return Ok(Err("nix-instantiate is not installed".to_owned()));
     };
     if (major, minor) < EVALUATES_SINCE {
-        return Err(format!(
+        return Ok(Err(format!(
             "this Nix is {major}.{minor}, and {}.{} or newer is needed",
             EVALUATES_SINCE.0, EVALUATES_SINCE.1
-        ));
+        )));
     }
     let Some(nixpkgs) = env::var_os(NIXPKGS_VARIABLE).filter(|value| !value.is_empty()) else {
-        return Err(format!(
+        return Ok(Err(format!(
             "{NIXPKGS_VARIABLE} names no nixpkgs; set it to the folder that `nix flake metadata --json \
              nixpkgs/REV` gives as `path`, with the REV in flake.lock"
-        ));
+        )));
     };
     let nixpkgs = PathBuf::from(nixpkgs);
-    if !nixpkgs.join("flake.nix").is_file() {
-        return Err(format!(
-            "{NIXPKGS_VARIABLE}={}: there is no flake.nix; name the root of a nixpkgs",
-            nixpkgs.display()
-        ));
-    }
-    Ok(Evaluator::new(nixpkgs))
+    ensure!(
+        nixpkgs.join("flake.nix").is_file(),
+        "{NIXPKGS_VARIABLE}={}: there is no flake.nix; name the root of a nixpkgs",
+        nixpkgs.display()
+    );
+    Ok(Ok(Evaluator::new(nixpkgs)))
 }
 
 /// Every Nix file of the source tree, by name.
@@ -119,7 +117,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// Nix stops at the first mistake, and says where it is.
 fn parse(tree: &Tree, files: &[PathBuf]) -> Result<()> {
-    child::run(
+    pass(
         Command::new("nix-instantiate")
             .arg("--parse")
             .args(files.iter().map(|file| relative(tree, file)))
@@ -127,8 +125,17 @@ fn parse(tree: &Tree, files: &[PathBuf]) -> Result<()> {
             // Parsing takes no store, and so no right to make one.
             .env("NIX_REMOTE", "dummy://")
             .stdout(Stdio::null()),
+        "a Nix file has a mistake, see above",
     )
-    .context("a Nix file has a mistake, see above")
+}
+
+/// Runs `command`, which says itself what is wrong. Its arguments are too many to be shown.
+fn pass(command: &mut Command, complaint: &'static str) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    ensure!(status.success(), complaint);
+    Ok(())
 }
 
 /// As a user in the source tree would name it.

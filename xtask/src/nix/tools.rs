@@ -1,6 +1,6 @@
 //! Programs that look at Nix files without evaluating them.
 
-use super::relative;
+use super::{pass, relative};
 use crate::child;
 use crate::tree::Tree;
 use anyhow::{Context, Result};
@@ -27,23 +27,23 @@ const DEADNIX: Tool = Tool {
 };
 
 pub fn format(tree: &Tree, files: &[PathBuf]) -> Result<()> {
-    child::run(
+    pass(
         NIXFMT
             .command(tree)?
             .arg("--check")
             .args(files.iter().map(|file| relative(tree, file))),
+        "a Nix file is not formatted, see above; run: nixfmt FILE",
     )
-    .context("a Nix file is not formatted, see above; run: nixfmt FILE")
 }
 
 pub fn find_dead_code(tree: &Tree, files: &[PathBuf]) -> Result<()> {
-    child::run(
+    pass(
         DEADNIX
             .command(tree)?
             .arg("--fail")
             .args(files.iter().map(|file| relative(tree, file))),
+        "a Nix file binds what it does not use, see above; run: deadnix --edit FILE",
     )
-    .context("a Nix file binds what it does not use, see above; run: deadnix --edit FILE")
 }
 
 /// False if there is no statix. Cargo can't install it: the package of that name is another program,
@@ -52,12 +52,12 @@ pub fn lint(tree: &Tree) -> Result<bool> {
     if !runs(Command::new("statix").arg("list")) {
         return Ok(false);
     }
-    child::run(
+    pass(
         Command::new("statix")
             .args(["check", "--format", "errfmt"])
             .current_dir(&tree.root),
-    )
-    .context("statix has something against a Nix file, see above; run: statix fix FILE")?;
+        "statix has something against a Nix file, see above; run: statix fix FILE",
+    )?;
     Ok(true)
 }
 
