@@ -19,7 +19,8 @@ let
 
   option = path: "services.headgate.${path}";
 
-  inStore = path: lib.isString path && lib.hasPrefix builtins.storeDir path || lib.isPath path;
+  # `toString` does not copy a path to the store, where interpolation would.
+  inStore = path: lib.isPath path || lib.hasPrefix builtins.storeDir (toString path);
 
   unknown = map (path: {
     assertion = false;

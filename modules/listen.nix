@@ -22,9 +22,18 @@ rec {
   # Port 0 takes a port that is free.
   clash =
     one: other:
+    let
+      isV6 = address: lib.hasPrefix "[" address;
+      # The wildcard of IPv6 takes IPv4's connections too.
+      covers =
+        one: other:
+        host one == "[::]"
+        || host one == "0.0.0.0" && !isV6 other
+        || host one == "localhost" && isLoopback other;
+    in
     !isOff one
     && !isOff other
     && port one != 0
     && port one == port other
-    && (host one == host other || isWildcard one || isWildcard other);
+    && (host one == host other || covers one other || covers other one);
 }

@@ -261,6 +261,10 @@ in
         };
       };
 
+  "test: one port of localhost and of its address" = aarch64 [
+    "services.headgate.settings.metrics.listen (localhost:1883) and services.headgate.settings.mqtt.listen (127.0.0.1:1883)"
+  ] { settings.metrics.listen = "localhost:1883"; };
+
   "test: a firewall opened for a listener that is off" = aarch64 [
     "services.headgate.openFirewall.mqttTls has no port to open"
     "Give the listener a port"
@@ -270,6 +274,17 @@ in
     "services.headgate.credentials.\"mqtt.key\" lies in the Nix store"
     "Give a path on the gateway, as a string"
   ] { credentials."mqtt.key" = builtins.toFile "mqtt.key" "not a key"; };
+
+  "test: a credential that is built" =
+    aarch64
+      [
+        "services.headgate.credentials.\"mqtt.key\" lies in the Nix store"
+        "Give a path on the gateway, as a string"
+      ]
+      {
+        credentials."mqtt.key" =
+          outputs.inputs.nixpkgs.legacyPackages.aarch64-linux.writeText "mqtt.key" "not a key";
+      };
 
   "test: a credential that Nix would copy to the store" = aarch64 [
     "services.headgate.credentials.\"mqtt.key\""

@@ -235,6 +235,16 @@ in
     expected = [ ];
   };
 
+  "test: IPv4 beside IPv6 is no clash" = {
+    expr = complaints { } {
+      services.headgate.settings = {
+        mqtt.listen = "0.0.0.0:1883";
+        metrics.listen = "[::1]:1883";
+      };
+    };
+    expected = [ ];
+  };
+
   "test: ports that are taken when they are free do not clash" = {
     expr = complaints { } {
       services.headgate.settings = {
