@@ -35,8 +35,8 @@ has '.[0] | has("triesLeft") | not'
 begin "the boot loader takes it by a pattern, so that a later entry can win"
 entry=headgate-1.conf
 pattern=$(sed -n 's/^default //p' esp/loader/loader.conf)
-case $entry in
 # shellcheck disable=SC2254 # It is a pattern.
+case $entry in
 $pattern) ;;
 *) failed "loader.conf has another default: $(cat esp/loader/loader.conf)" ;;
 esac

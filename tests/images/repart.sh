@@ -18,9 +18,11 @@ repart() { systemd-repart --offline=yes --dry-run=no "$@" > repart.log 2>&1; }
 # As in the initrd, but for the disk, which is a file.
 boot() { repart --empty=refuse --discard=no --definitions="$here/fixture/gateway.repart.d" "$1"; }
 
+# A table that is not yet as large as the disk makes sfdisk complain.
+table() { sfdisk --json "$1" 2> /dev/null; }
 # of DISK LABEL FIELD: what the partition table says about a partition.
-of() { sfdisk --json "$1" | jq -r --arg label "$2" ".partitiontable.partitions[] | select(.name == \$label).$3"; }
-partitions() { sfdisk --json "$1" | jq -c '.partitiontable.partitions | map({name, start, size, type, uuid})'; }
+of() { table "$1" | jq -r --arg label "$2" ".partitiontable.partitions[] | select(.name == \$label).$3"; }
+partitions() { table "$1" | jq -c '.partitiontable.partitions | map({name, start, size, type, uuid})'; }
 
 # within DISK LABEL: the partition, as debugfs names a file system inside a file.
 within() { printf '%s?offset=%s' "$1" "$(($(of "$1" "$2" start) * 512))"; }

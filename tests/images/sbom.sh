@@ -5,7 +5,13 @@
 
 closure=$here/fixture/closure.json
 if command -v nix-build > /dev/null; then
-    closure=$(nix-build --no-out-link "$here/closure.nix" 2> nix.log) || failed "$(cat nix.log)"
+    # Nothing but a shell is needed for it: no substitutes, and no users to build as.
+    if told=$(nix-build --no-out-link --option substitute false --option sandbox false \
+        --option build-users-group "" "$here/closure.nix" 2> nix.log); then
+        closure=$told
+    else
+        echo "  Nix could not build a closure, so the one in fixture/ is taken: $(tail -n 1 nix.log)"
+    fi
 fi
 
 sbom() { jq --sort-keys --from-file "$images/sbom.jq" "$@"; }
