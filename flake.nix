@@ -165,7 +165,7 @@
               ''
                 find "$src" -name '*.nix' -exec nixfmt --check {} +
                 deadnix --fail "$src"
-                statix check --config ${./statix.toml} "$src"
+                statix check "$src"
                 touch "$out"
               '';
 
