@@ -7,6 +7,7 @@ mod child;
 mod fuzz;
 mod guest;
 mod lint;
+mod nix;
 mod tests;
 mod tree;
 
@@ -54,6 +55,12 @@ enum Command {
     },
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
+    /// Checks what is written in Nix; with NIXPKGS=FOLDER evaluates it too
+    Nix {
+        /// Writes what is made from the module: docs/nixos-options.md and the tests' fixtures
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -106,5 +113,7 @@ fn main() -> Result<()> {
         }
         Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
         Command::Lint => lint::run(&tree),
+        Command::Nix { write: true } => nix::run(&tree, nix::Made::Write),
+        Command::Nix { write: false } => nix::run(&tree, nix::Made::Check),
     }
 }
