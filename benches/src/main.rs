@@ -150,8 +150,9 @@ fn run_suite(arguments: SuiteArguments) -> Result<()> {
         let options: Vec<String> = std::env::args().skip(1).collect();
         let command = format!("cargo xtask bench {}", options.join(" "));
         fs::create_dir_all(root.join("docs"))?;
-        fs::write(&page, report::page(&machine, &command, &sections))
-            .with_context(|| format!("can't write {}", page.display()))?;
+        let old = fs::read_to_string(&page).unwrap_or_default();
+        let new = report::page(&machine, &command, &sections) + report::boot_section(&old);
+        fs::write(&page, new).with_context(|| format!("can't write {}", page.display()))?;
         println!("\nwritten to {}", page.display());
     }
     let missed = sections

@@ -139,6 +139,18 @@ pub fn page(machine: &Machine, command: &str, sections: &[Section]) -> String {
     text
 }
 
+/// The section of `page` that `cargo xtask vm-test --write` has put there, with the empty line before
+/// it; empty if there is none.
+pub fn boot_section(page: &str) -> &str {
+    let Some(begin) = page.find("\n## Boot on emulated aarch64\n") else {
+        return "";
+    };
+    let end = page[begin + 1..]
+        .find("\n## ")
+        .map_or(page.len(), |end| begin + 1 + end);
+    &page[begin..end]
+}
+
 /// Where a run took place.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -225,5 +237,17 @@ mod tests {
         };
         let page = page(&machine, "bench", &[section]);
         assert!(page.contains("| speed | 1,234 | msg/s | ≥ 300,000 | NOT MET |"));
+    }
+
+    #[test]
+    fn the_boot_tests_section_is_found_in_a_page() {
+        let section = "\n## Boot on emulated aarch64\n\nslow\n";
+        for page in [
+            format!("# Page\n{section}"),
+            format!("# Page\n{section}\n## More\n"),
+        ] {
+            assert_eq!(boot_section(&page), section);
+        }
+        assert_eq!(boot_section("# Page\n"), "");
     }
 }

@@ -35,7 +35,9 @@ pub(super) const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Bounds on a compiler process: address space, which the allocator reserves generously, and CPU
 /// time over all its threads.
+#[cfg(feature = "compiler")]
 const MAX_ADDRESS_SPACE: u64 = 4 << 30;
+#[cfg(feature = "compiler")]
 const MAX_CPU_SECONDS: u64 = 240;
 
 /// Longest error message that is read from a compiler.

@@ -1,5 +1,6 @@
 //! The WASM engine: how it is set up, what fits its world, and live instances of apps.
 
+#[cfg(feature = "compiler")]
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -126,6 +127,7 @@ impl WasmEngine {
     }
 
     /// A short hash of all that decides whether compiled code fits this engine.
+    #[cfg(feature = "compiler")]
     pub(super) fn compatibility(&self) -> String {
         struct Blake3(blake3::Hasher);
         impl Hasher for Blake3 {
@@ -142,6 +144,13 @@ impl WasmEngine {
             .precompile_compatibility_hash()
             .hash(&mut hasher);
         format!("{:016x}", hasher.finish())
+    }
+
+    /// Wasmtime has that hash only with a compiler. Without one nothing is put into the cache, and
+    /// what is in it from before counts for nothing.
+    #[cfg(not(feature = "compiler"))]
+    pub(super) fn compatibility(&self) -> String {
+        "no-compiler".to_owned()
     }
 
     /// Loads what [`precompile`] has made, and checks that it fits the world of an app.

@@ -54,6 +54,7 @@ pub(super) enum Damage {
 }
 
 /// The bytes of a file with `code`, which is `component` compiled for `target`.
+#[cfg(any(feature = "compiler", test))]
 pub(super) fn encode(component: &[u8], target: &Target, code: &[u8]) -> Vec<u8> {
     let header = Header {
         component_sha256: ComponentId::of(component).to_string(),

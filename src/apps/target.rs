@@ -122,6 +122,7 @@ impl Target {
     }
 
     /// Cranelift's flags for the CPU.
+    #[cfg(any(feature = "compiler", test))]
     pub(super) fn features(&self) -> &'static [&'static str] {
         self.cpu.features
     }

@@ -99,14 +99,14 @@ fn both_versions_of_tls_carry_messages_of_every_size_and_qos() {
 #[test]
 fn a_client_that_does_not_trust_the_certificate_stays_out() {
     let gateway = home().start();
-    let other = home();
+    let other = certificate(&home());
     let args = [
         "-t",
         "a",
         "-m",
         "x",
         "--cafile",
-        certificate(&other).to_str().unwrap(),
+        other.to_str().unwrap(),
     ];
     let child = client(&gateway, "mosquitto_pub", &args).spawn().unwrap();
     assert!(!finished(child, PATIENCE).status.success());

@@ -104,7 +104,7 @@ impl Toolchain {
             Ok("") | Err(_) => {}
             Ok(other) => bail!("{CHOICE_VARIABLE}={other}: must be active or debian"),
         }
-        if active_has_target() {
+        if active_has_target(TARGET) {
             return Ok(Toolchain::Active);
         }
         Self::debian().with_context(|| {
@@ -167,10 +167,10 @@ fn without_paths_of_this_machine(tree: &Tree) -> Vec<String> {
     flags
 }
 
-/// Whether the compiler on the path has the target's standard library.
-fn active_has_target() -> bool {
+/// Whether the compiler on the path has the standard library of `target`.
+pub fn active_has_target(target: &str) -> bool {
     let libdir =
-        stdout_of(Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]));
+        stdout_of(Command::new("rustc").args(["--print", "target-libdir", "--target", target]));
     libdir
         .and_then(|libdir| fs::read_dir(libdir).ok())
         .is_some_and(|files| {

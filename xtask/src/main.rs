@@ -10,6 +10,7 @@ mod lint;
 mod nix;
 mod tests;
 mod tree;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -53,6 +54,8 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Boots the gateway on an emulated aarch64 machine, cuts its power, boots it again
+    VmTest(vm::Options),
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
     /// Checks what is written in Nix; with NIXPKGS=FOLDER evaluates it too
@@ -112,6 +115,7 @@ fn main() -> Result<()> {
             )
         }
         Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
+        Command::VmTest(options) => vm::run(&tree, &options),
         Command::Lint => lint::run(&tree),
         Command::Nix { write: true } => nix::run(&tree, nix::Made::Write),
         Command::Nix { write: false } => nix::run(&tree, nix::Made::Check),

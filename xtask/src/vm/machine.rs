@@ -1,0 +1,302 @@
+//! An emulated aarch64 machine: QEMU, a disk server that can lose power, forwarded ports, and the
+//! agent in the guest.
+
+use super::agent::{Agent, Output};
+use super::wait;
+use crate::child;
+use anyhow::{Context, Result, anyhow, bail};
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// For what takes a moment on a real machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// What a machine is made of.
+pub struct Parts {
+    /// Names its logs.
+    pub name: &'static str,
+    /// QEMU's name of the processor.
+    pub processor: &'static str,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// Of the file system with systemd, if there is one. It comes first.
+    pub root: Option<PathBuf>,
+    /// Of the store.
+    pub state: PathBuf,
+    /// Where the logs go.
+    pub logs: PathBuf,
+}
+
+/// A running machine. It ends when this is dropped, and with this program, however that ends.
+pub struct Machine {
+    qemu: Running,
+    disk: Running,
+    agent: Agent,
+    /// Of the guest's serial console.
+    console: PathBuf,
+    messages: PathBuf,
+    pub mqtt: u16,
+    pub metrics: u16,
+    pub started: Instant,
+    /// Holds the sockets; their paths must be short.
+    _sockets: TempDir,
+}
+
+impl Machine {
+    pub fn boot(parts: &Parts) -> Result<Self> {
+        // A port that was free may be taken before QEMU has it.
+        let mut attempts = 3;
+        loop {
+            attempts -= 1;
+            match Self::try_boot(parts)? {
+                Ok(machine) => return Ok(machine),
+                Err(messages) if attempts > 0 && messages.contains("host forwarding") => {}
+                Err(messages) => bail!("QEMU ended at once: {}", messages.trim()),
+            }
+        }
+    }
+
+    /// What QEMU says, if it ends at once.
+    fn try_boot(parts: &Parts) -> Result<Result<Self, String>> {
+        let sockets = tempfile::Builder::new()
+            .prefix("headgate-vm-")
+            .tempdir()
+            .context("cannot create a folder for sockets")?;
+        let (disk_socket, agent_socket) =
+            (sockets.path().join("disk"), sockets.path().join("agent"));
+        let console = parts.logs.join(format!("{}-console.log", parts.name));
+        let messages = parts.logs.join(format!("{}-qemu.log", parts.name));
+
+        let mut disk = serve_disk(&parts.state, &disk_socket)?;
+        wait::until("the disk server", SOON, || {
+            if let Some(status) = disk.0.try_wait()? {
+                bail!("nbdkit ended at once ({status}); its message is above");
+            }
+            Ok(disk_socket.exists().then_some(()))
+        })?;
+
+        let (mqtt, metrics) = free_ports()?;
+        let mut command = dying_with_us("qemu-system-aarch64");
+        command
+            .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+            .args(["-display", "none", "-M", "virt", "-smp", "2", "-m", "1G"])
+            .args(["-cpu", parts.processor])
+            .arg("-kernel")
+            .arg(&parts.kernel)
+            .arg("-initrd")
+            .arg(&parts.initramfs)
+            .args(["-append", "console=ttyAMA0 loglevel=4 panic=-1"])
+            .args(["-serial", &format!("file:{}", option(&console)?)])
+            .args(["-netdev", &user_network(mqtt, metrics)])
+            .args(["-device", "virtio-net-pci,netdev=network,romfile="])
+            .args(["-device", "virtio-serial-pci"])
+            .args([
+                "-chardev",
+                &format!(
+                    "socket,id=agent,path={},server=on,wait=off",
+                    option(&agent_socket)?
+                ),
+            ])
+            .args(["-device", "virtserialport,chardev=agent,name=agent"]);
+        if let Some(root) = &parts.root {
+            add_disk(&mut command, "root", &option(root)?);
+        }
+        let server = format!("nbd:unix:{}", disk_socket.display());
+        add_disk(&mut command, "state", &server);
+
+        let log = fs::File::create(&messages)
+            .with_context(|| format!("cannot create {}", messages.display()))?;
+        let started = Instant::now();
+        let mut qemu = Running::start(command.stdout(log.try_clone()?).stderr(log))?;
+        let stream = wait::until("QEMU to begin", SOON, || {
+            if qemu.0.try_wait()?.is_some() {
+                return Ok(Some(None));
+            }
+            Ok(UnixStream::connect(&agent_socket).ok().map(Some))
+        })?;
+        let Some(stream) = stream else {
+            return Ok(Err(fs::read_to_string(&messages)?));
+        };
+        Ok(Ok(Machine {
+            qemu,
+            disk,
+            agent: Agent::new(stream),
+            console,
+            messages,
+            mqtt,
+            metrics,
+            started,
+            _sockets: sockets,
+        }))
+    }
+
+    /// Waits, as long as the machine runs, for what `look` finds.
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut look: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<T> {
+        wait::until(what, patience, || {
+            if let Some(status) = self.qemu.0.try_wait()? {
+                bail!("QEMU ended ({status}) while {what} was waited for");
+            }
+            look(self)
+        })
+    }
+
+    /// What `command` wrote in the guest; an error if it failed there.
+    pub fn run(&mut self, command: &str) -> Result<String> {
+        self.agent.run(command, SOON)
+    }
+
+    pub fn output(&mut self, command: &str) -> Result<Output> {
+        self.agent.output(command, SOON)
+    }
+
+    /// Takes the power away: what the guest has not yet flushed to the disk is lost.
+    pub fn cut_power(mut self) -> Result<()> {
+        // The disk first, with what it has only in its cache.
+        self.disk.kill()?;
+        self.qemu.kill()
+    }
+
+    /// Has the guest shut down by `command`, and waits until it has.
+    pub fn shut_down(mut self, command: &str) -> Result<()> {
+        // The answer may be lost on the way down.
+        let _ = self.agent.output(command, Duration::from_secs(1));
+        wait::until("the machine to switch itself off", SOON, || {
+            Ok(self.qemu.0.try_wait()?)
+        })
+        .map(drop)
+        .map_err(|error| self.explain(error))
+    }
+
+    /// `error`, with what the machine has said last.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let tail = |path: &Path| {
+            let text = fs::read(path).unwrap_or_default();
+            last_lines(&String::from_utf8_lossy(&text), 40)
+        };
+        anyhow!(
+            "{error:#}\n--- {} (end)\n{}\n--- {} (end)\n{}",
+            self.console.display(),
+            tail(&self.console),
+            self.messages.display(),
+            tail(&self.messages),
+        )
+    }
+}
+
+/// A child process that is killed when this is dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", child::shown(command)))?;
+        Ok(Running(child))
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails if it has ended.
+        let _ = self.kill();
+    }
+}
+
+/// `program`, which the kernel kills when this program ends in whatever way.
+fn dying_with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
+
+/// Serves `image` with a cache that only a flush by the guest empties into it, as a disk does. QEMU
+/// alone would leave all that the guest wrote in this machine's own cache, where no kill can reach it.
+fn serve_disk(image: &Path, socket: &Path) -> Result<Running> {
+    let mut nbdkit = dying_with_us("nbdkit");
+    nbdkit
+        .args(["--foreground", "--filter=cache", "--unix"])
+        .arg(socket)
+        .arg("file")
+        .arg(image)
+        .args(["cache=writeback", "cache-min-block-size=4K"]);
+    Running::start(&mut nbdkit)
+}
+
+fn add_disk(qemu: &mut Command, id: &str, file: &str) {
+    qemu.args([
+        "-drive",
+        &format!("if=none,id={id},format=raw,cache=writeback,file={file}"),
+        "-device",
+        &format!("virtio-blk-pci,drive={id}"),
+    ]);
+}
+
+/// `path` as QEMU wants it within an option.
+fn option(path: &Path) -> Result<String> {
+    let path = path
+        .to_str()
+        .with_context(|| format!("QEMU can't be given the path {}", path.display()))?;
+    Ok(path.replace(',', ",,"))
+}
+
+fn user_network(mqtt: u16, metrics: u16) -> String {
+    format!(
+        "user,id=network,restrict=on,hostfwd=tcp:127.0.0.1:{mqtt}-:1883,\
+         hostfwd=tcp:127.0.0.1:{metrics}-:9464"
+    )
+}
+
+/// Both are held until both are known, so that they differ.
+fn free_ports() -> Result<(u16, u16)> {
+    let listen = || {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("there is no free port on 127.0.0.1")
+    };
+    let (one, other) = (listen()?, listen()?);
+    Ok((one.local_addr()?.port(), other.local_addr()?.port()))
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod a_machine {
+    use super::*;
+
+    #[test]
+    fn shows_the_end_of_its_logs() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines("a", 2), "a");
+    }
+
+    #[test]
+    fn takes_paths_with_commas() -> Result<()> {
+        assert_eq!(option(Path::new("/a,b"))?, "/a,,b");
+        Ok(())
+    }
+
+    #[test]
+    fn has_two_ports() -> Result<()> {
+        let (one, other) = free_ports()?;
+        assert_ne!(one, other);
+        Ok(())
+    }
+}

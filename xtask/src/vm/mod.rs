@@ -1,0 +1,155 @@
+//! Boots the gateway on an emulated aarch64 machine, as NixOS would run it, and looks at it from
+//! outside. docs/vm-test.md says what for; `surroundings` what it needs.
+
+mod agent;
+mod analyze;
+mod bare;
+mod cross;
+mod debian;
+mod disk;
+mod fixture;
+mod full;
+mod gateway;
+mod http;
+mod initramfs;
+mod machine;
+mod mqtt;
+mod report;
+mod roots;
+mod surroundings;
+mod wait;
+
+use crate::guest;
+use crate::tree::Tree;
+use anyhow::{Context, Result, bail};
+use debian::{Debian, Pages};
+use fixture::Fixture;
+use machine::Parts;
+use report::Report;
+use roots::Ingredients;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+/// What `cargo xtask vm-test` can be told.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Where Debian's packages come from; they are kept for the next run
+    #[arg(
+        long,
+        default_value = "http://deb.debian.org/debian",
+        value_name = "URL"
+    )]
+    mirror: String,
+    /// Write what was measured to docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
+}
+
+pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    surroundings::check()?;
+    let work = tree.target.join("vm");
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let _lock = lock(&work)?;
+    let tools = tree.root.join("tests").join("vm");
+    let fixture = Fixture::read(tools.join("fixture"))?;
+    let run = work.join("run");
+    if run.exists() {
+        fs::remove_dir_all(&run).with_context(|| format!("cannot remove {}", run.display()))?;
+    }
+    fs::create_dir_all(&run).with_context(|| format!("cannot create {}", run.display()))?;
+
+    stage("cross build");
+    let binary = cross::build(tree)?;
+    let size = cross::check_size(&binary)?;
+    stage("apps");
+    guest::build_apps(tree)?;
+    let apps = run.join("apps");
+    cross::compile_apps(tree, &fixture, &apps)?;
+
+    let begin = Instant::now();
+    stage("Debian");
+    let debian = Debian::get(work.join("debian"), &options.mirror, &tools)?;
+    stage("disks");
+    let ingredients = Ingredients {
+        debian: &debian,
+        fixture: &fixture,
+        binary: &binary,
+        apps: &apps,
+        tools: &tools,
+        run: &run,
+    };
+    let full = full::test(&full_machine(&ingredients)?, &fixture)?;
+    let bare = bare::test(&bare_machine(&ingredients)?, &fixture)?;
+
+    let report = Report::new(size, &full, &bare);
+    println!("\n{}\n\n{}", full.analysis.trim(), report.section());
+    if options.write {
+        let page = tree.root.join("docs").join("benchmarks.md");
+        report.write(&page)?;
+        println!("written to {}", page.display());
+    }
+    let missed = report.missed();
+    if !missed.is_empty() {
+        bail!("limits not kept:\n- {}", missed.join("\n- "));
+    }
+    println!(
+        "The gateway boots, works and survives a power cut, with 4 KiB and 16 KiB pages: {} s, besides building.",
+        begin.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+fn full_machine(ingredients: &Ingredients) -> Result<Parts> {
+    let root = ingredients.root()?;
+    let state = ingredients.run.join("state-4k.img");
+    disk::make_state(&state)?;
+    Ok(Parts {
+        name: "4k",
+        processor: "cortex-a72",
+        kernel: ingredients.debian.kernel(Pages::Of4KiB),
+        initramfs: ingredients.root_initramfs()?,
+        root: Some(root),
+        state,
+        logs: ingredients.run.to_owned(),
+    })
+}
+
+fn bare_machine(ingredients: &Ingredients) -> Result<Parts> {
+    let state = ingredients.run.join("state-16k.img");
+    disk::make_state(&state)?;
+    Ok(Parts {
+        name: "16k",
+        // The Cortex-A72 has no such pages.
+        processor: "cortex-a76",
+        kernel: ingredients.debian.kernel(Pages::Of16KiB),
+        initramfs: ingredients.gateway_initramfs()?,
+        root: None,
+        state,
+        logs: ingredients.run.to_owned(),
+    })
+}
+
+/// Held until the end, since two runs would share their disks.
+fn lock(work: &Path) -> Result<File> {
+    let path = work.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another vm-test works in {}: wait until it has ended, or give this one a folder of its \
+             own with CARGO_TARGET_DIR",
+            work.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Says what comes now, and when.
+fn stage(what: &str) {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    println!("[{:6.1} s] {what}", BEGIN.elapsed().as_secs_f64());
+}

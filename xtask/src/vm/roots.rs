@@ -1,0 +1,145 @@
+//! What the emulated machines start from: initramfs and root, put together anew in each run.
+
+use super::debian::{Debian, Pages};
+use super::fixture::{self, Fixture, within};
+use super::{disk, initramfs};
+use crate::child;
+use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What the service is linked against, besides what the kernel brings.
+const LIBRARIES: [&str; 4] = [
+    "ld-linux-aarch64.so.1",
+    "aarch64-linux-gnu/libc.so.6",
+    "aarch64-linux-gnu/libm.so.6",
+    "aarch64-linux-gnu/libgcc_s.so.1",
+];
+
+pub struct Ingredients<'a> {
+    pub debian: &'a Debian,
+    pub fixture: &'a Fixture,
+    /// The service.
+    pub binary: &'a Path,
+    /// The compiled apps, a folder each.
+    pub apps: &'a Path,
+    /// tests/vm/.
+    pub tools: &'a Path,
+    /// Where to work.
+    pub run: &'a Path,
+}
+
+impl Ingredients<'_> {
+    /// A disk with Debian, and on it what the NixOS module makes.
+    pub fn root(&self) -> Result<PathBuf> {
+        let tree = self.run.join("root");
+        self.unpack_debian(&tree)?;
+        prepare_debian(&tree)?;
+        fixture::copy_dir(&self.tools.join("guest"), &tree)?;
+        let units = within(&tree, "/etc/systemd/system");
+        fixture::enable(&units, "sysinit.target", "vm-agent.service")?;
+        self.fixture.install(&tree, self.binary, self.apps)?;
+        self.fixture.install_units(&tree)?;
+        let image = self.run.join("root.img");
+        disk::make_root(&tree, &image)?;
+        Ok(image)
+    }
+
+    /// What finds that disk.
+    pub fn root_initramfs(&self) -> Result<PathBuf> {
+        let tree = self.run.join("root-initramfs");
+        self.add_start(&tree, Pages::Of4KiB, "start-root")?;
+        finish(&tree)
+    }
+
+    /// The gateway without a root, with the libraries of the one that was made before.
+    pub fn gateway_initramfs(&self) -> Result<PathBuf> {
+        let tree = self.run.join("gateway-initramfs");
+        self.add_start(&tree, Pages::Of16KiB, "start-gateway")?;
+        for library in LIBRARIES {
+            let name = format!("usr/lib/{library}");
+            let target = tree.join("lib").join(library);
+            fixture::copy(&self.run.join("root").join(name), &target)?;
+        }
+        let agent = "usr/local/lib/vm-agent";
+        fixture::copy(&self.tools.join("guest").join(agent), &tree.join(agent))?;
+        self.fixture.install(&tree, self.binary, self.apps)?;
+        let command = format!("#!/bin/sh\nexec {}\n", self.fixture.command.join(" "));
+        write_program(&tree.join("gateway"), &command)?;
+        finish(&tree)
+    }
+
+    fn unpack_debian(&self, tree: &Path) -> Result<()> {
+        fs::create_dir_all(tree).with_context(|| format!("cannot create {}", tree.display()))?;
+        child::run(
+            Command::new("tar")
+                .args([
+                    "--extract",
+                    "--numeric-owner",
+                    "--same-permissions",
+                    "--file",
+                ])
+                .arg(self.debian.root_tar())
+                .arg("--directory")
+                .arg(tree),
+        )
+    }
+
+    fn add_start(&self, tree: &Path, pages: Pages, start: &str) -> Result<()> {
+        let own = self.tools.join("initramfs");
+        fixture::copy(&own.join("init"), &tree.join("init"))?;
+        fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))?;
+        fixture::copy(&own.join(start), &tree.join("start"))?;
+        fixture::copy(&self.debian.busybox(), &tree.join("bin/busybox"))?;
+        for module in self.debian.modules(pages)? {
+            let name = module.file_name().context("a module has a name")?;
+            fixture::copy(&module, &tree.join("modules").join(name))?;
+        }
+        Ok(())
+    }
+}
+
+fn finish(tree: &Path) -> Result<PathBuf> {
+    let archive = tree.with_extension("cpio");
+    initramfs::write(tree, &archive)?;
+    Ok(archive)
+}
+
+/// What the packages' scripts would have done: they have not run, being arm64's.
+fn prepare_debian(tree: &Path) -> Result<()> {
+    for name in ["passwd", "group"] {
+        let master = format!("/usr/share/base-passwd/{name}.master");
+        let own = within(tree, &format!("/etc/{name}"));
+        fixture::copy(&within(tree, &master), &own)?;
+    }
+    // A machine without one is set up as for its first boot, which asks questions.
+    fixture::write(
+        &within(tree, "/etc/machine-id"),
+        "0123456789abcdef0123456789abcdef\n",
+    )?;
+    let units = within(tree, "/etc/systemd/system");
+    fs::create_dir_all(&units)?;
+    symlink(
+        "/usr/lib/systemd/system/multi-user.target",
+        units.join("default.target"),
+    )?;
+    // The same as its own [Install] section.
+    let wants = units.join("multi-user.target.wants");
+    fs::create_dir_all(&wants)?;
+    symlink(
+        "/usr/lib/systemd/system/systemd-networkd.service",
+        wants.join("systemd-networkd.service"),
+    )?;
+    for dir in ["dev", "proc", "sys", "run", "var/empty", "var/lib/headgate"] {
+        fs::create_dir_all(tree.join(dir))?;
+    }
+    Ok(())
+}
+
+fn write_program(path: &Path, text: &str) -> Result<()> {
+    fixture::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} a program", path.display()))
+}

@@ -1,0 +1,63 @@
+//! What must be there before anything is built or booted; each thing that is missing is one line of
+//! the error, with the remedy.
+
+use anyhow::{Context, Result, bail};
+use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A program, and Debian's package with it.
+const PROGRAMS: [(&str, &str); 10] = [
+    ("qemu-system-aarch64", "qemu-system-arm"),
+    ("nbdkit", "nbdkit"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("tar", "tar"),
+    ("xz", "xz-utils"),
+    ("sha256sum", "coreutils"),
+    ("setpriv", "util-linux"),
+    ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+    ("aarch64-linux-gnu-ar", "binutils-aarch64-linux-gnu"),
+];
+
+/// Fails with all that is missing.
+pub fn check() -> Result<()> {
+    let mut missing: Vec<String> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !is_on_path(program))
+        .map(|(program, package)| {
+            format!(
+                "{program} is not installed (Debian, as root: ./dev setup vm-test, or apt-get install {package})"
+            )
+        })
+        .collect();
+    if !Path::new(KEYRING).is_file() {
+        missing.push(format!(
+            "{KEYRING}, by which Debian's packages are checked, is not there (apt-get install debian-archive-keyring)"
+        ));
+    }
+    // The root file system's files belong to several users, root above all.
+    let user = fs::metadata("/proc/self").context("cannot read /proc/self")?;
+    if user.uid() != 0 {
+        missing.push(
+            "root rights are needed, to unpack Debian's packages with their owners: run it as root, \
+             in a container for instance"
+                .to_owned(),
+        );
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("cannot run the boot test here:\n- {}", missing.join("\n- "))
+}
+
+/// `/usr/sbin` is not on everybody's path.
+fn is_on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(program).is_file())
+}
