@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(feature = "compiler", test))]
 use super::target::Target;
 use crate::store::ComponentId;
 

@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 /// Its systemd is new enough for every line of the unit, its C library for what this machine's
 /// cross-linker links against, and it has a kernel with 16 KiB pages.
 const SUITE: &str = "trixie";
-const PACKAGES: &str = "systemd,udev,busybox-static,linux-image-arm64,linux-image-arm64-16k";
+/// Not even the essential ones come unasked.
+const PACKAGES: &str = "base-files,base-passwd,coreutils,dash,e2fsprogs,grep,libc-bin,mount,systemd,\
+     udev,util-linux,busybox-static,linux-image-arm64,linux-image-arm64-16k";
 
 /// The unpacked packages, in a folder that is kept between runs.
 pub struct Debian {
@@ -55,7 +57,7 @@ impl Debian {
         println!("downloading Debian {SUITE} for arm64 from {mirror} (300 MB)");
         let mut mmdebstrap = Command::new("mmdebstrap");
         mmdebstrap
-            .args(["--quiet", "--variant=extract", "--architectures=arm64"])
+            .args(["--variant=extract", "--architectures=arm64"])
             .arg(format!("--include={PACKAGES}"))
             .arg(format!("--extract-hook={}", hook.display()))
             .args(apt_proxy())

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 /// An emulated machine may take long to come up where others compute, too.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(400);
 
 pub const OVERHEAT_ALARM: &str = "overheat-alarm";
 pub const UNIT_CONVERT: &str = "unit-convert";

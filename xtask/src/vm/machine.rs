@@ -14,7 +14,16 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// For what takes a moment on a real machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// The kernel's command line. Where others compute, too, devices take their time to appear; what systemd
+/// starts is shown if it fails or takes long.
+const KERNEL: &str = "console=ttyAMA0 loglevel=4 panic=-1 systemd.show_status=auto \
+     systemd.getty_auto=no systemd.default_device_timeout_sec=600";
+
+/// The gateway's log in the guest, with systemd or without.
+const GATEWAY_LOG: &str = "if [ -e /run/headgate.log ]; then tail -n 40 /run/headgate.log; \
+     else journalctl --no-pager -b -o cat -n 40 -u headgate.service; fi";
 
 /// What a machine is made of.
 pub struct Parts {
@@ -90,7 +99,7 @@ impl Machine {
             .arg(&parts.kernel)
             .arg("-initrd")
             .arg(&parts.initramfs)
-            .args(["-append", "console=ttyAMA0 loglevel=4 panic=-1"])
+            .args(["-append", KERNEL])
             .args(["-serial", &format!("file:{}", option(&console)?)])
             .args(["-netdev", &user_network(mqtt, metrics)])
             .args(["-device", "virtio-net-pci,netdev=network,romfile="])
@@ -177,14 +186,16 @@ impl Machine {
         .map_err(|error| self.explain(error))
     }
 
-    /// `error`, with what the machine has said last.
-    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    /// `error`, with what the machine and the gateway have said last.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let log = self.agent.output(GATEWAY_LOG, Duration::from_secs(20));
+        let log = log.map_or_else(|error| format!("{error:#}"), |output| output.text);
         let tail = |path: &Path| {
             let text = fs::read(path).unwrap_or_default();
             last_lines(&String::from_utf8_lossy(&text), 40)
         };
         anyhow!(
-            "{error:#}\n--- {} (end)\n{}\n--- {} (end)\n{}",
+            "{error:#}\n--- the gateway's log (end)\n{log}\n--- {} (end)\n{}\n--- {} (end)\n{}",
             self.console.display(),
             tail(&self.console),
             self.messages.display(),
