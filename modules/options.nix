@@ -16,6 +16,14 @@ let
 
   cfg = config.services.headgate;
   schema = import ./schema.nix { inherit lib; };
+
+  openFirewall =
+    _: key:
+    mkOption {
+      type = types.bool;
+      default = false;
+      description = "Whether to open the port of {option}`services.headgate.settings.${key}` in the firewall.";
+    };
 in
 {
   options.services.headgate = {
@@ -62,6 +70,10 @@ in
         What stands in {file}`headgate.toml`. A key that is `null` is left out. While the system is
         built, `headgate config check` looks at the result.
 
+        The module sets `apps.preinstalled` to what it makes of {option}`services.headgate.apps`, and
+        `admin.socket`, unless you do, to {file}`/run/headgate/admin.sock`. The store is in
+        {file}`/var/lib/headgate`, unless you set `store.path`.
+
         Everybody can read the Nix store, so secrets do not belong here; see
         {option}`services.headgate.credentials`.
       '';
@@ -88,10 +100,10 @@ in
       description = "Where the service finds its credentials; for use in {option}`services.headgate.settings`.";
     };
 
-    openFirewall = {
-      mqtt = mkEnableOption "the port of {option}`services.headgate.settings.mqtt.listen` in the firewall";
-      mqttTls = mkEnableOption "the port of {option}`services.headgate.settings.mqtt.tls.listen` in the firewall";
-      metrics = mkEnableOption "the port of {option}`services.headgate.settings.metrics.listen` in the firewall";
+    openFirewall = lib.mapAttrs openFirewall {
+      mqtt = "mqtt.listen";
+      mqttTls = "mqtt.tls.listen";
+      metrics = "metrics.listen";
     };
   };
 

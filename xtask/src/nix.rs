@@ -76,8 +76,8 @@ fn evaluator(version: Option<(u32, u32)>) -> Result<Result<Evaluator, String>> {
     }
     let Some(nixpkgs) = env::var_os(NIXPKGS_VARIABLE).filter(|value| !value.is_empty()) else {
         return Ok(Err(format!(
-            "{NIXPKGS_VARIABLE} names no nixpkgs; set it to the folder that `nix flake metadata --json \
-             nixpkgs/REV` gives as `path`, with the REV in flake.lock"
+            "{NIXPKGS_VARIABLE} names no nixpkgs; set it to the path that `nix flake metadata --json \
+             github:NixOS/nixpkgs/REV` gives, with the REV in flake.lock"
         )));
     };
     let nixpkgs = PathBuf::from(nixpkgs);
