@@ -10,6 +10,7 @@ mod lint;
 mod nix;
 mod tests;
 mod tree;
+#[cfg(unix)]
 mod vm;
 
 use anyhow::Result;
@@ -55,6 +56,7 @@ enum Command {
         seconds: u64,
     },
     /// Boots the gateway on an emulated aarch64 machine, cuts its power, boots it again
+    #[cfg(unix)]
     VmTest(vm::Options),
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
@@ -115,6 +117,7 @@ fn main() -> Result<()> {
             )
         }
         Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
+        #[cfg(unix)]
         Command::VmTest(options) => vm::run(&tree, &options),
         Command::Lint => lint::run(&tree),
         Command::Nix { write: true } => nix::run(&tree, nix::Made::Write),

@@ -19,14 +19,16 @@ const LIBRARIES: [&str; 4] = [
 ];
 
 /// Units of Debian's that do nothing for a gateway, and take an emulated machine seconds each.
-const MASKED: [&str; 21] = [
+const MASKED: [&str; 26] = [
     "dev-hugepages.mount",
     "dev-mqueue.mount",
     "e2scrub_reap.service",
+    "getty-static.service",
     "kmod-static-nodes.service",
     "ldconfig.service",
     "modprobe@.service",
     "proc-sys-fs-binfmt_misc.automount",
+    "run-lock.mount",
     "sys-fs-fuse-connections.mount",
     "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
@@ -38,9 +40,12 @@ const MASKED: [&str; 21] = [
     "systemd-hwdb-update.service",
     "systemd-journal-catalog-update.service",
     "systemd-modules-load.service",
+    "systemd-networkd-persistent-storage.service",
+    "systemd-random-seed.service",
     "systemd-sysext.socket",
     "systemd-udev-load-credentials.service",
     "systemd-update-utmp.service",
+    "systemd-user-sessions.service",
 ];
 
 pub struct Ingredients<'a> {
@@ -153,6 +158,7 @@ fn prepare_debian(tree: &Path) -> Result<()> {
     for unit in MASKED {
         symlink("/dev/null", units.join(unit))?;
     }
+    mask_generators(tree)?;
     // The same as its own [Install] section.
     let wants = units.join("multi-user.target.wants");
     fs::create_dir_all(&wants)?;
@@ -162,6 +168,22 @@ fn prepare_debian(tree: &Path) -> Result<()> {
     )?;
     for dir in ["dev", "proc", "sys", "run", "var/empty", "var/lib/headgate"] {
         fs::create_dir_all(tree.join(dir))?;
+    }
+    Ok(())
+}
+
+/// Of the programs that make units at boot, only the one for /etc/fstab has something to do.
+fn mask_generators(tree: &Path) -> Result<()> {
+    let masks = within(tree, "/etc/systemd/system-generators");
+    fs::create_dir_all(&masks)?;
+    let generators = within(tree, "/usr/lib/systemd/system-generators");
+    for generator in fs::read_dir(&generators)
+        .with_context(|| format!("cannot list {}", generators.display()))?
+    {
+        let name = generator?.file_name();
+        if name != "systemd-fstab-generator" {
+            symlink("/dev/null", masks.join(name))?;
+        }
     }
     Ok(())
 }

@@ -4,8 +4,8 @@ use anyhow::{Result, bail};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two looks: short beside everything that is waited for here.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// Between two looks: short beside what is waited for, long beside what a look costs an emulated machine.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// What `look` finds, as soon as it finds something; an error that names `what` after `patience`. An
 /// error of `look` ends the wait.
