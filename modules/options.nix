@@ -36,9 +36,8 @@ in
       defaultText = literalExpression "pkgs.headgate.override { compiler = false; }";
       description = ''
         The package that runs on the gateway. The default has no compiler: it runs the apps in
-        {option}`services.headgate.apps`, which are compiled while the system is built, and others
-        that `headgate app compile` has compiled. With `pkgs.headgate`, `headgate app install` takes
-        any component.
+        {option}`services.headgate.apps`, which are compiled while the system is built, and no
+        others. With `pkgs.headgate`, `headgate app install` takes any component.
       '';
     };
 

@@ -184,6 +184,7 @@ fn a_damaged_file_never_runs_and_keeps_nobody_else_from_running() {
     house.assert_works("b");
     let error = house.apps.start("a").unwrap_err().to_string();
     assert!(error.contains("its checksum is wrong"), "{error}");
+    drop(house);
 
     system.add("a", "app.cwasm", &compiled()[..100]);
     assert!(system.reason().contains("it is damaged"));
