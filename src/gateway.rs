@@ -13,8 +13,8 @@ use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
 use crate::apps::{AppError, Apps, AppsConfig};
-use crate::broker::{Broker, BrokerConfig};
-use crate::config::Config;
+use crate::broker::{self, Broker, BrokerConfig, Listener, TlsError};
+use crate::config::{Config, ListenAddress, TlsConfig};
 use crate::event::Event;
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
@@ -31,6 +31,8 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
     Admin(#[from] admin::SocketError),
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
@@ -45,6 +47,8 @@ pub struct Gateway {
     outputs: Arc<Outputs>,
     health: Health,
     admin: AdminListener,
+    mqtt_addr: SocketAddr,
+    mqtt_tls_addr: Option<SocketAddr>,
     metrics: Option<(SocketAddr, TcpListener)>,
     shutdown_timeout: Duration,
     started: Instant,
@@ -61,17 +65,26 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let started = Instant::now();
     let health = Health::default();
     // The listeners first: an address in use is found out before anything is touched.
-    let mqtt = listen(&config.mqtt.listen, "mqtt.listen").await?;
+    let (mqtt_addr, mqtt) = listen(&config.mqtt.listen, "mqtt.listen").await?;
+    let mut listeners = vec![Listener {
+        socket: mqtt,
+        tls: None,
+    }];
+    let mut mqtt_tls_addr = None;
+    if let TlsConfig {
+        listen: Some(address),
+        certificate: Some(certificate),
+        key: Some(key),
+    } = &config.mqtt.tls
+    {
+        let tls = Some(broker::server_config(certificate, key)?);
+        let (address, socket) = listen(address, "mqtt.tls.listen").await?;
+        tracing::info!(%address, "MQTT with TLS");
+        mqtt_tls_addr = Some(address);
+        listeners.push(Listener { socket, tls });
+    }
     let metrics = match &config.metrics.listen {
-        Some(address) => {
-            let listener = listen(address, "metrics.listen").await?;
-            let address = listener.local_addr().map_err(|source| ListenError {
-                key: "metrics.listen",
-                address: address.to_string(),
-                source,
-            })?;
-            Some((address, listener))
-        }
+        Some(address) => Some(listen(address, "metrics.listen").await?),
         None => None,
     };
     let store = Store::open(&StoreConfig {
@@ -102,15 +115,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .expect("opening apps does not panic")?
     };
     // The edge last: what its clients send waits for apps that are still starting.
-    let address = config.mqtt.listen.to_string();
-    let broker =
-        Broker::start(broker_config(config), mqtt, pipeline.clone()).map_err(|source| {
-            ListenError {
-                key: "mqtt.listen",
-                address,
-                source,
-            }
-        })?;
+    let broker = Broker::start(broker_config(config), listeners, pipeline.clone());
     let broker = Arc::new(broker);
     outputs
         .broker
@@ -136,6 +141,8 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         outputs,
         health,
         admin,
+        mqtt_addr,
+        mqtt_tls_addr,
         metrics,
         shutdown_timeout: Duration::from_millis(config.shutdown.timeout_ms),
         started,
@@ -143,17 +150,20 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     Ok(gateway)
 }
 
+/// Binds, and says which port it is where port 0 was asked for.
 async fn listen(
-    address: &crate::config::ListenAddress,
+    address: &ListenAddress,
     key: &'static str,
-) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address.as_pair())
-        .await
-        .map_err(|source| ListenError {
-            key,
-            address: address.to_string(),
-            source,
-        })
+) -> Result<(SocketAddr, TcpListener), ListenError> {
+    let bind = async {
+        let listener = TcpListener::bind(address.as_pair()).await?;
+        Ok((listener.local_addr()?, listener))
+    };
+    bind.await.map_err(|source| ListenError {
+        key,
+        address: address.to_string(),
+        source,
+    })
 }
 
 fn broker_config(config: &Config) -> BrokerConfig {
@@ -222,9 +232,9 @@ impl Sink for Outputs {
 }
 
 impl Gateway {
-    /// The address of the MQTT listener.
+    /// The address of the MQTT listener without TLS.
     pub fn mqtt_addr(&self) -> SocketAddr {
-        self.broker.addr()
+        self.mqtt_addr
     }
 
     /// The address of the metrics listener, unless it is off.
@@ -251,7 +261,8 @@ impl Gateway {
             let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
             let (outputs, health, started) =
                 (self.outputs.clone(), self.health.clone(), self.started);
-            let (mqtt, metrics) = (self.mqtt_addr(), self.metrics_addr());
+            let (mqtt, mqtt_tls) = (self.mqtt_addr, self.mqtt_tls_addr);
+            let metrics = self.metrics_addr();
             let store = self.store.path().to_owned();
             let apps = self.apps.clone();
             Arc::new(move || {
@@ -262,6 +273,7 @@ impl Gateway {
                     "uptime_s": started.elapsed().as_secs(),
                     "store": store,
                     "mqtt_listen": mqtt,
+                    "mqtt_tls_listen": mqtt_tls,
                     "metrics_listen": metrics,
                     "broker": broker.stats(),
                     "pipeline": pipeline.status(),
@@ -308,7 +320,7 @@ impl Gateway {
         let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
         let ready = {
             let (apps, health, started) = (self.apps.clone(), self.health.clone(), self.started);
-            let mqtt = self.broker.addr();
+            let mqtt = self.mqtt_addr;
             health.not_ready("apps", "starting");
             let (settled, all_settled) = oneshot::channel();
             // A thread of its own, and not the runtime's, whose end would wait for it.

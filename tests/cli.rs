@@ -208,3 +208,66 @@ fn the_compiler_names_what_it_cannot_compile() {
     assert!(!stderr(&output).is_empty());
     assert!(!home.path().join("out").exists());
 }
+
+/// A component with which nothing is wrong but that it is none of an app.
+const EMPTY_COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+#[test]
+fn compiling_ahead_names_the_target_the_cpu_and_the_app_that_are_wrong() {
+    let home = home();
+    let app = home.path().join("app");
+    std::fs::create_dir(&app).unwrap();
+    let manifest = "name = \"thermo\"\nversion = \"1.0.0\"\nsubscribe = [\"a\"]\n";
+    std::fs::write(app.join("manifest.toml"), manifest).unwrap();
+    std::fs::write(app.join("thermo.wasm"), EMPTY_COMPONENT).unwrap();
+    let compile = |more: &[&str]| run(home.path(), &[&["app", "compile", "app"], more].concat());
+
+    for (args, culprits) in [
+        (
+            &["--output", "out", "--target", "riscv64gc-unknown-linux-gnu"][..],
+            &["riscv64gc", "aarch64-unknown-linux-gnu"][..],
+        ),
+        (
+            &[
+                "--output",
+                "out",
+                "--target",
+                "aarch64-unknown-linux-gnu",
+                "--cpu",
+                "i7",
+            ],
+            &["\"i7\"", "cortex-a72"],
+        ),
+        (
+            &["--output", "out", "--name", "other"],
+            &["\"thermo\"", "\"other\""],
+        ),
+        (&["--output", "app"], &["app is not empty"]),
+    ] {
+        let output = compile(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        for culprit in culprits {
+            assert!(stderr(&output).contains(culprit), "{}", stderr(&output));
+        }
+    }
+    assert!(!home.path().join("out").exists(), "nothing was written");
+
+    let target = [
+        "--target",
+        "aarch64-unknown-linux-gnu",
+        "--cpu",
+        "cortex-a72",
+    ];
+    let output = compile(&[&["--output", "out"][..], &target].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        std::fs::read_to_string(home.path().join("out/manifest.toml")).unwrap(),
+        manifest
+    );
+    assert!(home.path().join("out/thermo.cwasm").exists());
+
+    std::fs::write(app.join("thermo.wasm"), b"\0asm\x01\0\0\0").unwrap();
+    let output = compile(&["--output", "out2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("app thermo: this is a core WebAssembly module"));
+}

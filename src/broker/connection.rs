@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet};
-use tokio::io::Interest;
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -26,6 +26,7 @@ use super::registry::{Online, Parked};
 use super::session::{
     Close, ConnectRefused, ConnectRequest, Effect, Session, Subscription, Ticket,
 };
+use super::stream::Stream;
 use super::{Phase, Shared};
 use crate::event::Event;
 use crate::pipeline::Tap;
@@ -47,12 +48,24 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 /// A connection that has been idle for so long gives its large buffers back.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Serves a client until it goes.
-pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+/// Serves a client until it goes, with TLS if there is a configuration for it.
+pub async fn serve(
+    socket: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+) {
     // Without it, small acks wait for the peer's delayed acks.
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%peer, %error, "can't set TCP_NODELAY");
     }
+    let stream = match Stream::new(socket, tls) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::error!(%peer, %error, "can't begin TLS");
+            return;
+        }
+    };
     let mut wire = Wire {
         stream,
         decoder: Decoder::new(shared.config.max_packet_bytes),
@@ -192,7 +205,7 @@ async fn refuse(
 
 /// A socket with its buffers.
 struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     decoder: Decoder,
     input: BytesMut,
     read_size: usize,
@@ -217,7 +230,10 @@ impl Wire {
                 Some(Incoming::Publish(_)) => unreachable!("the decoder wants CONNECT first"),
                 None => {}
             }
-            self.stream.readable().await?;
+            if !self.stream.ready(true, false).await? {
+                self.stream.flush()?;
+                continue;
+            }
             match self.read() {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(count) => self.first_bytes += count as u64,
@@ -234,7 +250,7 @@ impl Wire {
             self.input.clear();
         }
         self.input.reserve(self.read_size);
-        let count = self.stream.try_read_buf(&mut self.input)?;
+        let count = self.stream.try_read(&mut self.input)?;
         if count >= self.read_size {
             self.read_size = (self.read_size * 2).min(LARGE_READ);
         }
@@ -266,21 +282,27 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
+        self.stream.flush()?;
         Ok(written)
+    }
+
+    /// Whether nothing waits to be sent.
+    fn is_sent(&self) -> bool {
+        self.output.is_empty() && !self.stream.is_sending()
     }
 
     /// Sends the rest, if the client takes it soon, and ends the connection in an orderly way.
     async fn write_last(&mut self) {
         let send = async {
-            while !self.output.is_empty() {
-                self.stream.writable().await?;
+            while !self.is_sent() {
+                self.stream.ready(false, true).await?;
                 self.write()?;
             }
-            tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await?;
+            self.stream.shut_down().await?;
             // What the client sent and nobody will read would make the kernel reset the
             // connection, and the client might never see our last packet.
             loop {
-                self.stream.readable().await?;
+                self.stream.ready(true, false).await?;
                 self.input.clear();
                 match self.read() {
                     Ok(0) => return io::Result::Ok(()),
@@ -438,7 +460,7 @@ impl Connection {
             let phase = shared.phase();
             let more = self.has_more_to_send();
             if phase == Phase::Closing
-                && self.wire.output.is_empty()
+                && self.wire.is_sent()
                 && !more
                 && !self.session.awaits_acks()
             {
@@ -456,14 +478,8 @@ impl Connection {
                 && self.behind.is_empty()
                 && !stuck
                 && self.wire.output.len() < WRITE_AHEAD;
-            let interest = match (reads, self.wire.output.is_empty()) {
-                (true, true) => Some(Interest::READABLE),
-                (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
-                (false, false) => Some(Interest::WRITABLE),
-                (false, true) => None,
-            };
-            let write_deadline = (!self.wire.output.is_empty())
-                .then(|| self.last_progress + shared.config.write_timeout);
+            let writes = !self.wire.is_sent();
+            let write_deadline = writes.then(|| self.last_progress + shared.config.write_timeout);
             // While nothing is read, nothing can be heard: the keep-alive is not counted.
             let heard_deadline = if reads { self.session.deadline() } else { None };
             let idle_deadline = (self.wire.read_size > SMALL_READ).then(|| now + IDLE);
@@ -482,13 +498,8 @@ impl Connection {
                 biased;
                 () = online.taken_over.notified() => return End::TakenOver,
                 () = shared.leaves(phase) => {}
-                ready = async {
-                    match interest {
-                        Some(interest) => self.wire.stream.ready(interest).await,
-                        None => std::future::pending().await,
-                    }
-                } => match ready {
-                    Ok(ready) if ready.is_readable() && reads && !self.has_to_wait() => {
+                readable = self.wire.stream.ready(reads, writes) => match readable {
+                    Ok(true) if !self.has_to_wait() => {
                         if let Some(end) = self.on_readable() {
                             return end;
                         }

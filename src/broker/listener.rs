@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
 use super::connection;
@@ -12,8 +13,12 @@ use super::{Phase, Shared};
 /// How long to wait when the system has no file descriptor or memory for another connection.
 const BREATHER: Duration = Duration::from_millis(100);
 
-/// Accepts clients until the shutdown begins.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// Accepts clients, with TLS if there is a configuration for it, until the shutdown begins.
+pub(super) async fn accept(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    shared: Arc<Shared>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -34,9 +39,9 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             tracing::debug!(%peer, "connection closed: mqtt.max_connections is reached");
             continue;
         };
-        let shared = shared.clone();
+        let (shared, tls) = (shared.clone(), tls.clone());
         tokio::spawn(async move {
-            connection::serve(stream, peer, shared).await;
+            connection::serve(stream, tls, peer, shared).await;
             drop(place);
         });
     }

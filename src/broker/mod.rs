@@ -16,14 +16,15 @@ mod rate;
 mod registry;
 mod retained;
 mod session;
+mod stream;
+mod tls;
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -34,6 +35,8 @@ use mailbox::Mailbox;
 use message::{Message, SessionKey};
 use registry::Registry;
 use session::{Limits, Session};
+
+pub use tls::{TlsError, server_config};
 
 /// Connections beyond `max_connections` that may be between accept and CONNECT, so that a full
 /// gateway can still tell a client that it is full, and a known client can take over its session.
@@ -88,7 +91,6 @@ pub struct Stats {
 /// The running edge.
 pub struct Broker {
     shared: Arc<Shared>,
-    addr: SocketAddr,
     phase: watch::Sender<Phase>,
     /// The way of what apps publish.
     publisher: Mutex<Publisher>,
@@ -110,14 +112,20 @@ struct Shared {
     log_quota: Mutex<LogQuota>,
 }
 
+/// A socket that MQTT clients connect to.
+pub struct Listener {
+    pub socket: TcpListener,
+    /// None: without TLS.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
 impl Broker {
-    /// Serves MQTT on `listener` until [`Broker::close`].
+    /// Serves MQTT on all `listeners` until [`Broker::close`].
     pub fn start(
         config: BrokerConfig,
-        listener: TcpListener,
+        listeners: Vec<Listener>,
         pipeline: Arc<Pipeline>,
-    ) -> io::Result<Broker> {
-        let addr = listener.local_addr()?;
+    ) -> Broker {
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let fanout = Arc::new(Fanout::new(config.max_retained_messages));
         let shared = Arc::new(Shared {
@@ -144,19 +152,15 @@ impl Broker {
             }),
             config,
         });
-        tokio::spawn(listener::accept(listener, shared.clone()));
+        for Listener { socket, tls } in listeners {
+            tokio::spawn(listener::accept(socket, tls, shared.clone()));
+        }
         tokio::spawn(shared.clone().reap_sessions());
-        Ok(Broker {
+        Broker {
             shared,
-            addr,
             phase,
             publisher: Mutex::new(Publisher::new(fanout)),
-        })
-    }
-
-    /// Where the edge listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+        }
     }
 
     /// Sends what an app made to those who subscribed to it. Called from the apps' threads; waits,

@@ -261,24 +261,63 @@ impl Resolver {
     /// What each value allows by itself and not together with another.
     fn check_combinations(&mut self) {
         self.check_listeners();
+        self.check_tls();
         self.check_socket();
         self.check_queues();
     }
 
     fn check_listeners(&mut self) {
-        let (Some(mqtt), Some(metrics)) =
-            (self.address("mqtt.listen"), self.address("metrics.listen"))
-        else {
+        const LISTENERS: [(&str, &str); 3] = [
+            ("mqtt.listen", "MQTT"),
+            ("mqtt.tls.listen", "MQTT with TLS"),
+            ("metrics.listen", "metrics"),
+        ];
+        for (index, (later, later_name)) in LISTENERS.iter().enumerate() {
+            for (earlier, earlier_name) in &LISTENERS[..index] {
+                let (Some(one), Some(other)) = (self.address(earlier), self.address(later)) else {
+                    continue;
+                };
+                if !one.collides_with(other) {
+                    continue;
+                }
+                let fault = Fault::Conflict(format!(
+                    "{earlier_name} on {one} ({}) and {later_name} on {other} ({}) can't have the same port",
+                    self.origin_of(earlier),
+                    self.origin_of(later),
+                ));
+                let remedy = "give one of them another port".to_owned();
+                self.conflict(&[later, earlier], fault, remedy);
+            }
+        }
+    }
+
+    fn check_tls(&mut self) {
+        if self.address("mqtt.tls.listen").is_none() {
             return;
-        };
-        if mqtt.collides_with(metrics) {
-            let fault = Fault::Conflict(format!(
-                "MQTT on {mqtt} ({}) and metrics on {metrics} ({}) can't have the same port",
-                self.origin_of("mqtt.listen"),
-                self.origin_of("metrics.listen"),
-            ));
-            let remedy = "give one of them another port".to_owned();
-            self.conflict(&["metrics.listen", "mqtt.listen"], fault, remedy);
+        }
+        for (key, file) in [
+            (
+                "mqtt.tls.certificate",
+                "the certificate, such as /etc/headgate/mqtt.crt",
+            ),
+            (
+                "mqtt.tls.key",
+                "the certificate's private key, such as /etc/headgate/mqtt.key",
+            ),
+        ] {
+            if self
+                .path(key)
+                .is_some_and(|path| path.as_os_str().is_empty())
+            {
+                self.problems.push(Problem {
+                    origin: self.origin_of("mqtt.tls.listen").clone(),
+                    key: Some("mqtt.tls.listen".to_owned()),
+                    fault: Fault::Conflict(format!("TLS needs {key}, and it is not set")),
+                    remedy: format!(
+                        "set {key} to the file with {file}, or mqtt.tls.listen to \"off\""
+                    ),
+                });
+            }
         }
     }
 

@@ -149,6 +149,16 @@ mod tests {
     }
 
     #[test]
+    fn the_nixos_module_has_this_schema() {
+        let committed = include_str!("../../modules/settings.schema.json");
+        let committed: Json = serde_json::from_str(committed).unwrap();
+        assert!(
+            committed == json_schema(),
+            "run: headgate config schema > modules/settings.schema.json"
+        );
+    }
+
+    #[test]
     fn the_schema_knows_every_key_with_its_description_and_forbids_others() {
         let schema = json_schema();
         for key in super::super::keys() {

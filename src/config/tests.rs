@@ -602,6 +602,45 @@ fn mqtt_and_metrics_cant_have_the_same_port() {
 }
 
 #[test]
+fn the_listener_with_tls_has_a_port_of_its_own_too() {
+    let tls = "[mqtt.tls]\ncertificate = \"c\"\nkey = \"k\"\nlisten = ";
+    assert!(
+        loaded(&format!("{tls}\"[::]:8883\""))
+            .config
+            .mqtt
+            .tls
+            .listen
+            .is_some()
+    );
+    for (port, other) in [(1883, "MQTT on"), (9464, "metrics on")] {
+        let errors = errors_in(format!("{tls}\"0.0.0.0:{port}\""));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(
+            errors[0].contains("MQTT with TLS on 0.0.0.0:"),
+            "{errors:?}"
+        );
+        assert!(errors[0].contains(other), "{errors:?}");
+    }
+}
+
+#[test]
+fn tls_needs_a_certificate_and_a_key() {
+    let errors = errors_in("[mqtt.tls]\nlisten = \"[::]:8883\"\ncertificate = \"mqtt.crt\"");
+    assert_eq!(
+        errors,
+        [
+            "2:10: mqtt.tls.listen: TLS needs mqtt.tls.key, and it is not set; help: set \
+             mqtt.tls.key to the file with the certificate's private key, such as \
+             /etc/headgate/mqtt.key, or mqtt.tls.listen to \"off\""
+        ]
+    );
+    let errors = errors_of_env(&[("HEADGATE_MQTT_TLS_LISTEN", "[::]:8883")]);
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    let none = loaded("[mqtt.tls]\ncertificate = \"\"").config.mqtt.tls;
+    assert_eq!((none.certificate, none.key), (None, None));
+}
+
+#[test]
 fn a_conflict_with_a_default_blames_what_was_set() {
     let errors = errors_of_env(&[("HEADGATE_MQTT_LISTEN", "127.0.0.1:9464")]);
     assert_eq!(errors.len(), 1);

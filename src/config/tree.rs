@@ -127,6 +127,21 @@ section! {
         /// Most messages a second that one client may publish; it is read more slowly beyond that.
         /// 0 sets no limit.
         max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
+        .. tls: TlsConfig;
+    }
+}
+
+section! {
+    /// A second MQTT listener, with TLS 1.2 and 1.3. Clients need no certificate.
+    TlsConfig = "mqtt.tls" {
+        /// Where MQTT clients connect with TLS. Port 0 takes a free port; "off" or "" has no such
+        /// listener.
+        listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
+        /// File with the certificate of the gateway and those that lead from it to the one that
+        /// clients trust, as PEM. Read at the start.
+        certificate: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// File with the private key of the certificate, as PEM. Read at the start.
+        key: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
     }
 }
 
@@ -222,6 +237,7 @@ defaults!(
     MqttConfig,
     PipelineConfig,
     BatchConfig,
+    TlsConfig,
     AppsConfig,
     MetricsConfig,
     LogConfig,

@@ -16,4 +16,6 @@ mod bad_starts;
 mod clients;
 mod loss;
 mod operations;
+mod preinstalled;
 mod restarts;
+mod tls;

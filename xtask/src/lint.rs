@@ -1,6 +1,7 @@
 //! Format, lints, licences.
 
 use crate::child;
+use crate::nix;
 use crate::tree::Tree;
 use anyhow::Result;
 use std::process::{Command, Stdio};
@@ -30,6 +31,8 @@ pub fn run(tree: &Tree) -> Result<()> {
             .env("CARGO_TARGET_DIR", tree.guest_target())
             .args(clippy),
     )?;
+
+    nix::run(tree, nix::Made::Check)?;
 
     if is_deny_installed() {
         for workspace in [root, apps] {

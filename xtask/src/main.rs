@@ -7,6 +7,7 @@ mod child;
 mod fuzz;
 mod guest;
 mod lint;
+mod nix;
 mod tests;
 mod tree;
 #[cfg(unix)]
@@ -59,6 +60,12 @@ enum Command {
     VmTest(vm::Options),
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
+    /// Checks what is written in Nix; with NIXPKGS=FOLDER evaluates it too
+    Nix {
+        /// Writes what is made from the module: docs/nixos-options.md and the tests' fixtures
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -113,5 +120,7 @@ fn main() -> Result<()> {
         #[cfg(unix)]
         Command::VmTest(options) => vm::run(&tree, &options),
         Command::Lint => lint::run(&tree),
+        Command::Nix { write: true } => nix::run(&tree, nix::Made::Write),
+        Command::Nix { write: false } => nix::run(&tree, nix::Made::Check),
     }
 }

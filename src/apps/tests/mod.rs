@@ -4,5 +4,6 @@ pub(crate) mod house;
 mod install;
 mod lifecycle;
 mod misbehaviour;
+mod preinstalled;
 mod scheduling;
 mod speed;

@@ -28,11 +28,12 @@ pub enum Pages {
 
 impl Debian {
     /// Takes what an earlier run has left, if it is whole; else downloads it.
-    pub fn get(dir: PathBuf, mirror: &str, tools: &Path) -> Result<Self> {
+    pub fn get(dir: PathBuf, mirror: Option<&str>, tools: &Path) -> Result<Self> {
         let hook = tools.join("take-kernels");
         let steps =
             fs::read_to_string(&hook).with_context(|| format!("cannot read {}", hook.display()))?;
-        let recipe = format!("{SUITE}\n{PACKAGES}\n{mirror}\n{steps}");
+        let from = mirror.unwrap_or("mmdebstrap's mirror");
+        let recipe = format!("{SUITE}\n{PACKAGES}\n{from}\n{steps}");
         let debian = Debian { dir };
         let recipe_path = debian.dir.join("recipe");
         if fs::read_to_string(&recipe_path).is_ok_and(|old| old == recipe) {
@@ -53,8 +54,8 @@ impl Debian {
         Ok(debian)
     }
 
-    fn download(&self, mirror: &str, hook: &Path) -> Result<()> {
-        println!("downloading Debian {SUITE} for arm64 from {mirror} (300 MB)");
+    fn download(&self, mirror: Option<&str>, hook: &Path) -> Result<()> {
+        println!("downloading Debian {SUITE} for arm64 (300 MB)");
         let mut mmdebstrap = Command::new("mmdebstrap");
         mmdebstrap
             .args(["--variant=extract", "--architectures=arm64"])
@@ -63,15 +64,13 @@ impl Debian {
             .args(apt_proxy())
             .arg(SUITE)
             .arg(self.root_tar())
-            .arg(mirror)
+            .args(mirror)
             .env("HEADGATE_VM_OUT", &self.dir)
             .stdin(Stdio::null());
-        child::run(&mut mmdebstrap).with_context(|| {
-            format!(
-                "cannot get Debian's packages from {mirror}: its messages are above. Check the \
-                 network and the space on the disk, or name another mirror: --mirror URL"
-            )
-        })
+        child::run(&mut mmdebstrap).context(
+            "cannot get Debian's packages: its messages are above. Check the network and the space \
+             on the disk, or name another mirror: --mirror URL",
+        )
     }
 
     /// So that a file that is damaged later is found before it is booted.

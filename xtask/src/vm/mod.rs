@@ -35,13 +35,10 @@ use std::time::Instant;
 /// What `cargo xtask vm-test` can be told.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Where Debian's packages come from; they are kept for the next run
-    #[arg(
-        long,
-        default_value = "http://deb.debian.org/debian",
-        value_name = "URL"
-    )]
-    mirror: String,
+    /// Where Debian's packages come from, if not from the mirror that mmdebstrap chooses; they are
+    /// kept for the next run
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
     /// Write what was measured to docs/benchmarks.md
     #[arg(long)]
     write: bool,
@@ -63,7 +60,7 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     // First, since it is what fails soonest.
     let begin = Instant::now();
     stage("Debian");
-    let debian = Debian::get(work.join("debian"), &options.mirror, &tools)?;
+    let debian = Debian::get(work.join("debian"), options.mirror.as_deref(), &tools)?;
     let download = begin.elapsed();
 
     stage("cross build");

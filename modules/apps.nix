@@ -1,0 +1,268 @@
+# Apps that are part of the system: compiled while it is built, for the gateway's processor.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+
+let
+  inherit (lib)
+    literalExpression
+    mkOption
+    types
+    ;
+
+  cfg = config.services.headgate;
+  toTOML = import ./toml.nix { inherit lib; };
+
+  limit =
+    {
+      from,
+      to,
+      default,
+      description,
+    }:
+    mkOption {
+      type = types.nullOr (types.ints.between from to);
+      default = null;
+      description = "${description} If it is `null`: ${default}.";
+    };
+
+  app =
+    { name, ... }:
+    {
+      options = {
+        enable = mkOption {
+          type = types.bool;
+          default = true;
+          description = "Whether the app is part of the system.";
+        };
+
+        name = mkOption {
+          type = types.strMatching "[a-z0-9][a-z0-9_.-]{0,63}";
+          default = name;
+          defaultText = literalExpression "<name>";
+          description = "The app's name. With {option}`package`, it must be the one in the manifest.";
+        };
+
+        package = mkOption {
+          type = types.nullOr types.path;
+          default = null;
+          example = literalExpression ''"''${pkgs.headgate-apps}/overheat-alarm"'';
+          description = ''
+            A folder with {file}`manifest.toml` and the component. Either this or {option}`component`
+            must be set.
+          '';
+        };
+
+        component = mkOption {
+          type = types.nullOr types.path;
+          default = null;
+          example = literalExpression "./thermostat.wasm";
+          description = "The WebAssembly component; the options below make its manifest.";
+        };
+
+        version = mkOption {
+          type = types.nullOr (types.strMatching "[0-9]+\\.[0-9]+\\.[0-9]+([-+][0-9A-Za-z.+-]+)?");
+          default = null;
+          example = "1.0.0";
+          description = "The app's version; see <https://semver.org>. Needed with {option}`component`.";
+        };
+
+        description = mkOption {
+          type = types.nullOr types.str;
+          default = null;
+          description = "What the app does.";
+        };
+
+        subscribe = mkOption {
+          type = types.listOf types.str;
+          default = [ ];
+          example = [ "plant/+/temperature" ];
+          description = "Topic filters: events on these topics go to the app. Needed with {option}`component`.";
+        };
+
+        publish = mkOption {
+          type = types.listOf types.str;
+          default = [ ];
+          example = [ "alarms/#" ];
+          description = "Topic filters: the app may publish on these topics.";
+        };
+
+        config = mkOption {
+          type =
+            with types;
+            attrsOf (oneOf [
+              str
+              int
+              float
+              bool
+            ]);
+          default = { };
+          example = {
+            threshold = 90;
+          };
+          description = "What the app is configured with. Everybody on the gateway can read it.";
+        };
+
+        limits = {
+          memory_pages = limit {
+            from = 1;
+            to = 1024;
+            default = "256, which is 16 MiB";
+            description = "Memory, in pages of 64 KiB.";
+          };
+          batch_deadline_ms = limit {
+            from = 1;
+            to = 60000;
+            default = "100";
+            description = "CPU time of one call, in milliseconds.";
+          };
+          queue_events = limit {
+            from = 1;
+            to = 1000000;
+            default = "{option}`services.headgate.settings.apps.queue_events`";
+            description = "Events that may wait.";
+          };
+          publish_per_batch = limit {
+            from = 0;
+            to = 1000000;
+            default = "4096";
+            description = "Events that one call may publish.";
+          };
+          log_per_batch = limit {
+            from = 0;
+            to = 10000;
+            default = "64";
+            description = "Lines that one call may log.";
+          };
+        };
+
+        manifest = mkOption {
+          type = types.str;
+          readOnly = true;
+          internal = true;
+          description = "The manifest that the options make, as TOML.";
+        };
+      };
+    };
+
+  manifestOf =
+    app:
+    toTOML (
+      {
+        inherit (app)
+          name
+          version
+          description
+          subscribe
+          config
+          limits
+          ;
+      }
+      // lib.optionalAttrs (app.publish != [ ]) { inherit (app) publish; }
+    );
+
+  sourceOf = app: if app.package != null then app.package else app.component;
+
+  # What there is nothing to compile of, assertions.nix complains about.
+  exists = path: path != null && (lib.isPath path -> builtins.pathExists path);
+
+  enabled = lib.filter (app: app.enable && exists (sourceOf app)) (lib.attrValues cfg.apps);
+
+  compile =
+    app:
+    lib.escapeShellArgs (
+      [
+        "headgate"
+        "app"
+        "compile"
+        "${sourceOf app}"
+      ]
+      ++ lib.optionals (app.package == null) [
+        "--manifest"
+        "${pkgs.writeText "headgate-${app.name}-manifest.toml" app.manifest}"
+      ]
+      ++ [
+        "--name"
+        app.name
+        "--target"
+        pkgs.stdenv.hostPlatform.rust.rustcTargetSpec
+        "--cpu"
+        cfg.cpu
+        "--output"
+      ]
+    )
+    + " \"$out\"/${app.name}";
+
+  # One folder of files, not of links to others: the gateway wants to see who may write to it.
+  compiled =
+    pkgs.runCommand "headgate-apps-${cfg.cpu}"
+      {
+        nativeBuildInputs = [ cfg.buildPackage ];
+        strictDeps = true;
+        __structuredAttrs = true;
+      }
+      ''
+        mkdir "$out"
+        ${lib.concatMapStringsSep "\n" compile enabled}
+      '';
+in
+{
+  options.services.headgate = {
+    apps = mkOption {
+      type = types.attrsOf (
+        types.submodule [
+          app
+          (
+            { config, ... }:
+            {
+              manifest = manifestOf config;
+            }
+          )
+        ]
+      );
+      default = { };
+      example = literalExpression ''
+        {
+          overheat-alarm.package = "''${pkgs.headgate-apps}/overheat-alarm";
+          thermostat = {
+            component = ./thermostat.wasm;
+            version = "1.0.0";
+            subscribe = [ "plant/+/temperature" ];
+            publish = [ "plant/+/valve" ];
+            config.target = 21.5;
+          };
+        }
+      '';
+      description = ''
+        Apps that are part of the system. They can be stopped and started on the gateway, but not
+        removed or replaced. Others can be installed beside them.
+      '';
+    };
+
+    cpu = mkOption {
+      type = types.enum (lib.unique (lib.concatLists (lib.attrValues (import ./cpus.nix))));
+      default = "generic";
+      example = "cortex-a72";
+      description = ''
+        The processor that apps are compiled for. A gateway with another one, of the same
+        architecture, runs them if it can do all that this one can. `generic` is every one of the
+        architecture.
+      '';
+    };
+
+    compiledApps = mkOption {
+      type = types.package;
+      default = compiled;
+      readOnly = true;
+      internal = true;
+      description = "The folder of the apps, compiled.";
+    };
+  };
+
+  config.services.headgate.settings.apps.preinstalled = lib.mkIf (
+    cfg.enable && enabled != [ ]
+  ) "${cfg.compiledApps}";
+}

@@ -1,0 +1,100 @@
+# A gateway for which every option is set to what is not its default.
+{
+  config,
+  pkgs,
+  ...
+}:
+
+{
+  services.headgate = {
+    enable = true;
+    package = pkgs.headgate;
+    cpu = "cortex-a53";
+
+    settings = {
+      store = {
+        path = "/var/lib/headgate/store";
+        max_bytes = 2147483648;
+      };
+      mqtt = {
+        listen = "192.0.2.1:883";
+        max_connections = 90000;
+        max_packet_bytes = "256KiB";
+        connect_timeout_ms = 1000;
+        write_timeout_ms = 2000;
+        max_keep_alive_s = 600;
+        max_inflight = 16;
+        receive_maximum = 512;
+        max_queued_messages = 5000;
+        max_queued_bytes = "4 MiB";
+        max_subscriptions = 50;
+        session_expiry_max_s = 3600;
+        max_retained_messages = 2000;
+        max_messages_per_s = 100;
+        tls = {
+          listen = "[::]:8883";
+          certificate = "/etc/headgate/mqtt.crt";
+          key = "${config.services.headgate.credentialsDirectory}/mqtt.key";
+        };
+      };
+      pipeline = {
+        queue_events = 1024;
+        batch = {
+          max_events = 32;
+          max_delay_us = 500;
+        };
+      };
+      apps = {
+        workers = 2;
+        queue_events = 4096;
+        epoch_ms = 10;
+      };
+      metrics.listen = "192.0.2.1:9464";
+      admin.socket = "/run/headgate/other.sock";
+      log = {
+        format = "json";
+        level = "info,headgate::broker=debug";
+      };
+      shutdown.timeout_ms = 20000;
+    };
+
+    credentials."mqtt.key" = "/var/lib/secrets/mqtt.key";
+    openFirewall = {
+      mqtt = true;
+      mqttTls = true;
+      metrics = true;
+    };
+
+    apps = {
+      overheat-alarm.package = "${pkgs.headgate-apps}/overheat-alarm";
+      line-2 = {
+        name = "overheat-alarm-2";
+        component = "${pkgs.headgate-apps}/overheat-alarm/overheat-alarm.wasm";
+        version = "1.2.3-rc.1";
+        description = ''Watches "line 2", C:\temp and ünïcode'';
+        subscribe = [
+          "plant/line2/+"
+          "#"
+        ];
+        publish = [ "alarms/#" ];
+        config = {
+          threshold = 90.5;
+          hysteresis = 5;
+          verbose = true;
+          "a key.with dots" = "text\nof two lines";
+        };
+        limits = {
+          memory_pages = 64;
+          batch_deadline_ms = 20;
+          queue_events = 10;
+          publish_per_batch = 0;
+          log_per_batch = 1;
+        };
+      };
+      off = {
+        enable = false;
+        component = null;
+      };
+    };
+  };
+}
