@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::admin::{MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
-use crate::apps::{MANIFEST_FILE, Manifest, ManifestError};
+use crate::apps::{MANIFEST_FILE, Manifest, ManifestError, PRECOMPILED_EXTENSION};
 
 /// What is sent to the gateway.
 #[derive(Debug)]
@@ -46,6 +46,11 @@ pub enum PackageError {
         component: String,
         folder: PathBuf,
     },
+    #[error(
+        "{}: compiled ahead of time, so it can't be installed: put its folder into the one that \
+         `apps.preinstalled` names, and restart the gateway", .0.display()
+    )]
+    Precompiled(PathBuf),
     #[error("{}: not a file", .0.display())]
     NotAFile(PathBuf),
     #[error("{}: larger than {max} bytes, the most that the gateway takes", .path.display())]
@@ -113,6 +118,10 @@ fn find_component(
     let beside = folder.join(&manifest.component);
     if beside.exists() {
         return Ok(beside);
+    }
+    let compiled = beside.with_extension(PRECOMPILED_EXTENSION);
+    if compiled.exists() {
+        return Err(PackageError::Precompiled(compiled));
     }
     let absolute = folder.canonicalize().map_err(failed(folder))?;
     let of_ancestors = absolute.ancestors().map(|above| above.join("target"));
@@ -231,6 +240,18 @@ mod tests {
         let error = refused(&app, None);
         assert!(error.starts_with("app thermo: thermo.wasm"), "{error}");
         assert!(error.contains("`cargo xtask apps`"), "{error}");
+    }
+
+    #[test]
+    fn what_was_compiled_ahead_of_time_is_told_where_it_belongs() {
+        let (_root, app) = workspace();
+        write(app.join("thermo.cwasm"), "code");
+        let error = refused(&app, None);
+        assert!(
+            error.contains("thermo.cwasm: compiled ahead of time"),
+            "{error}"
+        );
+        assert!(error.contains("`apps.preinstalled`"), "{error}");
     }
 
     #[test]
