@@ -1,4 +1,4 @@
-//! Format, lints, licences.
+//! Format, lints, licences, and what is made for images.
 
 use crate::child;
 use crate::nix;
@@ -33,6 +33,9 @@ pub fn run(tree: &Tree) -> Result<()> {
     )?;
 
     nix::run(tree, nix::Made::Check)?;
+
+    // What they lack they name.
+    child::run(Command::new(root.join("tests/images/run")).arg("--skip-missing"))?;
 
     if is_deny_installed() {
         for workspace in [root, apps] {
