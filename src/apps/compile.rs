@@ -94,10 +94,12 @@ pub fn compile_here(input: &Path, output: &Path) -> Result<(), String> {
 }
 
 /// Compiles a component for another machine, into the contents of a `.cwasm` file for a folder that
-/// `apps.preinstalled` names.
+/// `apps.preinstalled` names. Compiles it for this machine first, to see whether it fits the world of an
+/// app: whoever builds an image wants to know then, and not the gateway.
 #[cfg(feature = "compiler")]
 pub fn compile_ahead(component: &[u8], target: &Target) -> Result<Vec<u8>, ComponentProblem> {
     engine::check_header(component)?;
+    engine::check_world(component)?;
     let code = engine::precompile(component, Some(target))?;
     Ok(precompiled::encode(component, target, &code))
 }

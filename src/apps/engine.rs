@@ -65,6 +65,21 @@ pub(super) fn precompile(
         })
 }
 
+/// Says what keeps a component from being an app, by compiling it for this machine.
+#[cfg(feature = "compiler")]
+pub(super) fn check_world(component: &[u8]) -> Result<(), ComponentProblem> {
+    let invalid = |reason| ComponentProblem::Invalid { reason };
+    let compiled = precompile(component, None)?;
+    let engine = WasmEngine::new().map_err(|error| invalid(format!("{error:#}")))?;
+    // SAFETY: compiled above.
+    #[allow(unsafe_code)]
+    match unsafe { engine.load(&compiled) } {
+        Ok(_) => Ok(()),
+        Err(LoadError::Component(problem)) => Err(problem),
+        Err(LoadError::Unusable(reason)) => Err(invalid(reason)),
+    }
+}
+
 #[cfg(feature = "compiler")]
 fn compiler(target: Option<&Target>) -> wasmtime::Result<Engine> {
     let mut config = config();

@@ -1,6 +1,7 @@
 //! `headgate app compile`: a component, compiled ahead of time for a gateway that has no compiler.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -50,11 +51,13 @@ pub(super) fn run(args: CompileArgs, output: &Output) -> anyhow::Result<()> {
             package.name
         );
     }
-    make_folder(&args.output)?;
+    refuse_full(&args.output)?;
     let compiled = compile_ahead(&package.component, &target)
         .with_context(|| format!("app {}", package.name))?;
     let manifest = Manifest::parse(&package.manifest, 1).expect("the package was checked");
     let code = Path::new(&manifest.component).with_extension(PRECOMPILED_EXTENSION);
+    fs::create_dir_all(&args.output)
+        .with_context(|| format!("cannot make {}", args.output.display()))?;
     write(
         &args.output.join(MANIFEST_FILE),
         package.manifest.as_bytes(),
@@ -78,15 +81,14 @@ pub(super) fn run(args: CompileArgs, output: &Output) -> anyhow::Result<()> {
     ))
 }
 
-/// Makes sure that `folder` is there, and empty: what lies there could be another app's.
-fn make_folder(folder: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut entries =
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    if entries.next().is_some() {
-        bail!("{} is not empty; name a new folder", folder.display());
+/// What lies in the folder already could be another app's.
+fn refuse_full(folder: &Path) -> anyhow::Result<()> {
+    match fs::read_dir(folder).map(|mut entries| entries.next().is_some()) {
+        Ok(false) => Ok(()),
+        Ok(true) => bail!("{} is not empty; name a new folder", folder.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", folder.display())),
     }
-    Ok(())
 }
 
 fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {

@@ -11,13 +11,9 @@
     {
       imports = [ ./gateway.nix ];
 
-      # An app that is not declared, for somebody to install on the gateway, which has no compiler.
-      environment.etc."unit-convert".source =
-        pkgs.runCommand "unit-convert-compiled" { nativeBuildInputs = [ cfg.buildPackage ]; }
-          ''
-            headgate app compile ${apps}/unit-convert --output "$out" \
-              --target ${pkgs.stdenv.hostPlatform.rust.rustcTargetSpec} --cpu ${cfg.cpu}
-          '';
+      # An app that is not declared, for somebody to install on the gateway: that takes a compiler.
+      services.headgate.package = cfg.buildPackage;
+      environment.etc."unit-convert".source = "${apps}/unit-convert";
     };
 
   testScript = # python
