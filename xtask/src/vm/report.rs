@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// What may be resident at most, in MB.
 const RESIDENT: f64 = 30.0;
@@ -126,7 +127,8 @@ impl Report {
 
     pub fn section(&self) -> String {
         let mut text = format!(
-            "{TITLE}\n\n{CONDITIONS}\n\n| | measured | | floor | |\n|---|---|---|---|---|\n"
+            "{TITLE}\n\n{CONDITIONS}\n\n- Date: {}\n\n| | measured | | floor | |\n|---|---|---|---|---|\n",
+            today()
         );
         for line in &self.lines {
             let floor = line
@@ -154,6 +156,15 @@ impl Report {
         fs::write(page, replaced(&old, &self.section()))
             .with_context(|| format!("cannot write {}", page.display()))
     }
+}
+
+/// In UTC, as everything on that page.
+fn today() -> String {
+    let date = Command::new("date")
+        .args(["-u", "+%Y-%m-%d %H:%M UTC"])
+        .output();
+    let date = date.map(|date| String::from_utf8_lossy(&date.stdout).trim().to_owned());
+    date.unwrap_or_else(|_| "unknown".to_owned())
 }
 
 /// `page` with `section` instead of the one that has its heading, or at its end.
