@@ -68,7 +68,7 @@ let
 
   # Those that the settings name below the credentials' directory, with the key that does.
   usedCredentials = lib.filter (used: used != null) (
-    lib.mapAttrsToListRecursive (
+    lib.mapAttrsToListRecursiveCond (_: value: !lib.isDerivation value) (
       path: value:
       if lib.isString value && lib.hasPrefix "${cfg.credentialsDirectory}/" value then
         {
@@ -88,16 +88,91 @@ let
 
   paths = [
     {
-      assertion = settings.store.path == null || lib.hasPrefix "/" settings.store.path;
-      message = "${option "settings.store.path"} (${settings.store.path}) is relative. Begin it with a slash.";
+      assertion = settings.store.path == null || isPlain settings.store.path;
+      message = ''
+        ${option "settings.store.path"} (${toString settings.store.path}) is no path that a service can be given.
+        Begin it with a slash, and take letters, digits, dots, dashes and underscores, but no folder "..".'';
     }
     {
-      assertion = lib.hasPrefix "/run/headgate/" settings.admin.socket;
+      assertion =
+        settings.store.path == null
+        || !isPlain settings.store.path
+        || !lib.any (folder: lib.hasPrefix folder "${settings.store.path}/") hidden;
       message = ''
-        ${option "settings.admin.socket"} (${settings.admin.socket}) is where the service can't write.
+        ${option "settings.store.path"} (${toString settings.store.path}) is where the service can't write,
+        or what it writes does not stay. Take a folder of its own, such as /var/lib/headgate or /srv/headgate.'';
+    }
+    {
+      assertion =
+        settings.admin.socket != null
+        && isPlain settings.admin.socket
+        && lib.hasPrefix "/run/headgate/" settings.admin.socket;
+      message = ''
+        ${option "settings.admin.socket"} (${toString settings.admin.socket}) is where the service can't write.
         Take a path in /run/headgate.'';
     }
+  ]
+  ++
+    map
+      (key: {
+        assertion =
+          let
+            path = settings.mqtt.tls.${key};
+          in
+          path == ""
+          # A key in the place of its path is told as a secret.
+          || lib.hasPrefix "-----" path
+          ||
+            isPlain path
+            && !lib.any (folder: lib.hasPrefix folder path) [
+              "/home/"
+              "/root/"
+              "/run/user/"
+            ];
+        message = ''
+          ${option "settings.mqtt.tls.${key}"} (${settings.mqtt.tls.${key}}) is no file that the service can read.
+          Begin its path with a slash, outside of /home and /root; or hand it over through ${option "credentials"}.'';
+      })
+      [
+        "certificate"
+        "key"
+      ];
+
+  # systemd splits at spaces and reads %; and the service sees neither /home nor the machine's /tmp.
+  isPlain =
+    path:
+    builtins.match "(/[A-Za-z0-9._@+-]+)+" path != null && !lib.elem ".." (lib.splitString "/" path);
+  hidden = [
+    "/dev/"
+    "/etc/"
+    "/home/"
+    "/nix/"
+    "/proc/"
+    "/root/"
+    "/run/"
+    "/sys/"
+    "/tmp/"
+    "/usr/"
+    "/var/tmp/"
   ];
+
+  credentialNames = lib.mapAttrsToList (name: path: {
+    assertion =
+      builtins.match "[A-Za-z0-9._-]+" name != null
+      && !lib.elem name [
+        "."
+        ".."
+      ]
+      && isPlain (toString path);
+    message = ''
+      ${option "credentials.${builtins.toJSON name}"} (${toString path}) is nothing that systemd can load.
+      Take letters, digits, dots, dashes and underscores, for the name and for each folder of an absolute path.'';
+  }) cfg.credentials;
+
+  ports = lib.mapAttrsToList (key: address: {
+    assertion = listen.port address <= 65535;
+    message = "${option "settings.${key}"} (${address}) has a port that does not exist. Take one from 1 to 65535.";
+  }) listeners;
 
   listeners = lib.filterAttrs (_: address: !listen.isOff address) {
     "mqtt.listen" = settings.mqtt.listen;
@@ -289,6 +364,8 @@ in
       ++ secretsInSettings
       ++ tls
       ++ storedCredentials
+      ++ credentialNames
+      ++ ports
       ++ undeclaredCredentials
       ++ paths
       ++ clashes

@@ -6,7 +6,13 @@ rec {
 
   host = address: lib.head (builtins.match "(.*):[0-9]+" address);
 
-  port = address: lib.toIntBase10 (lib.head (builtins.match ".*:([0-9]+)" address));
+  # One that is longer than any port is none, and Nix can't count that far.
+  port =
+    address:
+    let
+      digits = lib.head (builtins.match ".*:([0-9]+)" address);
+    in
+    if lib.stringLength digits > 5 then 65536 else lib.toIntBase10 digits;
 
   isWildcard =
     address:

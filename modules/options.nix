@@ -66,7 +66,7 @@ in
         }
       '';
       description = ''
-        What stands in {file}`headgate.toml`. A key that is `null` is left out. While the system is
+        What stands in {file}`headgate.toml`. While the system is
         built, `headgate config check` looks at the result.
 
         The module sets `apps.preinstalled` to what it makes of {option}`services.headgate.apps`, and

@@ -42,9 +42,11 @@ let
   ) listeners;
   network = if needsAddress then "network-online.target" else "network.target";
 
-  # A store that is elsewhere than where systemd makes a folder for it.
+  # A store that is elsewhere than in the folder that systemd makes for the service.
   otherStore = lib.optional (
-    settings.store.path != null && !lib.hasPrefix "/var/lib/headgate" settings.store.path
+    settings.store.path != null
+    && settings.store.path != "/var/lib/headgate"
+    && !lib.hasPrefix "/var/lib/headgate/" settings.store.path
   ) settings.store.path;
 
   # An empty list renders no line, and so no restriction.
@@ -81,7 +83,11 @@ in
       enableDefaultPath = false;
 
       # Nobody is there to start a gateway that has given up: it goes on trying, ever more slowly.
-      unitConfig.StartLimitIntervalSec = 0;
+      unitConfig = {
+        StartLimitIntervalSec = 0;
+        # Without its disk the store would be begun anew below the mount point.
+        RequiresMountsFor = otherStore;
+      };
 
       serviceConfig = {
         Type = "notify";

@@ -9,7 +9,7 @@ in
 # null, which TOML does not have, is a key that is not set.
 table:
 lib.concatStrings (
-  lib.mapAttrsToListRecursive (
+  lib.mapAttrsToListRecursiveCond (_: value: !lib.isDerivation value) (
     path: value: "${lib.concatMapStringsSep "." key path} = ${builtins.toJSON value}\n"
   ) (lib.filterAttrsRecursive (_: value: value != null) table)
 )

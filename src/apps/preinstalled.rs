@@ -4,14 +4,13 @@
 //! its manifest and either its precompiled component, `NAME.cwasm`, or the component itself. Native
 //! code is run as it is found, so nobody but the gateway's user and root may be able to change it.
 
-use std::fs::{self, Metadata};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
-use super::aot::file_error;
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::precompiled::{self, Precompiled};
 
@@ -44,14 +43,17 @@ pub(super) fn scan(folder: &Path) -> Result<Vec<AppFolder>, AppError> {
         path: folder.to_owned(),
         reason,
     };
-    let metadata = fs::metadata(folder).map_err(|source| file_error(folder, source))?;
+    let failed = |error: io::Error| unusable(error.to_string());
+    let real = fs::canonicalize(folder).map_err(failed)?;
+    let metadata = fs::metadata(&real).map_err(failed)?;
     if !metadata.is_dir() {
         return Err(unusable("not a folder".into()));
     }
-    check_owner(folder, &metadata).map_err(unusable)?;
+    check_ways(&real).map_err(unusable)?;
+    check_owner(&real, &metadata).map_err(unusable)?;
     let mut apps = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|source| file_error(folder, source))? {
-        let path = entry.map_err(|source| file_error(folder, source))?.path();
+    for entry in fs::read_dir(&real).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() && !name.starts_with('.') {
             let name = name.into_owned();
@@ -104,20 +106,50 @@ impl AppFolder {
     }
 
     fn read(&self, path: &Path) -> Result<Vec<u8>, String> {
-        let failed = |error: io::Error| format!("{}: {error}", path.display());
-        for path in [&self.path, path] {
-            let metadata = fs::metadata(path).map_err(failed)?;
-            check_owner(path, &metadata)
-                .map_err(|reason| format!("{}: {reason}", path.display()))?;
-            if metadata.is_file() && metadata.len() > MAX_FILE_BYTES {
-                return Err(format!(
-                    "{}: larger than {MAX_FILE_BYTES} bytes",
-                    path.display()
-                ));
-            }
-        }
-        fs::read(path).map_err(failed)
+        read_trusted(path).map_err(|reason| format!("{}: {reason}", path.display()))
     }
+}
+
+/// Reads a regular file that nobody but root and the gateway's user can have put in its place.
+fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
+    let failed = |error: io::Error| error.to_string();
+    // Behind all links; and from the root of the file system down to the file's folder only those two
+    // can change anything, so it is still the same file when it is opened.
+    let real = fs::canonicalize(path).map_err(failed)?;
+    check_ways(&real)?;
+    let file = OpenOptions::new()
+        .read(true)
+        // A pipe would make everybody wait for whoever writes to it.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(&real)
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err("not a regular file".into());
+    }
+    check_owner(&real, &metadata)?;
+    let mut contents = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut contents)
+        .map_err(failed)?;
+    if contents.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("larger than {MAX_FILE_BYTES} bytes"));
+    }
+    Ok(contents)
+}
+
+/// Checks the folders on the way to `real`, which has no links in it. In one with the sticky bit others
+/// can add things, but not move those that are there.
+fn check_ways(real: &Path) -> Result<(), String> {
+    const STICKY: u32 = 0o1000;
+    for folder in real.ancestors().skip(1) {
+        let metadata = fs::symlink_metadata(folder)
+            .map_err(|error| format!("{}: {error}", folder.display()))?;
+        if metadata.mode() & STICKY == 0 {
+            check_owner(folder, &metadata)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether somebody else could have put something here.
@@ -127,15 +159,16 @@ fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), String> {
     let ours = fs::metadata("/proc/self").map_or(0, |entry| entry.uid());
     if ![0, ours].contains(&metadata.uid()) {
         return Err(format!(
-            "it belongs to user {}, who could put any code here; chown it to root",
+            "{} belongs to user {}, who could put any code here; chown it to root",
+            path.display(),
             metadata.uid()
         ));
     }
     if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
         return Err(format!(
-            "others may write it (mode {:o}), and so put any code here; run: chmod go-w {}",
+            "others may write to {path} (mode {:o}), and so put any code here; run: chmod go-w {path}",
             metadata.mode() & 0o7777,
-            path.display()
+            path = path.display()
         ));
     }
     Ok(())

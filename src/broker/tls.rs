@@ -1,5 +1,8 @@
 //! The certificate and the key of a TLS listener.
 
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,44 +20,127 @@ pub enum TlsError {
         reason: String,
     },
     #[error(
-        "mqtt.tls: the certificate {} and the key {} don't work together: {reason}; name the key \
-         that the certificate was made for", .certificate.display(), .key.display()
+        "mqtt.tls: the certificate {} and the key {} don't belong together; name the key that the \
+         certificate was made for", .certificate.display(), .key.display()
     )]
-    Mismatch {
-        certificate: PathBuf,
-        key: PathBuf,
-        reason: String,
-    },
+    Mismatch { certificate: PathBuf, key: PathBuf },
 }
 
 /// Reads a chain of certificates, the server's own first, and its key, both as PEM. TLS 1.2 and 1.3.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let unusable = |key, path: &Path, error: pem::Error, wanted| TlsError::File {
-        key,
-        path: path.to_owned(),
-        reason: match error {
-            pem::Error::Io(error) => error.to_string(),
-            pem::Error::NoItemsFound => format!("no {wanted} in PEM form is in this file"),
-            error => format!("{error}; it must hold a {wanted} in PEM form"),
-        },
-    };
-    let bad_certificate = |error| unusable("certificate", certificate, error, "certificate");
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .map_err(bad_certificate)?;
+    let chain = read("certificate", certificate)?;
+    let unusable = |error| parse_error("certificate", certificate, error, "certificate");
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&chain)
+        .collect::<Result<_, _>>()
+        .map_err(unusable)?;
     if chain.is_empty() {
-        return Err(bad_certificate(pem::Error::NoItemsFound));
+        return Err(unusable(pem::Error::NoItemsFound));
     }
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| unusable("key", key, error, "private key"))?;
+    let private = read("key", key)?;
+    if private
+        .windows(ENCRYPTED.len())
+        .any(|window| window == ENCRYPTED)
+    {
+        return Err(TlsError::File {
+            key: "key",
+            path: key.to_owned(),
+            reason:
+                "the key is encrypted, and nobody is there to say the password: decrypt it with \
+                     `openssl pkey -in FILE -out FILE`, and keep it from others with chmod 600"
+                    .into(),
+        });
+    }
+    let private = PrivateKeyDer::from_pem_slice(&private)
+        .map_err(|error| parse_error("key", key, error, "private key"))?;
+    warn_if_open(key);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map(|builder| builder.with_no_client_auth())
         .and_then(|builder| builder.with_single_cert(chain, private));
-    config.map(Arc::new).map_err(|error| TlsError::Mismatch {
-        certificate: certificate.to_owned(),
-        key: key.to_owned(),
-        reason: error.to_string(),
+    config.map(Arc::new).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => TlsError::Mismatch {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+        },
+        rustls::Error::InvalidCertificate(problem) => TlsError::File {
+            key: "certificate",
+            path: certificate.to_owned(),
+            reason: format!("it holds no certificate that can be used: {problem:?}"),
+        },
+        other => TlsError::File {
+            key: "key",
+            path: key.to_owned(),
+            reason: format!(
+                "a key of this kind can't be used ({other}); take ECDSA with P-256 or P-384, \
+                 Ed25519, or RSA of at least 2048 bits"
+            ),
+        },
     })
+}
+
+/// In the first lines of keys that take a password, of either form.
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
+
+/// A chain of certificates has some kilobytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let error = |reason: String| TlsError::File {
+        key,
+        path: path.to_owned(),
+        reason,
+    };
+    let mut contents = Vec::new();
+    let file = OpenOptions::new()
+        .read(true)
+        // A pipe would make everybody wait for whoever writes to it.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|source| error(source.to_string()))?;
+    let metadata = file
+        .metadata()
+        .map_err(|source| error(source.to_string()))?;
+    if !metadata.is_file() {
+        return Err(error("not a regular file".into()));
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(error(format!("larger than {MAX_FILE_BYTES} bytes")));
+    }
+    file.take(MAX_FILE_BYTES)
+        .read_to_end(&mut contents)
+        .map_err(|source| error(source.to_string()))?;
+    Ok(contents)
+}
+
+fn parse_error(
+    key: &'static str,
+    path: &Path,
+    error: pem::Error,
+    wanted: &'static str,
+) -> TlsError {
+    let reason = match error {
+        pem::Error::NoItemsFound => format!("no {wanted} in PEM form is in this file"),
+        pem::Error::MissingSectionEnd { .. } => {
+            format!("it is cut short: a {wanted} in PEM form ends with a line -----END …-----")
+        }
+        error => format!("{error}; it must hold a {wanted} in PEM form"),
+    };
+    TlsError::File {
+        key,
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// A key that others can read may be known to them.
+fn warn_if_open(key: &Path) {
+    let mode = fs::metadata(key).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o007 != 0 {
+        tracing::warn!(
+            path = %key.display(),
+            "everybody on this machine can get at the TLS key (mode {:o}); run: chmod o= FILE",
+            mode & 0o777
+        );
+    }
 }

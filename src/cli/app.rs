@@ -161,7 +161,7 @@ fn list(apps: Vec<AppInfo>, output: &Output) -> anyhow::Result<()> {
         .iter()
         .map(|app| {
             [
-                app.name.clone(),
+                printable(&app.name),
                 printable(&app.version),
                 app.state.to_string(),
                 app.counters.handled.to_string(),

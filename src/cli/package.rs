@@ -140,11 +140,11 @@ fn find_component(
 }
 
 fn read(path: &Path, max: usize) -> Result<Vec<u8>, PackageError> {
-    let file = File::open(path).map_err(failed(path))?;
-    let metadata = file.metadata().map_err(failed(path))?;
-    if !metadata.is_file() {
+    // Before it is opened: a pipe would wait for whoever writes to it.
+    if !path.metadata().map_err(failed(path))?.is_file() {
         return Err(PackageError::NotAFile(path.to_owned()));
     }
+    let file = File::open(path).map_err(failed(path))?;
     let mut contents = Vec::new();
     file.take(max as u64 + 1)
         .read_to_end(&mut contents)

@@ -160,7 +160,31 @@ fn a_certificate_or_key_that_cannot_be_used_is_named() {
     let good = home();
     fs::copy(key(&home()), key(&good)).unwrap();
     let message = refusal(&good);
-    assert!(message.contains("don't work together"), "{message}");
+    assert!(message.contains("don't belong together"), "{message}");
+
+    let good = home();
+    fs::write(
+        key(&good),
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    )
+    .unwrap();
+    let message = refusal(&good);
+    assert!(message.contains("the key is encrypted"), "{message}");
+
+    let good = home();
+    fs::remove_file(key(&good)).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(key(&good))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let message = refusal(&good);
+    assert!(
+        message.contains("mqtt.tls.key: mqtt.key: not a regular file"),
+        "{message}"
+    );
 
     let good = home();
     let text = fs::read_to_string(certificate(&good)).unwrap();

@@ -43,6 +43,70 @@ let
       });
 in
 {
+  "test: a store's path that systemd would misread" = aarch64 [
+    "services.headgate.settings.store.path (/srv/my store)"
+    "Begin it with a slash"
+  ] { settings.store.path = "/srv/my store"; };
+
+  "test: a store's path that leaves its folder" = aarch64 [
+    "services.headgate.settings.store.path (/var/lib/headgate/../x)"
+  ] { settings.store.path = "/var/lib/headgate/../x"; };
+
+  "test: a store where nothing stays" = aarch64 [
+    "services.headgate.settings.store.path (/tmp/store)"
+    "Take a folder of its own"
+  ] { settings.store.path = "/tmp/store"; };
+
+  "test: no admin socket" = aarch64 [
+    "services.headgate.settings.admin.socket ()"
+    "Take a path in /run/headgate"
+  ] { settings.admin.socket = null; };
+
+  "test: a TLS certificate that the service can't see" = aarch64 [
+    "services.headgate.settings.mqtt.tls.certificate (/home/ada/mqtt.crt)"
+    "hand it over through services.headgate.credentials"
+  ] { settings.mqtt.tls.certificate = "/home/ada/mqtt.crt"; };
+
+  "test: a credential whose name is a path" = aarch64 [
+    "services.headgate.credentials.\"a/b\""
+    "Take letters, digits"
+  ] { credentials."a/b" = "/var/lib/secrets/x"; };
+
+  "test: a port that does not exist" = aarch64 [
+    "services.headgate.settings.mqtt.listen (0.0.0.0:123456789012345678901234567890)"
+    "Take one from 1 to 65535"
+  ] { settings.mqtt.listen = "0.0.0.0:123456789012345678901234567890"; };
+
+  "test: a secret in camel case" =
+    aarch64
+      [
+        "services.headgate.apps.thermostat.config.accessToken"
+        secretInApp
+      ]
+      (withApp {
+        config.accessToken = "abc";
+      });
+
+  "test: a password in a URL" =
+    aarch64
+      [
+        "services.headgate.apps.thermostat.config.upstream"
+        secretInApp
+      ]
+      (withApp {
+        config.upstream = "mqtts://ada:lovelace@example.org";
+      });
+
+  "test: a password that is a number, with a dash in its name" =
+    aarch64
+      [
+        "services.headgate.apps.thermostat.config.db-pass"
+        secretInApp
+      ]
+      (withApp {
+        config.db-pass = 1234;
+      });
+
   "test: an app has no component" =
     aarch64
       [
@@ -311,7 +375,7 @@ in
   ] { settings.mqtt.lisen = "0.0.0.0:1883"; };
 
   "test: a store whose place depends on where one stands" = aarch64 [
-    "services.headgate.settings.store.path (store) is relative"
+    "services.headgate.settings.store.path (store) is no path that a service can be given"
     "Begin it with a slash"
   ] { settings.store.path = "store"; };
 

@@ -3,7 +3,11 @@
   name = "headgate-serves-mqtt";
 
   nodes = {
-    gateway = ./gateway.nix;
+    gateway = {
+      imports = [ ./gateway.nix ];
+      # Only the firewall keeps others from it.
+      services.headgate.settings.metrics.listen = "0.0.0.0:9464";
+    };
     plant =
       { pkgs, ... }:
       {

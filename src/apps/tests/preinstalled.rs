@@ -260,7 +260,7 @@ fn what_others_could_have_written_is_not_run() {
         let before = fs::metadata(&path).unwrap().permissions().mode();
         chmod(&path, before | 0o002);
         let reason = system.reason();
-        assert!(reason.contains("others may write it"), "{reason}");
+        assert!(reason.contains("others may write to"), "{reason}");
         assert!(
             reason.contains(&format!("chmod go-w {}", path.display())),
             "{reason}"
@@ -304,5 +304,51 @@ fn a_folder_that_is_none_is_named() {
     fs::write(&file, "").unwrap();
     assert!(error(file).contains("not a folder"));
     chmod(&system.folder(), 0o777);
-    assert!(error(system.folder()).contains("others may write it"));
+    assert!(error(system.folder()).contains("others may write to"));
+}
+
+#[test]
+fn a_way_that_others_can_change_is_not_gone() {
+    let system = System::new();
+    let folder = system.add_compiled("a");
+    // Behind a link, in a folder that anybody may write to.
+    let open = system.home.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::rename(folder.join("app.cwasm"), open.join("app.cwasm")).unwrap();
+    std::os::unix::fs::symlink(open.join("app.cwasm"), folder.join("app.cwasm")).unwrap();
+    chmod(&open, 0o777);
+    let reason = system.reason();
+    assert!(
+        reason.contains(&format!("chmod go-w {}", open.display())),
+        "{reason}"
+    );
+    chmod(&open, 0o755);
+    let house = system.device();
+    house.until_state("a", AppState::Running);
+}
+
+#[test]
+fn what_is_no_regular_file_keeps_nobody_waiting() {
+    let system = System::new();
+    let folder = system.add_compiled("a");
+    for name in ["app.cwasm", "manifest.toml"] {
+        let path = folder.join(name);
+        let kept = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let fifo = std::process::Command::new("mkfifo")
+            .arg("-m600")
+            .arg(&path)
+            .status();
+        assert!(fifo.unwrap().success());
+        let reason = system.reason();
+        assert!(
+            reason.contains(&format!("{name}: not a regular file")),
+            "{reason}"
+        );
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(!system.reason().is_empty());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, kept).unwrap();
+    }
 }
