@@ -14,5 +14,6 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod pipeline;
+mod regular_file;
 pub mod store;
 pub mod systemd;

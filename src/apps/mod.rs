@@ -124,9 +124,9 @@ struct Control {
 }
 
 impl Apps {
-    /// Loads the preinstalled and the installed apps and starts those that should run. An app that is broken says so in
-    /// its [`AppInfo`]; it never keeps the others from running. Apps whose component has to be
-    /// compiled are started from a thread of their own, after this has returned.
+    /// Loads the preinstalled and the installed apps and starts those that should run. An app that
+    /// is broken says so in its [`AppInfo`]; it never keeps the others from running. Apps whose
+    /// component has to be compiled are started from a thread of their own, after this has returned.
     pub fn open(
         config: AppsConfig,
         store: Store,
@@ -388,18 +388,17 @@ impl Control {
             folder: Some(folder),
         };
         let app = self.add(&name, package.clone());
-        let loaded = match &code {
-            Code::Component(_) => {
-                used.push(component);
-                self.loader.cached(&name, component)
-            }
-            Code::Precompiled { .. } if is_stopped => None,
-            Code::Precompiled { path, file } => Some(self.loader.precompiled(&name, path, file)),
-        };
+        if matches!(code, Code::Component(_)) {
+            used.push(component);
+        }
         if is_stopped {
             app.halt(Instant::now());
             return None;
         }
+        let loaded = match &code {
+            Code::Component(_) => self.loader.cached(&name, component),
+            Code::Precompiled { path, file } => Some(self.loader.precompiled(&name, path, file)),
+        };
         self.start_or_compile(app, package, loaded)
     }
 

@@ -4,15 +4,16 @@
 //! its manifest and either its precompiled component, `NAME.cwasm`, or the component itself. Native
 //! code is run as it is found, so nobody but the gateway's user and root may be able to change it.
 
-use std::fs::{self, Metadata, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::precompiled::{self, Precompiled};
+use crate::regular_file::{ReadError, RegularFile};
 
 /// Takes the place of a component's `.wasm` in the file name of its compiled form.
 pub const PRECOMPILED_EXTENSION: &str = "cwasm";
@@ -51,6 +52,7 @@ pub(super) fn scan(folder: &Path) -> Result<Vec<AppFolder>, AppError> {
     }
     check_ways(&real).map_err(unusable)?;
     check_owner(&real, &metadata).map_err(unusable)?;
+    check_mode(&real, &metadata).map_err(unusable)?;
     let mut apps = Vec::new();
     for entry in fs::read_dir(&real).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -112,49 +114,34 @@ impl AppFolder {
 
 /// Reads a regular file that nobody but root and the gateway's user can have put in its place.
 fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
-    let failed = |error: io::Error| error.to_string();
     // Behind all links; and from the root of the file system down to the file's folder only those two
     // can change anything, so it is still the same file when it is opened.
-    let real = fs::canonicalize(path).map_err(failed)?;
+    let real = fs::canonicalize(path).map_err(|error| error.to_string())?;
     check_ways(&real)?;
-    let file = OpenOptions::new()
-        .read(true)
-        // A pipe would make everybody wait for whoever writes to it.
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(&real)
-        .map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err("not a regular file".into());
-    }
-    check_owner(&real, &metadata)?;
-    let mut contents = Vec::new();
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut contents)
-        .map_err(failed)?;
-    if contents.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("larger than {MAX_FILE_BYTES} bytes"));
-    }
-    Ok(contents)
+    let failed = |error: ReadError| error.to_string();
+    let file = RegularFile::open(&real, libc::O_NOFOLLOW).map_err(failed)?;
+    check_owner(&real, file.metadata())?;
+    check_mode(&real, file.metadata())?;
+    file.read(MAX_FILE_BYTES).map_err(failed)
 }
 
-/// Checks the folders on the way to `real`, which has no links in it. In one with the sticky bit others
-/// can add things, but not move those that are there.
+/// Checks the folders on the way to `real`, which has no links in it. In one with the sticky bit others,
+/// but for its owner, can add things and not move those that are there.
 fn check_ways(real: &Path) -> Result<(), String> {
     const STICKY: u32 = 0o1000;
     for folder in real.ancestors().skip(1) {
         let metadata = fs::symlink_metadata(folder)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
+        check_owner(folder, &metadata)?;
         if metadata.mode() & STICKY == 0 {
-            check_owner(folder, &metadata)?;
+            check_mode(folder, &metadata)?;
         }
     }
     Ok(())
 }
 
-/// Whether somebody else could have put something here.
+/// Whether it is somebody else's.
 fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), String> {
-    const WRITABLE_BY_OTHERS: u32 = 0o022;
     // The owner of its entry in /proc is the effective user of a process.
     let ours = fs::metadata("/proc/self").map_or(0, |entry| entry.uid());
     if ![0, ours].contains(&metadata.uid()) {
@@ -164,6 +151,12 @@ fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), String> {
             metadata.uid()
         ));
     }
+    Ok(())
+}
+
+/// Whether somebody else may write to it.
+fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), String> {
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
     if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
         return Err(format!(
             "others may write to {path} (mode {:o}), and so put any code here; run: chmod go-w {path}",

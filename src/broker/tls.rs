@@ -1,14 +1,14 @@
 //! The certificate and the key of a TLS listener.
 
-use std::fs::{self, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::regular_file::RegularFile;
 
 /// Why there can be no TLS. Names the key of the configuration and the file.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum TlsError {
 
 /// Reads a chain of certificates, the server's own first, and its key, both as PEM. TLS 1.2 and 1.3.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = read("certificate", certificate)?;
+    let (chain, _) = read("certificate", certificate)?;
     let unusable = |error| parse_error("certificate", certificate, error, "certificate");
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&chain)
         .collect::<Result<_, _>>()
@@ -36,7 +36,7 @@ pub fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>
     if chain.is_empty() {
         return Err(unusable(pem::Error::NoItemsFound));
     }
-    let private = read("key", key)?;
+    let (private, mode) = read("key", key)?;
     if private
         .windows(ENCRYPTED.len())
         .any(|window| window == ENCRYPTED)
@@ -52,7 +52,7 @@ pub fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>
     }
     let private = PrivateKeyDer::from_pem_slice(&private)
         .map_err(|error| parse_error("key", key, error, "private key"))?;
-    warn_if_open(key);
+    warn_if_open(key, mode);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -85,32 +85,17 @@ const ENCRYPTED: &[u8] = b"ENCRYPTED";
 /// A chain of certificates has some kilobytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    let error = |reason: String| TlsError::File {
+/// The contents and the mode of a file that a key of the configuration names.
+fn read(key: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
+    let contents = RegularFile::open(path, 0).and_then(|file| {
+        let mode = file.metadata().permissions().mode();
+        Ok((file.read(MAX_FILE_BYTES)?, mode))
+    });
+    contents.map_err(|error| TlsError::File {
         key,
         path: path.to_owned(),
-        reason,
-    };
-    let mut contents = Vec::new();
-    let file = OpenOptions::new()
-        .read(true)
-        // A pipe would make everybody wait for whoever writes to it.
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|source| error(source.to_string()))?;
-    let metadata = file
-        .metadata()
-        .map_err(|source| error(source.to_string()))?;
-    if !metadata.is_file() {
-        return Err(error("not a regular file".into()));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(error(format!("larger than {MAX_FILE_BYTES} bytes")));
-    }
-    file.take(MAX_FILE_BYTES)
-        .read_to_end(&mut contents)
-        .map_err(|source| error(source.to_string()))?;
-    Ok(contents)
+        reason: error.to_string(),
+    })
 }
 
 fn parse_error(
@@ -134,8 +119,7 @@ fn parse_error(
 }
 
 /// A key that others can read may be known to them.
-fn warn_if_open(key: &Path) {
-    let mode = fs::metadata(key).map_or(0, |metadata| metadata.permissions().mode());
+fn warn_if_open(key: &Path, mode: u32) {
     if mode & 0o007 != 0 {
         tracing::warn!(
             path = %key.display(),

@@ -1,12 +1,12 @@
 //! Finding an app's manifest and component from what `headgate app install` is given.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::admin::{MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{MANIFEST_FILE, Manifest, ManifestError, PRECOMPILED_EXTENSION};
+use crate::regular_file::{ReadError, RegularFile};
 
 /// What is sent to the gateway.
 #[derive(Debug)]
@@ -140,22 +140,15 @@ fn find_component(
 }
 
 fn read(path: &Path, max: usize) -> Result<Vec<u8>, PackageError> {
-    // Before it is opened: a pipe would wait for whoever writes to it.
-    if !path.metadata().map_err(failed(path))?.is_file() {
-        return Err(PackageError::NotAFile(path.to_owned()));
-    }
-    let file = File::open(path).map_err(failed(path))?;
-    let mut contents = Vec::new();
-    file.take(max as u64 + 1)
-        .read_to_end(&mut contents)
-        .map_err(failed(path))?;
-    if contents.len() > max {
-        return Err(PackageError::TooBig {
+    let contents = RegularFile::open(path, 0).and_then(|file| file.read(max as u64));
+    contents.map_err(|error| match error {
+        ReadError::NotRegular => PackageError::NotAFile(path.to_owned()),
+        ReadError::TooLarge { .. } => PackageError::TooBig {
             path: path.to_owned(),
             max,
-        });
-    }
-    Ok(contents)
+        },
+        ReadError::Io(source) => failed(path)(source),
+    })
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
@@ -167,7 +160,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
 
     use super::*;
 
