@@ -20,6 +20,7 @@ rustPlatform.buildRustPackage {
       ./Cargo.toml
       ./benches
       ./docs/configuration.md
+      ./modules/cpus.nix
       ./modules/settings.schema.json
       ./src
       ./tests/cli.rs

@@ -162,6 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn the_nixos_module_offers_the_same_cpus() {
+        let nix = include_str!("../../modules/cpus.nix");
+        for triple in TRIPLES {
+            let (architecture, _) = triple.name.split_once('-').unwrap();
+            let list = nix
+                .split_once(&format!("{architecture}-linux = ["))
+                .unwrap()
+                .1;
+            let list = list.split_once(']').unwrap().0;
+            let offered: Vec<_> = list.split('"').skip(1).step_by(2).collect();
+            let known: Vec<_> = triple.cpus.iter().map(|cpu| cpu.name).collect();
+            assert_eq!(offered, known, "modules/cpus.nix, {architecture}");
+        }
+    }
+
+    #[test]
     fn what_is_unknown_is_named_with_what_is_known() {
         let error = Target::new(Some("riscv64gc-unknown-linux-gnu"), None).unwrap_err();
         assert_eq!(
