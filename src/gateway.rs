@@ -180,6 +180,7 @@ fn broker_config(config: &Config) -> BrokerConfig {
         max_queued_bytes: mqtt.max_queued_bytes,
         max_subscriptions: mqtt.max_subscriptions,
         session_expiry_max: Duration::from_secs(mqtt.session_expiry_max_s.into()),
+        response_information: mqtt.response_information.clone(),
         max_retained_messages: mqtt.max_retained_messages,
         max_messages_per_s: mqtt.max_messages_per_s,
     }

@@ -18,7 +18,6 @@ use rumqttd::protocol::{
 };
 
 use super::session::ConnectRefused;
-use crate::event::Topic;
 
 /// Protocol version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -339,6 +338,8 @@ pub struct PublishHeader<'a> {
     pub expires_in: Option<u32>,
     /// Of the subscriptions that matched.
     pub subscription_ids: &'a [u32],
+    /// Stands for the topic if that is empty, or is to stand for it from now on.
+    pub topic_alias: Option<u16>,
 }
 
 impl Encoder {
@@ -346,7 +347,7 @@ impl Encoder {
     pub fn publish(
         self,
         header: PublishHeader<'_>,
-        topic: &Topic,
+        topic: &str,
         payload: &[u8],
         out: &mut BytesMut,
     ) {
@@ -359,7 +360,7 @@ impl Encoder {
             Some(properties) => var_int_len(properties.len()) + properties.len(),
         };
         let packet_id_bytes = if header.qos == QoS::AtMostOnce { 0 } else { 2 };
-        let topic = topic.as_str().as_bytes();
+        let topic = topic.as_bytes();
         let remaining = 2 + topic.len() + packet_id_bytes + property_bytes + payload.len();
         out.reserve(5 + remaining);
         out.put_u8(
@@ -474,6 +475,10 @@ fn publish_properties(header: &PublishHeader<'_>) -> BytesMut {
     if let Some(seconds) = header.expires_in {
         out.put_u8(2);
         out.put_u32(seconds);
+    }
+    if let Some(alias) = header.topic_alias {
+        out.put_u8(35);
+        out.put_u16(alias);
     }
     for id in header.subscription_ids {
         out.put_u8(11);
@@ -675,8 +680,7 @@ mod tests {
             ..PublishHeader::default()
         };
         let mut out = BytesMut::from(CONNECT_V5);
-        let topic = Topic::new("ä/b").unwrap();
-        Encoder(Version::V5).publish(header, &topic, b"payload", &mut out);
+        Encoder(Version::V5).publish(header, "ä/b", b"payload", &mut out);
         let Incoming::Publish(read) = decode_all(&out).unwrap().remove(1) else {
             panic!("no PUBLISH");
         };

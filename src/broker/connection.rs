@@ -17,16 +17,16 @@ use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::access::Permissions;
 use super::codec::{DecodeError, Decoder, Encoder, Incoming, Version};
-use super::fanout::Publisher;
+use super::fanout::{Publisher, Subscriber};
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::rate::RateLimit;
-use super::registry::{Online, Parked};
-use super::session::{
-    Close, ConnectRefused, ConnectRequest, Effect, Session, Subscription, Ticket,
-};
+use super::registry::{Eviction, Online, Parked};
+use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
 use super::stream::Stream;
+use super::subscription::Subscription;
 use super::{Phase, Shared};
 use crate::event::Event;
 use crate::pipeline::Tap;
@@ -125,6 +125,16 @@ async fn connected(
         Err(refused) => return refuse(wire, version, peer, &shared, refused).await,
     };
     let client_id = request.client_id.clone();
+    let permissions = Permissions::everything();
+    if let Some(topic) = request.will_topic()
+        && !permissions.may_publish(topic.as_str())
+    {
+        let refused = ConnectRefused {
+            code: ConnectReturnCode::NotAuthorized,
+            text: format!("{client_id} may not publish its will on {topic}"),
+        };
+        return refuse(wire, version, peer, &shared, refused).await;
+    }
     let max = shared.config.max_connections;
     let Some((online, parked)) = shared.registry.attach(&client_id, max).await else {
         let refused = ConnectRefused {
@@ -139,7 +149,7 @@ async fn connected(
     let now = Instant::now();
     let parked = match parked {
         Some(parked) if request.clean_start || parked.expires <= now => {
-            shared.end_session(&parked.session, parked.key, &parked.mailbox);
+            shared.end_parked(parked).await;
             None
         }
         parked => parked,
@@ -147,13 +157,24 @@ async fn connected(
     let (key, session, mailbox) = match parked {
         Some(parked) => {
             let mut session = parked.session;
-            session.resume(request, now, &mut wire.output);
+            session.resume(request, permissions.clone(), now, &mut wire.output);
+            // Its subscriptions go by what the client may do now.
+            for (subscription, options) in session.subscriptions() {
+                let subscriber = Subscriber {
+                    key: parked.key,
+                    mailbox: parked.mailbox.clone(),
+                    permissions: permissions.clone(),
+                    options: *options,
+                };
+                shared.fanout.subscribe(subscription, subscriber);
+            }
             parked.mailbox.set_offline(false);
             (parked.key, session, parked.mailbox)
         }
         None => {
             let limits = shared.limits.clone();
-            let session = Session::new(request, key, limits, now, &mut wire.output);
+            let permissions = permissions.clone();
+            let session = Session::new(request, permissions, key, limits, now, &mut wire.output);
             let mailbox = Arc::new(Mailbox::new(
                 shared.config.max_queued_messages,
                 shared.config.max_queued_bytes,
@@ -171,6 +192,7 @@ async fn connected(
         session,
         key,
         mailbox,
+        permissions,
         publisher: Publisher::new(shared.fanout.clone()),
         tap: shared.pipeline.tap(),
         rate: RateLimit::new(shared.config.max_messages_per_s, now),
@@ -323,6 +345,7 @@ struct Connection {
     session: Session,
     key: SessionKey,
     mailbox: Arc<Mailbox>,
+    permissions: Arc<Permissions>,
     publisher: Publisher,
     tap: Tap,
     rate: RateLimit,
@@ -347,7 +370,7 @@ struct Connection {
 /// How a connection ended.
 enum End {
     Close(Close),
-    TakenOver,
+    Evicted(Eviction),
     ShutDown,
     /// The client went without a word, or stopped reading.
     Lost(String),
@@ -360,7 +383,7 @@ impl Connection {
         let text = match &end {
             End::Close(Close::ByClient) => "disconnected by the client",
             End::Close(Close::Refused(text)) => text,
-            End::TakenOver => {
+            End::Evicted(Eviction::TakenOver) => {
                 let reason = DisconnectReasonCode::SessionTakenOver;
                 let text = "another connection uses this client id";
                 self.session.refuse(reason, text, &mut self.wire.output);
@@ -381,18 +404,27 @@ impl Connection {
                 "client disconnected"
             );
         }
-        if let Some(will) = self.session.on_connection_lost(now)
-            && !matches!(end, End::ShutDown)
-        {
-            self.publish(will, now);
-            self.flush(now);
-        }
+        let expiry = self.session.session_expiry();
+        let will = self.session.on_connection_lost();
+        // In a shutdown nobody is told that somebody has gone: all have.
+        let will = will.filter(|_| !matches!(end, End::ShutDown));
+        let will = match will {
+            Some(will) if !expiry.is_zero() && !will.delay.is_zero() => {
+                Some((now + will.delay, will))
+            }
+            Some(will) => {
+                self.publish(will.into_message(now), now);
+                self.flush(now);
+                None
+            }
+            None => None,
+        };
         while !self.tap.flush() {
             self.tap.room().await;
         }
         let Connection {
             mut wire,
-            session,
+            mut session,
             key,
             mailbox,
             taken,
@@ -400,18 +432,19 @@ impl Connection {
             shared,
             ..
         } = self;
-        let expiry = session.session_expiry();
+        mailbox.put_back(taken);
         if expiry.is_zero() {
-            shared.end_session(&session, key, &mailbox);
+            shared.end_session(&mut session, key, &mailbox, now);
             shared.registry.detach(&client_id, online, None, 0);
         } else {
-            mailbox.put_back(taken);
             mailbox.set_offline(true);
+            shared.share_out(&mut session, key, &mailbox, now);
             let parked = Parked {
                 session,
                 mailbox,
                 key,
                 expires: now + expiry,
+                will,
             };
             let max = shared.config.max_connections;
             let evicted = shared
@@ -422,7 +455,7 @@ impl Connection {
                     client,
                     "session dropped: more clients than mqtt.max_connections are away"
                 );
-                shared.end_session(&parked.session, parked.key, &parked.mailbox);
+                shared.end_parked(parked).await;
             }
         }
         shared.stats.connections.fetch_sub(1, Ordering::Relaxed);
@@ -446,7 +479,8 @@ impl Connection {
             {
                 // One filter a turn: with many retained messages, it takes a while.
                 let fanout = &shared.fanout;
-                fanout.retained_for(&subscription, now, &mut self.retained);
+                let permissions = &self.permissions;
+                fanout.retained_for(&subscription, permissions, now, &mut self.retained);
                 tokio::task::yield_now().await;
             }
             self.fill_output(now);
@@ -496,7 +530,7 @@ impl Connection {
             }
             tokio::select! {
                 biased;
-                () = online.taken_over.notified() => return End::TakenOver,
+                why = online.evicted() => return End::Evicted(why),
                 () = shared.leaves(phase) => {}
                 readable = self.wire.stream.ready(reads, writes) => match readable {
                     Ok(true) if !self.has_to_wait() => {
@@ -659,17 +693,21 @@ impl Connection {
                 Effect::Subscribe(subscriptions) => {
                     self.flush(now);
                     for subscription in subscriptions {
-                        self.shared
-                            .fanout
-                            .subscribe(self.key, &self.mailbox, &subscription);
+                        let subscriber = Subscriber {
+                            key: self.key,
+                            mailbox: self.mailbox.clone(),
+                            permissions: self.permissions.clone(),
+                            options: subscription.options,
+                        };
+                        self.shared.fanout.subscribe(&subscription.key, subscriber);
                         if subscription.send_retained {
                             self.retained_due.push_back(subscription);
                         }
                     }
                 }
-                Effect::Unsubscribe(filters) => {
+                Effect::Unsubscribe(subscriptions) => {
                     self.flush(now);
-                    self.shared.fanout.unsubscribe(self.key, &filters);
+                    self.shared.fanout.unsubscribe(self.key, &subscriptions);
                 }
                 Effect::Close(close) => {
                     end = Some(End::Close(close));

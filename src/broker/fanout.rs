@@ -13,11 +13,14 @@ use parking_lot::{Mutex, RwLock};
 use rumqttd::protocol::QoS;
 use rustc_hash::FxHashMap;
 
+use super::access::Permissions;
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::retained::RetainedTree;
-use super::session::{Subscription, lower};
-use crate::event::{Topic, TopicFilter, TopicTrie};
+use super::session::lower;
+use super::share_group::ShareGroup;
+use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
+use crate::event::{Topic, TopicTrie};
 
 /// Matched topics that one publisher remembers.
 const CACHED_TOPICS: usize = 1024;
@@ -29,11 +32,26 @@ const CACHED_LISTS: usize = 16;
 /// Everything that subscriptions and retained messages need, shared by all connections.
 #[derive(Debug)]
 pub struct Fanout {
-    subscriptions: RwLock<TopicTrie<Subscriber>>,
+    subscriptions: RwLock<Subscriptions>,
     /// Counts up with each change of `subscriptions`, so that caches know when they are stale.
     generation: AtomicU64,
     retained: Mutex<Retained>,
     pub delivered: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Subscriptions {
+    trie: TopicTrie<Entry>,
+    /// Those in the trie, by name.
+    groups: FxHashMap<SubscriptionKey, Arc<ShareGroup>>,
+    /// How many clients' subscriptions there are; each member of a group has one.
+    len: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Entry {
+    One(Subscriber),
+    Group(Arc<ShareGroup>),
 }
 
 #[derive(Debug)]
@@ -42,14 +60,38 @@ struct Retained {
     max: usize,
 }
 
+/// A client with one of its subscriptions.
 #[derive(Clone, Debug)]
-struct Subscriber {
-    key: SessionKey,
-    mailbox: Arc<Mailbox>,
-    qos: QoS,
-    no_local: bool,
-    retain_as_published: bool,
-    id: Option<u32>,
+pub struct Subscriber {
+    pub key: SessionKey,
+    pub mailbox: Arc<Mailbox>,
+    pub permissions: Arc<Permissions>,
+    pub options: SubscriptionOptions,
+}
+
+/// Who gets the messages of a topic.
+#[derive(Debug, Default)]
+struct Targets {
+    clients: Vec<Target>,
+    /// One member of each.
+    groups: Vec<Arc<ShareGroup>>,
+}
+
+impl PartialEq for Targets {
+    fn eq(&self, other: &Self) -> bool {
+        let same_groups = || {
+            let pairs = self.groups.iter().zip(&other.groups);
+            self.groups.len() == other.groups.len()
+                && pairs.into_iter().all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        self.clients == other.clients && same_groups()
+    }
+}
+
+impl Targets {
+    fn is_empty(&self) -> bool {
+        self.clients.is_empty() && self.groups.is_empty()
+    }
 }
 
 /// One client that gets the messages of a topic, all its matching subscriptions taken together.
@@ -104,37 +146,78 @@ impl Fanout {
     }
 
     /// Adds a subscription, or puts it in the place of the client's earlier one on that filter.
-    pub fn subscribe(&self, key: SessionKey, mailbox: &Arc<Mailbox>, subscription: &Subscription) {
-        let mut subscriptions = self.subscriptions.write();
-        subscriptions.remove(&subscription.filter, |known| known.key == key);
-        subscriptions.insert(
-            &subscription.filter,
-            Subscriber {
-                key,
-                mailbox: mailbox.clone(),
-                qos: subscription.qos,
-                no_local: subscription.no_local,
-                retain_as_published: subscription.retain_as_published,
-                id: subscription.id,
-            },
-        );
-        self.generation.fetch_add(1, Ordering::Release);
+    pub fn subscribe(&self, key: &SubscriptionKey, subscriber: Subscriber) {
+        let mut guard = self.subscriptions.write();
+        let subscriptions = &mut *guard;
+        if key.group.is_some() {
+            let group = match subscriptions.groups.get(key) {
+                Some(group) => group.clone(),
+                None => {
+                    let group = Arc::new(ShareGroup::default());
+                    subscriptions.groups.insert(key.clone(), group.clone());
+                    let entry = Entry::Group(group.clone());
+                    subscriptions.trie.insert(&key.filter, entry);
+                    group
+                }
+            };
+            subscriptions.len += usize::from(group.join(subscriber));
+        } else {
+            let before = subscriptions.remove(key, subscriber.key);
+            subscriptions.len += 1 - before;
+            let entry = Entry::One(subscriber);
+            subscriptions.trie.insert(&key.filter, entry);
+        }
+        self.changed();
     }
 
     pub fn unsubscribe<'a>(
         &self,
         key: SessionKey,
-        filters: impl IntoIterator<Item = &'a TopicFilter>,
+        subscriptions: impl IntoIterator<Item = &'a SubscriptionKey>,
     ) {
-        let mut subscriptions = self.subscriptions.write();
-        for filter in filters {
-            subscriptions.remove(filter, |known| known.key == key);
+        let mut guard = self.subscriptions.write();
+        for subscription in subscriptions {
+            let removed = guard.remove(subscription, key);
+            guard.len -= removed;
         }
+        self.changed();
+    }
+
+    /// What publishers remember is stale.
+    pub fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     pub fn subscription_count(&self) -> usize {
-        self.subscriptions.read().len()
+        self.subscriptions.read().len
+    }
+
+    /// The share group that messages of a stored queue were sent to, if it is still there.
+    pub fn share_group(&self, key: &SubscriptionKey) -> Option<Arc<ShareGroup>> {
+        self.subscriptions.read().groups.get(key).cloned()
+    }
+
+    /// Gives what one member of a share group did not get to another one. What nobody else may
+    /// have is returned.
+    pub fn pass_on(
+        &self,
+        deliveries: Vec<Delivery>,
+        from: SessionKey,
+        now: Instant,
+    ) -> Vec<Delivery> {
+        let mut left = Vec::new();
+        for delivery in deliveries {
+            let passed = delivery.group.as_ref().and_then(|group| {
+                group.next_for(delivery.message.topic.as_str(), Some(from), |member| {
+                    let again = member.deliver(&delivery.message, Some(group.clone()));
+                    member.mailbox.push(std::iter::once(again), now);
+                })
+            });
+            if passed.is_none() {
+                left.push(delivery);
+            }
+        }
+        left
     }
 
     pub fn retained_count(&self) -> usize {
@@ -166,50 +249,103 @@ impl Fanout {
     pub fn retained_for(
         &self,
         subscription: &Subscription,
+        permissions: &Permissions,
         now: Instant,
         found: &mut VecDeque<Delivery>,
     ) {
-        let ids = subscription.id.map(|id| Arc::from([id].as_slice()));
+        let options = subscription.options;
+        let ids = options.id.map(|id| Arc::from([id].as_slice()));
         self.retained
             .lock()
             .tree
-            .for_each(&subscription.filter, |message| {
-                if !message.is_expired(now) {
+            .for_each(&subscription.key.filter, |message| {
+                if !message.is_expired(now) && permissions.may_receive(message.topic.as_str()) {
                     found.push_back(Delivery {
                         message: message.clone(),
-                        qos: lower(message.qos, subscription.qos),
+                        qos: lower(message.qos, options.qos),
                         retain: true,
                         subscription_ids: ids.clone(),
+                        group: None,
                     });
                 }
             });
     }
 
-    fn targets(&self, topic: &str) -> Vec<Target> {
-        let mut targets: Vec<Target> = Vec::new();
+    fn targets(&self, topic: &str) -> Targets {
+        let mut targets = Targets::default();
         let subscriptions = self.subscriptions.read();
-        subscriptions.for_each_match(topic, |subscriber| {
-            match targets.iter_mut().find(|known| known.key == subscriber.key) {
-                None => targets.push(Target {
+        subscriptions.trie.for_each_match(topic, |entry| {
+            let Entry::One(subscriber) = entry else {
+                if let Entry::Group(group) = entry {
+                    targets.groups.push(group.clone());
+                }
+                return;
+            };
+            if !subscriber.permissions.may_receive(topic) {
+                return;
+            }
+            let options = subscriber.options;
+            let mut clients = targets.clients.iter_mut();
+            match clients.find(|known| known.key == subscriber.key) {
+                None => targets.clients.push(Target {
                     key: subscriber.key,
                     mailbox: subscriber.mailbox.clone(),
-                    qos: subscriber.qos,
-                    no_local: subscriber.no_local,
-                    retain_as_published: subscriber.retain_as_published,
-                    ids: subscriber.id.map(|id| Arc::from([id].as_slice())),
+                    qos: options.qos,
+                    no_local: options.no_local,
+                    retain_as_published: options.retain_as_published,
+                    ids: options.id.map(|id| Arc::from([id].as_slice())),
                 }),
                 // A client with overlapping subscriptions gets a message once, at the highest QoS.
                 Some(target) => {
-                    target.qos = higher(target.qos, subscriber.qos);
-                    target.no_local &= subscriber.no_local;
-                    target.retain_as_published |= subscriber.retain_as_published;
+                    target.qos = higher(target.qos, options.qos);
+                    target.no_local &= options.no_local;
+                    target.retain_as_published |= options.retain_as_published;
                     let ids = target.ids.iter().flat_map(|ids| ids.iter().copied());
-                    let ids: Arc<[u32]> = ids.chain(subscriber.id).collect();
+                    let ids: Arc<[u32]> = ids.chain(options.id).collect();
                     target.ids = (!ids.is_empty()).then_some(ids);
                 }
             }
         });
         targets
+    }
+}
+
+impl Subscriptions {
+    /// Returns how many were removed.
+    fn remove(&mut self, key: &SubscriptionKey, session: SessionKey) -> usize {
+        if key.group.is_none() {
+            let before = self.trie.len();
+            self.trie.remove(
+                &key.filter,
+                |entry| matches!(entry, Entry::One(known) if known.key == session),
+            );
+            return before - self.trie.len();
+        }
+        let Some(group) = self.groups.get(key) else {
+            return 0;
+        };
+        let removed = group.leave(session);
+        if group.is_empty() {
+            self.trie.remove(
+                &key.filter,
+                |entry| matches!(entry, Entry::Group(known) if Arc::ptr_eq(known, group)),
+            );
+            self.groups.remove(key);
+        }
+        usize::from(removed)
+    }
+}
+
+impl Subscriber {
+    /// A message as this subscription gets it.
+    fn deliver(&self, message: &Arc<Message>, group: Option<Arc<ShareGroup>>) -> Delivery {
+        Delivery {
+            message: message.clone(),
+            qos: lower(message.qos, self.options.qos),
+            retain: message.retain && self.options.retain_as_published,
+            subscription_ids: self.options.id.map(|id| Arc::from([id].as_slice())),
+            group,
+        }
     }
 }
 
@@ -224,9 +360,9 @@ fn higher(a: QoS, b: QoS) -> QoS {
 pub struct Publisher {
     fanout: Arc<Fanout>,
     generation: u64,
-    cache: FxHashMap<Topic, Arc<[Target]>>,
-    lists: Vec<Arc<[Target]>>,
-    pending: Vec<(Arc<Message>, Arc<[Target]>)>,
+    cache: FxHashMap<Topic, Arc<Targets>>,
+    lists: Vec<Arc<Targets>>,
+    pending: Vec<(Arc<Message>, Arc<Targets>)>,
 }
 
 impl Publisher {
@@ -242,9 +378,14 @@ impl Publisher {
 
     /// Whether one of the last topics' subscribers asks for a pause; these are added to `pressed`.
     pub fn find_pressed(&self, pressed: &mut Vec<Arc<Mailbox>>) {
-        for target in self.lists.iter().flat_map(|list| list.iter()) {
-            if target.mailbox.is_pressed() {
-                pressed.push(target.mailbox.clone());
+        for list in &self.lists {
+            for target in &list.clients {
+                if target.mailbox.is_pressed() {
+                    pressed.push(target.mailbox.clone());
+                }
+            }
+            for group in &list.groups {
+                find_all_pressed(group, pressed);
             }
         }
     }
@@ -261,10 +402,10 @@ impl Publisher {
             Some(targets) => targets.clone(),
             None => {
                 let targets = self.fanout.targets(topic.as_str());
-                let list = match self.lists.iter().find(|list| ***list == *targets) {
+                let list = match self.lists.iter().find(|list| ***list == targets) {
                     Some(list) => list.clone(),
                     None => {
-                        let list: Arc<[Target]> = targets.into();
+                        let list = Arc::new(targets);
                         if self.lists.len() < CACHED_LISTS {
                             self.lists.push(list.clone());
                         }
@@ -295,7 +436,7 @@ impl Publisher {
                 .count();
             let (messages, others) = rest.split_at(run);
             rest = others;
-            for target in targets.iter() {
+            for target in &targets.clients {
                 let deliveries = messages
                     .iter()
                     .filter(|(message, _)| !(target.no_local && message.publisher == target.key))
@@ -304,15 +445,23 @@ impl Publisher {
                         qos: lower(message.qos, target.qos),
                         retain: message.retain && target.retain_as_published,
                         subscription_ids: target.ids.clone(),
+                        group: None,
                     });
                 delivered += target.mailbox.push(deliveries, now) as u64;
-                if target.mailbox.is_pressed()
-                    && !pressed
-                        .iter()
-                        .any(|known| Arc::ptr_eq(known, &target.mailbox))
-                {
-                    pressed.push(target.mailbox.clone());
+                if target.mailbox.is_pressed() {
+                    note(&target.mailbox, &mut pressed);
                 }
+            }
+            for group in &targets.groups {
+                for (message, _) in messages {
+                    let topic = message.topic.as_str();
+                    let taken = group.next_for(topic, None, |member| {
+                        let delivery = member.deliver(message, Some(group.clone()));
+                        member.mailbox.push(std::iter::once(delivery), now)
+                    });
+                    delivered += taken.unwrap_or(0) as u64;
+                }
+                find_all_pressed(group, &mut pressed);
             }
         }
         self.pending.clear();
@@ -320,5 +469,26 @@ impl Publisher {
             .delivered
             .fetch_add(delivered, Ordering::Relaxed);
         pressed
+    }
+}
+
+fn note(mailbox: &Arc<Mailbox>, pressed: &mut Vec<Arc<Mailbox>>) {
+    if !pressed.iter().any(|known| Arc::ptr_eq(known, mailbox)) {
+        pressed.push(mailbox.clone());
+    }
+}
+
+/// A share group asks for a pause when each of its connected members does: then for the first's.
+fn find_all_pressed(group: &ShareGroup, pressed: &mut Vec<Arc<Mailbox>>) {
+    let mut first = None;
+    let mut all = true;
+    group.for_each_member(|member| {
+        if !member.mailbox.is_offline() {
+            all &= member.mailbox.is_pressed();
+            first.get_or_insert_with(|| member.mailbox.clone());
+        }
+    });
+    if let Some(mailbox) = first.filter(|_| all) {
+        note(&mailbox, pressed);
     }
 }

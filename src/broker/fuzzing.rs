@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rumqttd::protocol::QoS;
 
+use super::access::Permissions;
 use super::codec::{Decoder, Incoming};
 use super::message::{Delivery, Message};
 use super::session::{ConnectRequest, Effect, Limits, Session};
@@ -86,7 +87,14 @@ impl Client {
         let limits = limits();
         match ConnectRequest::new(version, packet, 1, &limits, || "assigned".into()) {
             Ok(request) => {
-                let session = Session::new(request, 1, limits, self.now, &mut self.out);
+                let session = Session::new(
+                    request,
+                    Permissions::everything(),
+                    1,
+                    limits,
+                    self.now,
+                    &mut self.out,
+                );
                 self.session = Some(session);
             }
             Err(_) => self.closed = true,
@@ -134,6 +142,7 @@ impl Client {
             message,
             qos,
             retain: false,
+            group: None,
             subscription_ids: (qos == QoS::AtMostOnce).then(|| [1, 2].as_slice().into()),
         };
         session.deliver(delivery, self.now, &mut self.out);
@@ -157,7 +166,7 @@ impl Client {
     pub fn reconnect(&mut self, connect: &[u8]) {
         let mut kept = self.session.take();
         if let Some(session) = &mut kept {
-            let _will = session.on_connection_lost(self.now);
+            let _will = session.on_connection_lost();
         }
         let now = self.now;
         *self = Client {
@@ -179,10 +188,17 @@ impl Client {
         };
         self.session = Some(match kept {
             Some(mut session) if !session.session_expiry().is_zero() && !request.clean_start => {
-                session.resume(request, now, &mut self.out);
+                session.resume(request, Permissions::everything(), now, &mut self.out);
                 session
             }
-            _ => Session::new(request, 2, limits, now, &mut self.out),
+            _ => Session::new(
+                request,
+                Permissions::everything(),
+                2,
+                limits,
+                now,
+                &mut self.out,
+            ),
         });
         self.check();
     }
@@ -222,5 +238,6 @@ fn limits() -> Limits {
         max_subscriptions: MAX_SUBSCRIPTIONS,
         session_expiry_max: Duration::from_secs(100),
         max_keep_alive: None,
+        response_information: "response/%c".into(),
     }
 }

@@ -17,7 +17,7 @@ use rumqttd::protocol::QoS;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
-use super::message::Delivery;
+use super::message::{Delivery, SessionKey};
 
 /// How long publishers wait for a pressed mailbox before they look what its subscriber has taken
 /// meanwhile. One that takes nothing, or next to nothing, costs them one such pause and no more; one
@@ -31,6 +31,8 @@ pub struct Mailbox {
     max_bytes: usize,
     /// Mirrors of the queue's state, for publishers to look at without the lock.
     pressed: AtomicBool,
+    slow: AtomicBool,
+    offline: AtomicBool,
     /// Tells the connection's task that there is something to send.
     filled: Notify,
     /// Tells publishers that the mailbox is no longer pressed, or no longer waited for.
@@ -69,6 +71,8 @@ impl Mailbox {
             max_messages,
             max_bytes,
             pressed: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
+            offline: AtomicBool::new(false),
             filled: Notify::new(),
             eased: Notify::new(),
             tally,
@@ -138,6 +142,7 @@ impl Mailbox {
             queue.deliveries.len() <= self.max_messages / 8 && queue.bytes <= self.max_bytes / 8;
         if low && queue.pressed_since.take().is_some() {
             queue.slow = false;
+            self.slow.store(false, Ordering::Relaxed);
             self.set_pressed(false);
             drop(guard);
             self.eased.notify_waiters();
@@ -165,6 +170,16 @@ impl Mailbox {
     /// Whether publishers ought to pause.
     pub fn is_pressed(&self) -> bool {
         self.pressed.load(Ordering::Relaxed)
+    }
+
+    /// Whether what is put in now had better go to somebody else, if it can.
+    pub fn is_behind(&self) -> bool {
+        self.is_pressed() || self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client is away.
+    pub fn is_offline(&self) -> bool {
+        self.offline.load(Ordering::Relaxed)
     }
 
     /// Waits while the mailbox is pressed and its subscriber takes enough to be waited for. May be
@@ -215,6 +230,7 @@ impl Mailbox {
             queue.taken_since = (0, 0);
         } else {
             queue.slow = true;
+            self.slow.store(true, Ordering::Relaxed);
         }
     }
 
@@ -232,9 +248,11 @@ impl Mailbox {
     pub fn set_offline(&self, offline: bool) {
         let mut queue = self.queue.lock();
         queue.offline = offline;
+        self.offline.store(offline, Ordering::Relaxed);
         if offline {
             queue.pressed_since = None;
             queue.slow = false;
+            self.slow.store(false, Ordering::Relaxed);
             let queue = &mut *queue;
             queue
                 .deliveries
@@ -253,15 +271,35 @@ impl Mailbox {
         }
     }
 
-    /// The session has ended.
-    pub fn close(&self) {
+    /// Takes out what other connected members of a share group can have in the place of `key`.
+    pub fn take_shared(&self, key: SessionKey) -> Vec<Delivery> {
+        let mut queue = self.queue.lock();
+        let (shared, kept): (VecDeque<Delivery>, _) = std::mem::take(&mut queue.deliveries)
+            .into_iter()
+            .partition(|delivery| {
+                let group = delivery.group.as_ref();
+                group.is_some_and(|group| group.has_others(key))
+            });
+        queue.deliveries = kept;
+        let shared = Vec::from(shared);
+        let bytes = shared
+            .iter()
+            .map(|delivery| delivery.message.queued_bytes());
+        queue.bytes -= bytes.sum::<usize>();
+        shared
+    }
+
+    /// The session has ended. What was sent to share groups is returned.
+    pub fn close(&self) -> Vec<Delivery> {
         let mut queue = self.queue.lock();
         queue.closed = true;
-        queue.deliveries = VecDeque::new();
+        let mut left = Vec::from(std::mem::take(&mut queue.deliveries));
         queue.bytes = 0;
         self.set_pressed(false);
         drop(queue);
         self.eased.notify_waiters();
+        left.retain(|delivery| delivery.group.is_some());
+        left
     }
 }
 
@@ -287,6 +325,7 @@ mod tests {
                 qos,
                 retain: false,
                 subscription_ids: None,
+                group: None,
             },
             count,
         )

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rumqttd::protocol::{PublishProperties, QoS};
 
+use super::share_group::ShareGroup;
 use crate::event::Topic;
 
 /// Tells the sessions of one run of the gateway apart. Client ids are reused, these are not.
@@ -81,4 +82,6 @@ pub struct Delivery {
     pub retain: bool,
     /// Of all the subscriber's subscriptions that match and have one.
     pub subscription_ids: Option<Arc<[u32]>>,
+    /// The share group that it was sent to, of which the subscriber is a member.
+    pub group: Option<Arc<ShareGroup>>,
 }

@@ -3,6 +3,7 @@
 //! Takes in what clients send, gives it to the pipeline and to the clients that subscribed, and
 //! owns every promise of MQTT. Knows nothing of apps and mappings.
 
+mod access;
 mod codec;
 mod connection;
 mod fanout;
@@ -16,7 +17,9 @@ mod rate;
 mod registry;
 mod retained;
 mod session;
+mod share_group;
 mod stream;
+mod subscription;
 mod tls;
 
 use std::sync::Arc;
@@ -33,7 +36,7 @@ use crate::pipeline::Pipeline;
 use fanout::{Fanout, Publisher};
 use mailbox::Mailbox;
 use message::{Message, SessionKey};
-use registry::Registry;
+use registry::{Due, Parked, Registry};
 use session::{Limits, Session};
 
 pub use tls::{TlsError, server_config};
@@ -57,6 +60,8 @@ pub struct BrokerConfig {
     pub max_queued_bytes: usize,
     pub max_subscriptions: usize,
     pub session_expiry_max: Duration,
+    /// See [`Limits::response_information`].
+    pub response_information: String,
     pub max_retained_messages: usize,
     /// Per client. 0: no limit.
     pub max_messages_per_s: u32,
@@ -136,6 +141,7 @@ impl Broker {
                 max_subscriptions: config.max_subscriptions,
                 session_expiry_max: config.session_expiry_max,
                 max_keep_alive: (!config.max_keep_alive.is_zero()).then_some(config.max_keep_alive),
+                response_information: config.response_information.clone(),
             },
             registry: Registry::default(),
             fanout: fanout.clone(),
@@ -275,17 +281,59 @@ impl Shared {
     }
 
     /// A session is over: nothing is kept for it.
-    fn end_session(&self, session: &Session, key: SessionKey, mailbox: &Mailbox) {
-        self.fanout.unsubscribe(key, session.subscriptions());
-        mailbox.close();
+    fn end_session(&self, session: &mut Session, key: SessionKey, mailbox: &Mailbox, now: Instant) {
+        let subscriptions = session.subscriptions();
+        self.fanout
+            .unsubscribe(key, subscriptions.map(|(key, _)| key));
+        let mut shared = session.take_shared(true);
+        shared.extend(mailbox.close());
+        self.fanout.pass_on(shared, key, now);
     }
 
-    /// Ends parked sessions when their time is up.
+    /// A client has gone and will come back: what other members of its share groups can have
+    /// instead does not wait for that.
+    fn share_out(&self, session: &mut Session, key: SessionKey, mailbox: &Mailbox, now: Instant) {
+        let mut shared = session.take_shared(false);
+        shared.extend(mailbox.take_shared(key));
+        let left = self.fanout.pass_on(shared, key, now);
+        mailbox.put_back(left.into());
+    }
+
+    /// A parked session is over; what was waiting for that happens.
+    async fn end_parked(&self, mut parked: Parked) {
+        let now = Instant::now();
+        self.end_session(&mut parked.session, parked.key, &parked.mailbox, now);
+        if let Some((_, will)) = parked.will {
+            self.publish_alone(will.into_message(now), now).await;
+        }
+    }
+
+    /// Publishes a message for which there is no connection.
+    async fn publish_alone(&self, message: Message, now: Instant) {
+        if message.retain
+            && let Err(error) = self.fanout.retain(&message)
+        {
+            tracing::warn!(topic = %message.topic, %error);
+        }
+        let mut tap = self.pipeline.tap();
+        if tap.wants(&message.topic) {
+            let (topic, payload) = (message.topic.clone(), message.payload.clone());
+            tap.add(Event::new(topic, payload, now));
+        }
+        let mut publisher = Publisher::new(self.fanout.clone());
+        publisher.add(&message.topic.clone(), || message);
+        publisher.flush(now);
+        while !tap.flush() {
+            tap.room().await;
+        }
+    }
+
+    /// Publishes delayed wills and ends parked sessions when their time is up.
     async fn reap_sessions(self: Arc<Self>) {
         /// Looking takes a walk over all sessions, so it is not done more often.
-        const GRAIN: Duration = Duration::from_secs(1);
+        const GRAIN: Duration = Duration::from_millis(200);
         loop {
-            let next = self.registry.next_expiry();
+            let next = self.registry.next_due();
             tokio::select! {
                 () = async {
                     match next {
@@ -297,9 +345,15 @@ impl Shared {
                 () = self.leaves(Phase::Running) => return,
             }
             tokio::time::sleep(GRAIN).await;
-            for (client, parked) in self.registry.expire(Instant::now()) {
-                self.end_session(&parked.session, parked.key, &parked.mailbox);
-                tracing::debug!(client, "session expired");
+            let now = Instant::now();
+            for due in self.registry.take_due(now) {
+                match due {
+                    Due::Will(will) => self.publish_alone(will.into_message(now), now).await,
+                    Due::Expired(client, parked) => {
+                        self.end_parked(*parked).await;
+                        tracing::debug!(client, "session expired");
+                    }
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Which client id belongs to whom: connected sessions, parked sessions, takeover.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -9,14 +9,21 @@ use tokio::sync::{Notify, watch};
 
 use super::mailbox::Mailbox;
 use super::message::SessionKey;
-use super::session::Session;
+use super::session::{Session, Will};
 
 /// All client ids in use.
 #[derive(Debug, Default)]
 pub struct Registry {
-    slots: Mutex<FxHashMap<String, Slot>>,
+    slots: Mutex<Slots>,
     /// A session was parked.
     pub parked: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_client_id: FxHashMap<String, Slot>,
+    /// How many of them are online.
+    online: usize,
 }
 
 #[derive(Debug)]
@@ -28,9 +35,35 @@ enum Slot {
 /// A connection that holds a client id.
 #[derive(Debug)]
 pub struct Online {
-    /// Another connection wants the client id.
-    pub taken_over: Notify,
+    eviction: OnceLock<Eviction>,
+    evicted: Notify,
     gone: watch::Sender<bool>,
+}
+
+/// Why a connection has to end although its client wants to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// Another connection wants the client id.
+    TakenOver,
+}
+
+impl Online {
+    /// Ends the connection soon. The first reason counts.
+    pub fn evict(&self, why: Eviction) {
+        if self.eviction.set(why).is_ok() {
+            self.evicted.notify_one();
+        }
+    }
+
+    /// Waits until the connection has to end. May be dropped at any time.
+    pub async fn evicted(&self) -> Eviction {
+        loop {
+            if let Some(why) = self.eviction.get() {
+                return *why;
+            }
+            self.evicted.notified().await;
+        }
+    }
 }
 
 /// A session whose client is away.
@@ -40,6 +73,26 @@ pub struct Parked {
     pub mailbox: Arc<Mailbox>,
     pub key: SessionKey,
     pub expires: Instant,
+    /// Published at that time, or when the session ends (MQTT 5.0, 3.1.3.2.2).
+    pub will: Option<(Instant, Will)>,
+}
+
+impl Parked {
+    fn next_event(&self) -> Instant {
+        match &self.will {
+            Some((due, _)) => self.expires.min(*due),
+            None => self.expires,
+        }
+    }
+}
+
+/// What time has brought for a parked session.
+#[derive(Debug)]
+pub enum Due {
+    /// Its will is to be published; it stays.
+    Will(Will),
+    /// It is over.
+    Expired(String, Box<Parked>),
 }
 
 impl Registry {
@@ -53,16 +106,18 @@ impl Registry {
         loop {
             let holder = {
                 let mut slots = self.slots.lock();
-                match slots.get(client_id) {
+                match slots.by_client_id.get(client_id) {
                     Some(Slot::Online(holder)) => holder.clone(),
-                    _ if online_count(&slots) >= max => return None,
+                    _ if slots.online >= max => return None,
                     _ => {
                         let online = Arc::new(Online {
-                            taken_over: Notify::new(),
+                            eviction: OnceLock::new(),
+                            evicted: Notify::new(),
                             gone: watch::Sender::new(false),
                         });
-                        let before =
-                            slots.insert(client_id.to_owned(), Slot::Online(online.clone()));
+                        slots.online += 1;
+                        let slot = Slot::Online(online.clone());
+                        let before = slots.by_client_id.insert(client_id.to_owned(), slot);
                         let parked = match before {
                             Some(Slot::Parked(parked)) => Some(*parked),
                             _ => None,
@@ -71,7 +126,7 @@ impl Registry {
                     }
                 }
             };
-            holder.taken_over.notify_one();
+            holder.evict(Eviction::TakenOver);
             // Its connection never drops the sender without saying so first.
             let _ = holder.gone.subscribe().wait_for(|gone| *gone).await;
         }
@@ -87,27 +142,20 @@ impl Registry {
         max: usize,
     ) -> Option<(String, Parked)> {
         let mut slots = self.slots.lock();
+        slots.online -= 1;
         let mut evicted = None;
-        if parked.is_some() {
-            self.parked.notify_one();
-        }
-        if parked.is_some() && slots.len() - online_count(&slots) >= max {
-            let expiries = slots.iter().filter_map(|(id, slot)| match slot {
-                Slot::Parked(parked) => Some((parked.expires, id)),
-                Slot::Online(_) => None,
-            });
-            let first = expiries.min().map(|(_, id)| id.clone());
-            evicted = first.and_then(|id| match slots.remove(&id) {
-                Some(Slot::Parked(parked)) => Some((id, *parked)),
-                _ => None,
-            });
-        }
         match parked {
             Some(parked) => {
-                slots.insert(client_id.to_owned(), Slot::Parked(Box::new(parked)));
+                self.parked.notify_one();
+                // Its own slot is counted with those that are away by now.
+                if slots.by_client_id.len() - slots.online > max {
+                    evicted = slots.take_first_to_expire();
+                }
+                let slot = Slot::Parked(Box::new(parked));
+                slots.by_client_id.insert(client_id.to_owned(), slot);
             }
             None => {
-                slots.remove(client_id);
+                slots.by_client_id.remove(client_id);
             }
         }
         drop(slots);
@@ -115,43 +163,62 @@ impl Registry {
         evicted
     }
 
-    /// When the next parked session's time is up.
-    pub fn next_expiry(&self) -> Option<Instant> {
+    /// When the next parked session's time is up, or its will's.
+    pub fn next_due(&self) -> Option<Instant> {
         let slots = self.slots.lock();
-        let expiries = slots.values().filter_map(|slot| match slot {
-            Slot::Parked(parked) => Some(parked.expires),
-            Slot::Online(_) => None,
-        });
-        expiries.min()
+        slots.parked().map(|(_, parked)| parked.next_event()).min()
     }
 
-    /// Takes out the parked sessions whose time is up, with their client ids.
-    pub fn expire(&self, now: Instant) -> Vec<(String, Parked)> {
-        let is_over = |_: &String, slot: &mut Slot| match slot {
-            Slot::Parked(parked) => parked.expires <= now,
-            Slot::Online(_) => false,
-        };
+    /// Takes out the parked sessions whose time is up, with their client ids, and the wills that are
+    /// due of those that stay.
+    pub fn take_due(&self, now: Instant) -> Vec<Due> {
         let mut slots = self.slots.lock();
-        let over = slots.extract_if(is_over);
-        let parked = over.filter_map(|(id, slot)| match slot {
-            Slot::Parked(parked) => Some((id, *parked)),
-            Slot::Online(_) => None,
+        let mut due = Vec::new();
+        slots.by_client_id.retain(|_, slot| {
+            if let Slot::Parked(parked) = slot
+                && parked.expires > now
+                && parked.will.as_ref().is_some_and(|(due, _)| *due <= now)
+                && let Some((_, will)) = parked.will.take()
+            {
+                due.push(Due::Will(will));
+            }
+            true
         });
-        parked.collect()
+        let is_over =
+            |_: &String, slot: &mut Slot| matches!(slot, Slot::Parked(p) if p.expires <= now);
+        let over = slots.by_client_id.extract_if(is_over);
+        due.extend(over.filter_map(|(id, slot)| match slot {
+            Slot::Parked(parked) => Some(Due::Expired(id, parked)),
+            Slot::Online(_) => None,
+        }));
+        due
     }
 
     /// Connected clients and parked sessions.
     pub fn counts(&self) -> (usize, usize) {
         let slots = self.slots.lock();
-        let online = online_count(&slots);
-        (online, slots.len() - online)
+        (slots.online, slots.by_client_id.len() - slots.online)
     }
 }
 
-/// Counting is fine here: it happens once a connection, on at most some thousand slots.
-fn online_count(slots: &FxHashMap<String, Slot>) -> usize {
-    slots
-        .values()
-        .filter(|slot| matches!(slot, Slot::Online(_)))
-        .count()
+impl Slots {
+    fn parked(&self) -> impl Iterator<Item = (&String, &Parked)> {
+        self.by_client_id
+            .iter()
+            .filter_map(|(id, slot)| match slot {
+                Slot::Parked(parked) => Some((id, &**parked)),
+                Slot::Online(_) => None,
+            })
+    }
+
+    fn take_first_to_expire(&mut self) -> Option<(String, Parked)> {
+        let (_, id) = self
+            .parked()
+            .map(|(id, parked)| (parked.expires, id.clone()))
+            .min()?;
+        match self.by_client_id.remove(&id) {
+            Some(Slot::Parked(parked)) => Some((id, *parked)),
+            _ => None,
+        }
+    }
 }

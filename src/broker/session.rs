@@ -8,10 +8,10 @@
 //! a new one.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use bytestring::ByteString;
 use rumqttd::protocol::{
     ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode,
     LastWill, LastWillProperties, Packet, PubAckReason, PubCompReason, PubRecReason, PubRelReason,
@@ -19,12 +19,17 @@ use rumqttd::protocol::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::access::Permissions;
 use super::codec::{DecodeError, Encoder, Incoming, IncomingPublish, PublishHeader, Version};
 use super::message::{Delivery, Message, SessionKey};
-use crate::event::{Topic, TopicError, TopicFilter};
+use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
+use crate::event::{Topic, TopicError};
 
 /// Highest topic alias that a client may use. Bounds what a connection keeps.
 const TOPIC_ALIAS_MAX: u16 = 64;
+
+/// Most topic aliases that the gateway uses towards a client, for the same reason.
+const SENT_ALIAS_MAX: u16 = 256;
 
 /// Payloads up to this length are copied out of the read buffer, so that one message that is kept
 /// long does not keep the buffer, with its 64 KiB, from being freed.
@@ -48,6 +53,9 @@ pub struct Limits {
     pub session_expiry_max: Duration,
     /// None: the client's own wish stands.
     pub max_keep_alive: Option<Duration>,
+    /// Where clients that ask for it may expect responses; `%c` stands for the client id. Empty:
+    /// nothing is said.
+    pub response_information: String,
 }
 
 /// What the rest of the broker has to do for the session.
@@ -62,7 +70,7 @@ pub enum Effect {
     /// its version can be.
     Denied(Topic),
     Subscribe(Vec<Subscription>),
-    Unsubscribe(Vec<TopicFilter>),
+    Unsubscribe(Vec<SubscriptionKey>),
     /// Send what is in the buffer, then close the connection.
     Close(Close),
 }
@@ -84,18 +92,6 @@ pub struct Ticket {
     packet_id: u16,
 }
 
-/// One granted subscription.
-#[derive(Debug, Clone)]
-pub struct Subscription {
-    pub filter: TopicFilter,
-    pub qos: QoS,
-    pub no_local: bool,
-    pub retain_as_published: bool,
-    pub id: Option<u32>,
-    /// Retained messages are to be sent now.
-    pub send_retained: bool,
-}
-
 /// What CONNECT asks for, before there is a session.
 #[derive(Debug)]
 pub struct ConnectRequest {
@@ -109,14 +105,29 @@ pub struct ConnectRequest {
     pub session_expiry: Duration,
     receive_maximum: u16,
     max_packet_bytes: u32,
+    topic_alias_max: u16,
+    wants_response_information: bool,
     will: Option<Will>,
 }
 
+/// What is published when a client goes without saying so.
 #[derive(Debug)]
-struct Will {
+pub struct Will {
     message: Message,
     /// Life of the message from its publication on.
     expiry: Option<Duration>,
+    /// How long after the connection's end it is published, unless the session ends before.
+    pub delay: Duration,
+}
+
+impl Will {
+    /// The message as it is published at the time `now`.
+    pub fn into_message(self, now: Instant) -> Message {
+        Message {
+            expires: self.expiry.map(|life| now + life),
+            ..self.message
+        }
+    }
 }
 
 /// A CONNECT that gets a CONNACK with an error.
@@ -204,10 +215,17 @@ impl ConnectRequest {
             session_expiry,
             receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
             max_packet_bytes: properties.max_packet_size.unwrap_or(u32::MAX),
+            topic_alias_max: properties.topic_alias_max.unwrap_or(0),
+            wants_response_information: properties.request_response_info == Some(1),
             will: will
                 .map(|will| Will::new(will, will_properties, key))
                 .transpose()?,
         })
+    }
+
+    /// Where the will would be published.
+    pub fn will_topic(&self) -> Option<&Topic> {
+        self.will.as_ref().map(|will| &will.message.topic)
     }
 }
 
@@ -221,10 +239,11 @@ impl Will {
             code: ConnectReturnCode::TopicNameInvalid,
             text: format!("will: {error}"),
         })?;
-        let (expiry, properties) = match properties {
-            None => (None, None),
+        let (expiry, delay, properties) = match properties {
+            None => (None, None, None),
             Some(properties) => (
                 properties.message_expiry_interval,
+                properties.delay_interval,
                 Some(PublishProperties {
                     payload_format_indicator: properties.payload_format_indicator,
                     response_topic: properties.response_topic,
@@ -246,6 +265,7 @@ impl Will {
                 expires: None,
             },
             expiry: expiry.map(|seconds| Duration::from_secs(seconds.into())),
+            delay: Duration::from_secs(delay.unwrap_or(0).into()),
         })
     }
 }
@@ -257,6 +277,8 @@ enum PublishRefused {
     Topic(#[from] TopicError),
     #[error("topics that start with $ belong to the gateway")]
     Reserved(Topic),
+    #[error("the client may not publish there")]
+    NotAuthorized(Topic),
 }
 
 fn publishable(topic: Bytes) -> Result<Topic, PublishRefused> {
@@ -293,8 +315,7 @@ pub struct Session {
     last_packet_id: u16,
     /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
     unreleased: FxHashSet<u16>,
-    /// How many filters the client is subscribed to.
-    subscriptions: FxHashSet<TopicFilter>,
+    subscriptions: FxHashMap<SubscriptionKey, SubscriptionOptions>,
 
     // Of the present connection.
     encoder: Encoder,
@@ -303,8 +324,15 @@ pub struct Session {
     inflight_max: usize,
     max_packet_bytes: usize,
     will: Option<Will>,
+    permissions: Arc<Permissions>,
+    /// What the client's topic aliases stand for, and which the gateway has given to topics.
     aliases: FxHashMap<u16, Topic>,
-    known_topics: FxHashMap<Bytes, Topic>,
+    sent_aliases: FxHashMap<Topic, u16>,
+    sent_alias_max: u16,
+    /// Topics as they stand in packets, whether the client may publish there, and the state of
+    /// the permissions of which that is true.
+    known_topics: FxHashMap<Bytes, (Topic, bool)>,
+    known_generation: u64,
     closed: bool,
 }
 
@@ -312,6 +340,7 @@ impl Session {
     /// A new session for an accepted CONNECT. The CONNACK goes to `out`.
     pub fn new(
         request: ConnectRequest,
+        permissions: Arc<Permissions>,
         key: SessionKey,
         limits: Limits,
         now: Instant,
@@ -326,25 +355,35 @@ impl Session {
             waiting: VecDeque::new(),
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
-            subscriptions: FxHashSet::default(),
+            subscriptions: FxHashMap::default(),
             encoder: Encoder(request.version),
             keep_alive: None,
             last_heard: now,
             inflight_max: 0,
             max_packet_bytes: 0,
             will: None,
+            permissions: permissions.clone(),
             aliases: FxHashMap::default(),
+            sent_aliases: FxHashMap::default(),
+            sent_alias_max: 0,
             known_topics: FxHashMap::default(),
+            known_generation: 0,
             closed: false,
         };
-        session.connect(request, false, now, out);
+        session.connect(request, permissions, false, now, out);
         session
     }
 
     /// Goes on with this session on a new connection: CONNACK, then again what was not
     /// acknowledged (MQTT 5.0, 4.4), then what has been waiting.
-    pub fn resume(&mut self, request: ConnectRequest, now: Instant, out: &mut BytesMut) {
-        self.connect(request, true, now, out);
+    pub fn resume(
+        &mut self,
+        request: ConnectRequest,
+        permissions: Arc<Permissions>,
+        now: Instant,
+        out: &mut BytesMut,
+    ) {
+        self.connect(request, permissions, true, now, out);
         self.unsent = self.inflight.len();
         self.send_waiting(now, out);
     }
@@ -352,6 +391,7 @@ impl Session {
     fn connect(
         &mut self,
         request: ConnectRequest,
+        permissions: Arc<Permissions>,
         resumed: bool,
         now: Instant,
         out: &mut BytesMut,
@@ -366,7 +406,13 @@ impl Session {
             max_packet_size: Some(self.limits.max_packet_bytes),
             assigned_client_identifier: request.assigned_id.then(|| request.client_id.clone()),
             topic_alias_max: Some(TOPIC_ALIAS_MAX),
-            shared_subscription_available: Some(0),
+            response_information: (request.wants_response_information
+                && !self.limits.response_information.is_empty())
+            .then(|| {
+                self.limits
+                    .response_information
+                    .replace("%c", &request.client_id)
+            }),
             server_keep_alive: (keep_alive != request.keep_alive)
                 .then(|| keep_alive.map_or(0, |keep_alive| keep_alive.as_secs() as u16)),
             ..ConnAckProperties::default()
@@ -382,7 +428,11 @@ impl Session {
         self.inflight_max = request.receive_maximum.min(self.limits.max_inflight).into();
         self.max_packet_bytes = request.max_packet_bytes as usize;
         self.will = request.will;
+        self.permissions = permissions;
         self.aliases.clear();
+        self.sent_aliases.clear();
+        self.sent_alias_max = request.topic_alias_max.min(SENT_ALIAS_MAX);
+        self.known_topics.clear();
         self.closed = false;
         self.encoder
             .connack(resumed, ConnectReturnCode::Success, properties, out);
@@ -393,7 +443,7 @@ impl Session {
         self.session_expiry
     }
 
-    pub fn subscriptions(&self) -> impl Iterator<Item = &TopicFilter> {
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&SubscriptionKey, &SubscriptionOptions)> {
         self.subscriptions.iter()
     }
 
@@ -432,12 +482,29 @@ impl Session {
         self.refuse(error.reason(), &error.to_string(), out)
     }
 
-    /// The connection is gone. The will, where it is due now.
-    pub fn on_connection_lost(&mut self, now: Instant) -> Option<Message> {
-        self.will.take().map(|will| Message {
-            expires: will.expiry.map(|life| now + life),
-            ..will.message
-        })
+    /// The connection is gone. The will, if the client has left one; it is due after its delay, or
+    /// when the session ends.
+    pub fn on_connection_lost(&mut self) -> Option<Will> {
+        self.will.take()
+    }
+
+    /// What has not been sent yet and belongs to a share group, whose other members can have it
+    /// (MQTT 5.0, 4.8.2). With `ended`, also what was sent at QoS 1 and not acknowledged.
+    pub fn take_shared(&mut self, ended: bool) -> Vec<Delivery> {
+        let mut shared = Vec::new();
+        if ended {
+            shared.extend(self.inflight.drain(..).filter_map(|(_, sent)| match sent {
+                Inflight::Published(delivery) if delivery.qos == QoS::AtLeastOnce => Some(delivery),
+                _ => None,
+            }));
+            shared.retain(|delivery| delivery.group.is_some());
+        }
+        let (others, kept) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|delivery| delivery.group.is_some());
+        self.waiting = kept;
+        shared.extend::<VecDeque<_>>(others);
+        shared
     }
 
     /// Works on one packet; `effects` gets what is to be done, in order.
@@ -550,7 +617,7 @@ impl Session {
                 ));
                 return;
             }
-            Err(PublishRefused::Reserved(topic)) => {
+            Err(PublishRefused::Reserved(topic) | PublishRefused::NotAuthorized(topic)) => {
                 effects.push(Effect::Denied(topic));
                 // Acknowledged, so that the client goes on, and sent nowhere.
                 match ticket.qos {
@@ -640,27 +707,49 @@ impl Session {
                 return Ok(None);
             }
             if name.is_empty() {
-                return Ok(self.aliases.get(&alias).cloned());
+                let Some(topic) = self.aliases.get(&alias).cloned() else {
+                    return Ok(None);
+                };
+                return self.known_topic(topic.as_bytes().clone()).map(Some);
             }
         }
-        let topic = match self.known_topics.get(&name) {
-            Some(topic) => topic.clone(),
+        let known = self.known_topic(name);
+        if let Some(alias) = alias
+            && let Ok(topic)
+            | Err(PublishRefused::Reserved(topic) | PublishRefused::NotAuthorized(topic)) =
+                &known
+        {
+            self.aliases.insert(alias, topic.clone());
+        }
+        known.map(Some)
+    }
+
+    /// The topic of that name, if the client may publish there.
+    fn known_topic(&mut self, name: Bytes) -> Result<Topic, PublishRefused> {
+        let generation = self.permissions.generation();
+        if generation != self.known_generation {
+            self.known_topics.clear();
+            self.known_generation = generation;
+        }
+        let (topic, allowed) = match self.known_topics.get(&name) {
+            Some((topic, allowed)) => (topic.clone(), *allowed),
             None => {
                 let topic = publishable(Bytes::copy_from_slice(&name))?;
+                let allowed = self.permissions.may_publish(topic.as_str());
                 if self.known_topics.len() >= KNOWN_TOPICS {
                     self.known_topics.clear();
                 }
                 if topic.is_worth_caching() {
                     self.known_topics
-                        .insert(topic.as_bytes().clone(), topic.clone());
+                        .insert(topic.as_bytes().clone(), (topic.clone(), allowed));
                 }
-                topic
+                (topic, allowed)
             }
         };
-        if let Some(alias) = alias {
-            self.aliases.insert(alias, topic.clone());
+        match allowed {
+            true => Ok(topic),
+            false => Err(PublishRefused::NotAuthorized(topic)),
         }
-        Ok(Some(topic))
     }
 
     /// A reason that 3.1.1 can't express becomes `old`.
@@ -702,22 +791,29 @@ impl Session {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         let mut granted = Vec::with_capacity(subscribe.filters.len());
         for wish in subscribe.filters {
-            let path = ByteString::from(wish.path);
-            if path.starts_with("$share/") {
-                codes.push(self.v5_reason(
-                    SubscribeReasonCode::SharedSubscriptionsNotSupported,
-                    SubscribeReasonCode::Failure,
-                ));
-                continue;
-            }
-            let Ok(filter) = TopicFilter::new(path) else {
+            let Ok(key) = SubscriptionKey::parse(wish.path) else {
                 codes.push(self.v5_reason(
                     SubscribeReasonCode::TopicFilterInvalid,
                     SubscribeReasonCode::Failure,
                 ));
                 continue;
             };
-            let is_new = !self.subscriptions.contains(&filter);
+            if key.group.is_some() && wish.nolocal {
+                effects.push(self.refuse(
+                    DisconnectReasonCode::ProtocolError,
+                    "SUBSCRIBE with no-local on a shared subscription (MQTT 5.0, 3.8.3.1)",
+                    out,
+                ));
+                return;
+            }
+            if !self.permissions.may_subscribe(&key.filter) {
+                codes.push(self.v5_reason(
+                    SubscribeReasonCode::NotAuthorized,
+                    SubscribeReasonCode::Failure,
+                ));
+                continue;
+            }
+            let is_new = !self.subscriptions.contains_key(&key);
             if is_new && self.subscriptions.len() >= self.limits.max_subscriptions {
                 codes.push(self.v5_reason(
                     SubscribeReasonCode::QuotaExceeded,
@@ -725,19 +821,25 @@ impl Session {
                 ));
                 continue;
             }
-            self.subscriptions.insert(filter.clone());
-            codes.push(SubscribeReasonCode::Success(wish.qos));
-            granted.push(Subscription {
-                filter,
+            let options = SubscriptionOptions {
                 qos: wish.qos,
                 no_local: wish.nolocal,
                 retain_as_published: wish.preserve_retain,
                 id: id.map(|id| id as u32),
-                send_retained: match wish.retain_forward_rule {
+            };
+            self.subscriptions.insert(key.clone(), options);
+            codes.push(SubscribeReasonCode::Success(wish.qos));
+            // A share group gets no retained messages (MQTT 5.0, 4.8.2).
+            let send_retained = key.group.is_none()
+                && match wish.retain_forward_rule {
                     RetainForwardRule::OnEverySubscribe => true,
                     RetainForwardRule::OnNewSubscribe => is_new,
                     RetainForwardRule::Never => false,
-                },
+                };
+            granted.push(Subscription {
+                key,
+                options,
+                send_retained,
             });
         }
         self.encoder.suback(subscribe.pkid, codes, out);
@@ -756,13 +858,13 @@ impl Session {
         let mut removed = Vec::new();
         let mut reasons = Vec::with_capacity(filters.len());
         for filter in filters {
-            let Ok(filter) = TopicFilter::new(filter) else {
+            let Ok(key) = SubscriptionKey::parse(filter) else {
                 reasons.push(UnsubAckReason::TopicFilterInvalid);
                 continue;
             };
-            if self.subscriptions.remove(&filter) {
+            if self.subscriptions.remove(&key).is_some() {
                 reasons.push(UnsubAckReason::Success);
-                removed.push(filter);
+                removed.push(key);
             } else {
                 reasons.push(UnsubAckReason::NoSubscriptionExisted);
             }
@@ -810,11 +912,14 @@ impl Session {
         while self.unsent > 0 && self.inflight.len() - self.unsent < self.inflight_max {
             let at = self.inflight.len() - self.unsent;
             self.unsent -= 1;
-            let (packet_id, message) = &self.inflight[at];
-            let written = match message {
-                Inflight::Published(delivery) => self.write(delivery, *packet_id, true, now, out),
+            let packet_id = self.inflight[at].0;
+            let written = match &self.inflight[at].1 {
+                Inflight::Published(delivery) => {
+                    let delivery = delivery.clone();
+                    self.write(&delivery, packet_id, true, now, out)
+                }
                 Inflight::Released => {
-                    self.encoder.pubrel(*packet_id, PubRelReason::Success, out);
+                    self.encoder.pubrel(packet_id, PubRelReason::Success, out);
                     true
                 }
             };
@@ -833,7 +938,7 @@ impl Session {
     /// Whether it was written: a message whose time is up, or that is larger than the client takes,
     /// counts as delivered (MQTT 5.0, 3.1.2.11.4). What was sent once is sent again in any case.
     fn write(
-        &self,
+        &mut self,
         delivery: &Delivery,
         packet_id: u16,
         dup: bool,
@@ -845,6 +950,7 @@ impl Session {
             return false;
         }
         let start = out.len();
+        let alias = self.sent_alias(&message.topic);
         self.encoder.publish(
             PublishHeader {
                 qos: delivery.qos,
@@ -854,16 +960,44 @@ impl Session {
                 properties: message.properties.as_deref(),
                 expires_in: message.expires_in(now),
                 subscription_ids: delivery.subscription_ids.as_deref().unwrap_or_default(),
+                topic_alias: alias.map(|alias| alias.number),
             },
-            &message.topic,
+            match alias {
+                Some(Alias { is_known: true, .. }) => "",
+                _ => message.topic.as_str(),
+            },
             &message.payload,
             out,
         );
         let fits = out.len() - start <= self.max_packet_bytes;
         if !fits {
             out.truncate(start);
+        } else if let Some(Alias {
+            number,
+            is_known: false,
+        }) = alias
+        {
+            self.sent_aliases.insert(message.topic.clone(), number);
         }
         fits
+    }
+
+    /// The alias that stands for a topic towards this client, or could from now on.
+    fn sent_alias(&self, topic: &Topic) -> Option<Alias> {
+        if self.sent_alias_max == 0 || self.encoder.0 == Version::V4 {
+            return None;
+        }
+        if let Some(number) = self.sent_aliases.get(topic) {
+            return Some(Alias {
+                number: *number,
+                is_known: true,
+            });
+        }
+        let next = self.sent_aliases.len() as u16 + 1;
+        (next <= self.sent_alias_max && topic.is_worth_caching()).then_some(Alias {
+            number: next,
+            is_known: false,
+        })
     }
 
     /// Of what has been sent on this connection.
@@ -921,6 +1055,14 @@ impl Session {
     }
 }
 
+/// A topic alias towards the client.
+#[derive(Clone, Copy, Debug)]
+struct Alias {
+    number: u16,
+    /// The client has been told what it stands for.
+    is_known: bool,
+}
+
 /// The lower of two QoS.
 pub fn lower(a: QoS, b: QoS) -> QoS {
     if a < b { a } else { b }
@@ -931,7 +1073,6 @@ mod tests {
     use super::*;
     use crate::broker::codec::Decoder;
     use proptest::prelude::*;
-    use std::sync::Arc;
 
     const CONNECT_V4: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c";
     /// With a session that outlives its connection.
@@ -949,7 +1090,12 @@ mod tests {
             max_subscriptions: 3,
             session_expiry_max: Duration::from_secs(100),
             max_keep_alive: None,
+            response_information: String::new(),
         }
+    }
+
+    fn everything() -> Arc<Permissions> {
+        Permissions::everything()
     }
 
     /// A session with the wire around it, driven by bytes.
@@ -976,7 +1122,7 @@ mod tests {
             let (request, decoder) = request(connect);
             let now = Instant::now();
             let mut out = BytesMut::new();
-            let session = Session::new(request, 1, limits(), now, &mut out);
+            let session = Session::new(request, everything(), 1, limits(), now, &mut out);
             assert_eq!(out[0], 0x20, "CONNACK comes first");
             assert_eq!(out[3], 0, "accepted");
             out.clear();
@@ -1020,6 +1166,7 @@ mod tests {
                 qos,
                 retain: false,
                 subscription_ids: None,
+                group: None,
             };
             self.session.deliver(delivery, self.now, &mut self.out);
         }
@@ -1111,7 +1258,9 @@ mod tests {
         client.send(b"\x50\x02\x00\x02"); // PUBREC for the second
         client.sent();
         let (request, _) = request(CONNECT_V4_KEPT);
-        client.session.resume(request, client.now, &mut client.out);
+        client
+            .session
+            .resume(request, everything(), client.now, &mut client.out);
         let connack = b"\x20\x02\x01\x00";
         let again = publish_qos1(1, "1", true);
         let pubrel = b"\x62\x02\x00\x02";
@@ -1158,13 +1307,17 @@ mod tests {
     #[test]
     fn the_will_is_due_unless_the_client_says_goodbye() {
         let mut client = Client::connect(CONNECT_V4_WILL);
-        let will = client.session.on_connection_lost(client.now).unwrap();
+        let will = client
+            .session
+            .on_connection_lost()
+            .unwrap()
+            .into_message(client.now);
         assert_eq!((will.topic.as_str(), &will.payload[..]), ("w", &b"m"[..]));
         assert_eq!(will.qos, QoS::AtLeastOnce);
 
         let mut client = Client::connect(CONNECT_V4_WILL);
         client.send(b"\xe0\x00");
-        assert!(client.session.on_connection_lost(client.now).is_none());
+        assert!(client.session.on_connection_lost().is_none());
     }
 
     #[test]
@@ -1256,7 +1409,9 @@ mod tests {
             b"\x10\x16\x00\x04MQTT\x05\x00\x00\x3c\x08\x21\x00\x01\x27\x00\x00\x00\x14\x00\x01c",
         );
         client.decoder = decoder;
-        client.session.resume(request, client.now, &mut client.out);
+        client
+            .session
+            .resume(request, everything(), client.now, &mut client.out);
         let sent = client.sent();
         assert_eq!(&sent[sent.len() - 9..], b"\x3a\x07\x00\x01t\x00\x01\x001");
         client.deliver("3", QoS::AtLeastOnce);
@@ -1284,7 +1439,9 @@ mod tests {
                     7 => drop(client.send(&[0x62, 2, 0, id])),
                     _ => {
                         let (request, _) = request(CONNECT_V4_KEPT);
-                        client.session.resume(request, client.now, &mut client.out);
+                        client
+            .session
+            .resume(request, everything(), client.now, &mut client.out);
                     }
                 }
                 let inflight = &client.session.inflight;

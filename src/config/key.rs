@@ -46,6 +46,8 @@ pub enum Kind {
     },
     /// A path, or "" for none.
     OptionalPath,
+    /// A topic name, in which %c stands for a client id, or "" for none.
+    OptionalTopic,
     /// `host:port`.
     Address {
         can_be_off: bool,

@@ -5,6 +5,7 @@ use std::io;
 
 use super::origin::Origin;
 use super::value::{AddressError, SizeError};
+use crate::event::TopicError;
 
 /// Everything that is wrong with a configuration. Displayed as one or two lines a problem.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,8 @@ pub enum Fault {
     NotAChoice { found: String, allowed: String },
     #[error("{found} is no address: {error}")]
     BadAddress { found: String, error: AddressError },
+    #[error("{found} is no topic name: {error}")]
+    BadTopic { found: String, error: TopicError },
     #[error("{found} is no size: {error}")]
     BadSize { found: String, error: SizeError },
     #[error("{found} is no log filter: {why}")]

@@ -55,7 +55,7 @@ fn key_schema(key: &Key) -> Json {
             ]
         }),
         Kind::Path { .. } => json!({"type": "string", "minLength": 1}),
-        Kind::OptionalPath => json!({"type": "string"}),
+        Kind::OptionalPath | Kind::OptionalTopic => json!({"type": "string"}),
         Kind::Address { can_be_off: false } => json!({"type": "string", "pattern": ":[0-9]+$"}),
         Kind::Address { can_be_off: true } => {
             json!({"type": "string", "pattern": "^(off)?$|:[0-9]+$"})

@@ -122,6 +122,9 @@ section! {
         max_subscriptions: usize = integer(1, 100_000), Preset::Text("1000");
         /// Longest that the session of a client that has gone is kept, in seconds.
         session_expiry_max_s: u32 = integer(0, 0xffff_ffff), Preset::Text("86400");
+        /// Where MQTT 5 clients that ask for response information are told to expect responses, such
+        /// as "response/%c"; %c stands for the client id. "" tells them nothing.
+        response_information: String = Kind::OptionalTopic, Preset::Text("");
         /// Most retained messages of all topics. 0 keeps none.
         max_retained_messages: usize = integer(0, 10_000_000), Preset::Text("100000");
         /// Most messages a second that one client may publish; it is read more slowly beyond that.

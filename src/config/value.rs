@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 use super::key::Kind;
 use super::problem::{Fault, quoted};
 use super::suggest;
+use crate::event::Topic;
 
 /// A value that its key allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +92,7 @@ impl Kind {
             Kind::Integer { .. } => "an integer".to_owned(),
             Kind::Bytes { .. } => "a number of bytes or a string such as \"16MiB\"".to_owned(),
             Kind::Path { .. } | Kind::OptionalPath => "a path in quotes".to_owned(),
+            Kind::OptionalTopic => "a topic name in quotes".to_owned(),
             Kind::Address { .. } => "\"host:port\" in quotes".to_owned(),
             Kind::Choice(words) => format!("one of {}", listed(words)),
             Kind::LogFilter => "a log level in quotes".to_owned(),
@@ -109,6 +111,7 @@ impl Kind {
                 format!("a path of at most {MAX_SOCKET_PATH_BYTES} bytes")
             }
             Kind::OptionalPath => "a path, or nothing".to_owned(),
+            Kind::OptionalTopic => "a topic name, or nothing".to_owned(),
             Kind::Address { can_be_off: false } => "host:port".to_owned(),
             Kind::Address { can_be_off: true } => "host:port, off".to_owned(),
             Kind::Choice(words) => words.join(", "),
@@ -162,6 +165,14 @@ impl Kind {
             Kind::Bytes { .. } => match parse_size(text) {
                 Ok(number) => self.in_range(i128::from(number), text.to_owned()),
                 Err(error) => Err(Fault::BadSize {
+                    found: quoted(text),
+                    error,
+                }),
+            },
+            Kind::OptionalTopic if text.is_empty() => Ok(Value::Text(String::new())),
+            Kind::OptionalTopic => match Topic::new(text.to_owned()) {
+                Ok(_) => Ok(Value::Text(text.to_owned())),
+                Err(error) => Err(Fault::BadTopic {
                     found: quoted(text),
                     error,
                 }),
