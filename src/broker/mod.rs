@@ -3,6 +3,9 @@
 //! Takes in what clients send, gives it to the pipeline and to the clients that subscribed, and
 //! owns every promise of MQTT. Knows nothing of apps and mappings.
 
+// Until sessions are wired to it.
+#[allow(dead_code)]
+mod archive;
 mod codec;
 mod connection;
 mod fanout;
@@ -16,6 +19,8 @@ mod rate;
 mod registry;
 mod retained;
 mod session;
+#[allow(dead_code)]
+mod stored;
 mod stream;
 mod tls;
 
