@@ -4,6 +4,8 @@
 //! owns every promise of MQTT. Knows nothing of apps and mappings.
 
 mod access;
+#[allow(dead_code)]
+mod archive;
 mod codec;
 mod connection;
 mod fanout;
@@ -18,6 +20,8 @@ mod registry;
 mod retained;
 mod session;
 mod share_group;
+#[allow(dead_code)]
+mod stored;
 mod stream;
 mod subscription;
 mod tls;

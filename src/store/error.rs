@@ -38,7 +38,7 @@ pub enum StoreError {
     )]
     Damaged { path: PathBuf, what: String },
     #[error(
-        "store {}: full ({map_bytes} bytes); raise `store.max_bytes` or remove apps",
+        "store {}: full ({map_bytes} bytes); raise `store.max_bytes`, or remove apps or MQTT sessions",
         .path.display()
     )]
     Full { path: PathBuf, map_bytes: usize },

@@ -5,6 +5,7 @@
 
 mod error;
 mod lock;
+mod mqtt;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use error::StoreError;
+use mqtt::MqttDatabases;
+pub use mqtt::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, MqttSnapshot, Queue, queued_cost};
 
 /// The layout of the databases below. Counts up when a change would confuse an older Headgate.
 const SCHEMA_VERSION: u32 = 1;
@@ -26,7 +29,7 @@ const SCHEMA_VERSION: u32 = 1;
 /// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
 const SCHEMA_KEY: &str = "schema";
 
-/// `meta`, `components`, `apps`, `stopped`, and room for those that later versions bring.
+/// Eight today (`open_databases` has them), and room for those that later versions bring.
 const MAX_DATABASES: u32 = 32;
 
 /// Where the store is and how big it may grow.
@@ -53,6 +56,7 @@ struct Inner {
     apps: Database<'static, Str, Bytes>,
     /// Names of the preinstalled apps that are to stay stopped; nothing is kept with them.
     stopped: Database<'static, Str, Unit>,
+    mqtt: MqttDatabases,
     /// Held to the end: dropped after `env`, which is closed by then.
     _lock: File,
 }
@@ -178,7 +182,15 @@ impl Store {
         // give up safety are set.
         #[allow(unsafe_code)]
         let env = unsafe { options.open(&folder) }.map_err(|error| open_error(config, error))?;
-        let [components, apps, stopped] = open_databases(config, &env)?;
+        let [
+            components,
+            apps,
+            stopped,
+            sessions,
+            queued,
+            retained,
+            counters,
+        ] = open_databases(config, &env)?;
         let store = Store {
             inner: Arc::new(Inner {
                 path: path.clone(),
@@ -187,6 +199,12 @@ impl Store {
                 components,
                 apps: apps.remap_key_type(),
                 stopped: stopped.remap_types(),
+                mqtt: MqttDatabases {
+                    sessions,
+                    queued: queued.remap_key_type(),
+                    retained,
+                    counters: counters.remap_types(),
+                },
                 _lock: lock,
             }),
         };
@@ -362,7 +380,7 @@ impl Store {
 fn open_databases(
     config: &StoreConfig,
     env: &Env<WithoutTls>,
-) -> Result<[Database<'static, Bytes, Bytes>; 3], StoreError> {
+) -> Result<[Database<'static, Bytes, Bytes>; 7], StoreError> {
     let error = |error| database_error(&config.path, config.map_bytes, error);
     let txn = env.write_txn().map_err(error)?;
     let opened = env
@@ -379,10 +397,16 @@ fn open_databases(
                 }
                 Some(Err(_)) => return Ok(CommitOrAbort::Abort(None)),
             }
+            let mut create = |name| opener.create_database::<Bytes, Bytes>(txn, Some(name));
+            // Those that an older Headgate does not know are no trouble to it.
             Ok(CommitOrAbort::Commit([
-                opener.create_database::<Bytes, Bytes>(txn, Some("components"))?,
-                opener.create_database::<Bytes, Bytes>(txn, Some("apps"))?,
-                opener.create_database::<Bytes, Bytes>(txn, Some("stopped"))?,
+                create("components")?,
+                create("apps")?,
+                create("stopped")?,
+                create("mqtt_sessions")?,
+                create("mqtt_queued")?,
+                create("mqtt_retained")?,
+                create("mqtt_counters")?,
             ]))
         })
         .map_err(error)?;
