@@ -115,7 +115,12 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .expect("opening apps does not panic")?
     };
     // The edge last: what its clients send waits for apps that are still starting.
-    let broker = Broker::start(broker_config(config), listeners, pipeline.clone());
+    let broker = Broker::start(
+        broker_config(config),
+        listeners,
+        pipeline.clone(),
+        store.clone(),
+    )?;
     let broker = Arc::new(broker);
     outputs
         .broker
@@ -178,6 +183,10 @@ fn broker_config(config: &Config) -> BrokerConfig {
         receive_maximum: mqtt.receive_maximum,
         max_queued_messages: mqtt.max_queued_messages,
         max_queued_bytes: mqtt.max_queued_bytes,
+        max_total_queued_bytes: mqtt.max_total_queued_bytes,
+        max_stored_bytes: mqtt.persistence.max_bytes_per_client,
+        max_total_stored_bytes: mqtt.persistence.max_bytes as u64,
+        durable_acks: mqtt.persistence.durable_acks,
         max_subscriptions: mqtt.max_subscriptions,
         session_expiry_max: Duration::from_secs(mqtt.session_expiry_max_s.into()),
         response_information: mqtt.response_information.clone(),

@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet};
+use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet, QoS};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -30,6 +31,7 @@ use super::subscription::Subscription;
 use super::{Phase, Shared};
 use crate::event::Event;
 use crate::pipeline::Tap;
+use crate::store::StoreError;
 
 /// A connection's read buffer starts small, since most are idle most of the time, and doubles up to
 /// the larger size while reads fill it.
@@ -149,7 +151,7 @@ async fn connected(
     let now = Instant::now();
     let parked = match parked {
         Some(parked) if request.clean_start || parked.expires <= now => {
-            shared.end_parked(parked).await;
+            shared.end_parked(&client_id, parked).await;
             None
         }
         parked => parked,
@@ -161,33 +163,30 @@ async fn connected(
             // Its subscriptions go by what the client may do now.
             for (subscription, options) in session.subscriptions() {
                 let subscriber = Subscriber {
-                    key: parked.key,
+                    key: session.key(),
                     mailbox: parked.mailbox.clone(),
                     permissions: permissions.clone(),
                     options: *options,
                 };
                 shared.fanout.subscribe(subscription, subscriber);
             }
-            parked.mailbox.set_offline(false);
-            (parked.key, session, parked.mailbox)
+            parked.mailbox.set_online();
+            (session.key(), session, parked.mailbox)
         }
         None => {
             let limits = shared.limits.clone();
             let permissions = permissions.clone();
             let session = Session::new(request, permissions, key, limits, now, &mut wire.output);
-            let mailbox = Arc::new(Mailbox::new(
-                shared.config.max_queued_messages,
-                shared.config.max_queued_bytes,
-                shared.stats.mailboxes.clone(),
-            ));
-            (key, session, mailbox)
+            let is_kept = !session.session_expiry().is_zero();
+            let mailbox = Mailbox::new(key, is_kept, shared.mailboxes.clone());
+            (key, session, Arc::new(mailbox))
         }
     };
     if shared.may_log() {
         tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
     }
     shared.stats.connections.fetch_add(1, Ordering::Relaxed);
-    let connection = Connection {
+    let mut connection = Connection {
         wire,
         session,
         key,
@@ -202,10 +201,15 @@ async fn connected(
         retained_due: VecDeque::new(),
         retained: VecDeque::new(),
         behind: Vec::new(),
+        pipeline_full: false,
+        owes_sync: false,
+        sync: None,
+        is_record_old: false,
         last_progress: now,
         client_id: client_id.clone(),
         shared: shared.clone(),
     };
+    connection.store_session();
     connection.run(&online).await;
 }
 
@@ -361,11 +365,21 @@ struct Connection {
     /// Subscribers that are behind with what this client published: it is not read from while one
     /// of them catches up.
     behind: Vec<Arc<Mailbox>>,
+    /// The pipeline had no room for the events of the last read.
+    pipeline_full: bool,
+    /// Something of the last read is on its way to the disk, and is acknowledged when it is there.
+    owes_sync: bool,
+    sync: Option<Sync>,
+    /// The store knows of messages in flight that are acknowledged by now.
+    is_record_old: bool,
     /// When the client last took bytes, or there were none for it.
     last_progress: Instant,
     client_id: String,
     shared: Arc<Shared>,
 }
+
+/// Ends when what was asked for is on disk.
+type Sync = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How a connection ended.
 enum End {
@@ -434,16 +448,25 @@ impl Connection {
         } = self;
         mailbox.put_back(taken);
         if expiry.is_zero() {
-            shared.end_session(&mut session, key, &mailbox, now);
+            shared.end_session(&client_id, &mut session, &mailbox, now);
             shared.registry.detach(&client_id, online, None, 0);
         } else {
-            mailbox.set_offline(true);
-            shared.share_out(&mut session, key, &mailbox, now);
+            mailbox.put_back(session.park());
+            shared.share_out(&session, &mailbox, now);
+            mailbox.set_offline();
+            let expires = now + expiry;
+            if let Some(archive) = mailbox.archive() {
+                let next = mailbox.next_sequence();
+                archive.put_session(
+                    &client_id,
+                    session.record(Some(expires), next, will.as_ref()),
+                );
+                archive.remove(key, session.take_done().into_iter());
+            }
             let parked = Parked {
                 session,
                 mailbox,
-                key,
-                expires: now + expiry,
+                expires,
                 will,
             };
             let max = shared.config.max_connections;
@@ -455,7 +478,7 @@ impl Connection {
                     client,
                     "session dropped: more clients than mqtt.max_connections are away"
                 );
-                shared.end_parked(parked).await;
+                shared.end_parked(&client, parked).await;
             }
         }
         shared.stats.connections.fetch_sub(1, Ordering::Relaxed);
@@ -483,7 +506,10 @@ impl Connection {
                 fanout.retained_for(&subscription, permissions, now, &mut self.retained);
                 tokio::task::yield_now().await;
             }
-            self.fill_output(now);
+            if let Err(error) = self.fill_output(now) {
+                return End::Lost(format!("messages that wait for it can't be read: {error}"));
+            }
+            self.tidy_archive();
             match self.wire.write() {
                 Ok(written) if written > 0 || self.wire.output.is_empty() => {
                     self.last_progress = now;
@@ -542,7 +568,11 @@ impl Connection {
                     Err(error) => return End::Lost(format!("connection failed: {error}")),
                 },
                 () = self.mailbox.filled(), if self.wants_deliveries() => {}
-                () = self.tap.room(), if stuck => self.hand_over(),
+                () = self.tap.room(), if self.pipeline_full => self.hand_over(),
+                () = async { self.sync.as_mut().expect("checked").await }, if self.sync.is_some() => {
+                    self.sync = None;
+                    self.hand_over();
+                }
                 () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}
                 () = tokio::task::yield_now(), if goes_on => {}
                 () = &mut timer, if deadline.is_some() => {
@@ -580,7 +610,7 @@ impl Connection {
 
     /// Whether a subscriber of this client's last topics has to catch up before more is read.
     fn has_to_wait(&mut self) -> bool {
-        if self.shared.stats.mailboxes.pressed.load(Ordering::Relaxed) > 0 {
+        if self.shared.mailboxes.pressed.load(Ordering::Relaxed) > 0 {
             self.publisher.find_pressed(&mut self.behind);
             let own = &self.mailbox;
             self.behind.retain(|mailbox| !Arc::ptr_eq(mailbox, own));
@@ -604,7 +634,7 @@ impl Connection {
     }
 
     /// Moves deliveries from the mailbox through the session into the output.
-    fn fill_output(&mut self, now: Instant) {
+    fn fill_output(&mut self, now: Instant) -> Result<(), StoreError> {
         while self.wants_deliveries() {
             let Some(delivery) = self.retained.pop_front() else {
                 break;
@@ -612,16 +642,39 @@ impl Connection {
             self.session.deliver(delivery, now, &mut self.wire.output);
         }
         if !self.retained.is_empty() || !self.retained_due.is_empty() {
-            return;
+            return Ok(());
         }
         if self.wants_deliveries() && self.taken.is_empty() {
-            self.mailbox.take(TAKEN_AT_ONCE, &mut self.taken);
+            self.mailbox.take(TAKEN_AT_ONCE, &mut self.taken)?;
         }
         while self.wants_deliveries() {
             let Some(delivery) = self.taken.pop_front() else {
-                return;
+                break;
             };
             self.session.deliver(delivery, now, &mut self.wire.output);
+        }
+        Ok(())
+    }
+
+    /// Removes from the archive what has been delivered.
+    fn tidy_archive(&mut self) {
+        let done = self.session.take_done();
+        if let Some(archive) = self.mailbox.archive().filter(|_| !done.is_empty()) {
+            archive.remove(self.key, done.into_iter());
+        }
+        if self.is_record_old && !self.session.awaits_acks() {
+            self.store_session();
+        }
+    }
+
+    /// Tells the archive what the session is, if it outlives the connection.
+    fn store_session(&mut self) {
+        self.is_record_old = self.session.awaits_acks();
+        if let Some(archive) = self.mailbox.archive() {
+            let record = self
+                .session
+                .record(None, self.mailbox.next_sequence(), None);
+            archive.put_session(&self.client_id, record);
         }
     }
 
@@ -704,10 +757,12 @@ impl Connection {
                             self.retained_due.push_back(subscription);
                         }
                     }
+                    self.store_session();
                 }
                 Effect::Unsubscribe(subscriptions) => {
                     self.flush(now);
                     self.shared.fanout.unsubscribe(self.key, &subscriptions);
+                    self.store_session();
                 }
                 Effect::Close(close) => {
                     end = Some(End::Close(close));
@@ -729,11 +784,13 @@ impl Connection {
 
     /// Collects a message for everyone who is to get it.
     fn publish(&mut self, message: Message, now: Instant) {
-        if message.retain
-            && let Err(error) = self.shared.fanout.retain(&message)
-            && self.shared.may_log()
-        {
-            tracing::warn!(client = self.client_id, %error);
+        if message.retain {
+            self.owes_sync |= message.qos != QoS::AtMostOnce;
+            if let Err(error) = self.shared.fanout.retain(&message)
+                && self.shared.may_log()
+            {
+                tracing::warn!(client = self.client_id, %error);
+            }
         }
         let topic = message.topic.clone();
         let wanted = self.tap.wants(&topic);
@@ -755,20 +812,32 @@ impl Connection {
 
     /// Hands over what was collected.
     fn flush(&mut self, now: Instant) {
-        for mailbox in self.publisher.flush(now) {
+        let flushed = self.publisher.flush(now);
+        for mailbox in flushed.pressed {
             // Waiting for itself, a client would never read what it waits for.
             if !Arc::ptr_eq(&mailbox, &self.mailbox) {
                 self.behind.push(mailbox);
             }
         }
+        self.owes_sync |= flushed.stored;
+        let owes_sync = std::mem::take(&mut self.owes_sync);
+        if let Some(archive) = &self.shared.mailboxes.archive
+            && owes_sync
+            && (self.shared.config.durable_acks || archive.is_pressed())
+        {
+            let archive = archive.clone();
+            // What can't be written is logged and counted by the archive, and is tried again.
+            self.sync = Some(Box::pin(async move { drop(archive.synced().await) }));
+        }
         self.hand_over();
     }
 
-    /// Hands events to the pipeline and, when it has them, acknowledges them. While it has no
-    /// room, tickets are left and nothing is read; what is to be sent goes on being sent, since it
-    /// may be just that for which the pipeline waits.
+    /// Hands events to the pipeline and, when it has them and what is to be on disk is there,
+    /// acknowledges them. Until then, tickets are left and nothing is read; what is to be sent goes
+    /// on being sent, since the pipeline may wait for just that.
     fn hand_over(&mut self) {
-        if self.tap.flush() {
+        self.pipeline_full = !self.tap.flush();
+        if !self.pipeline_full && self.sync.is_none() {
             for ticket in self.tickets.drain(..) {
                 self.session.accepted(ticket, &mut self.wire.output);
             }

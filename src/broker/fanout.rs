@@ -14,6 +14,7 @@ use rumqttd::protocol::QoS;
 use rustc_hash::FxHashMap;
 
 use super::access::Permissions;
+use super::archive::Archive;
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::retained::RetainedTree;
@@ -58,6 +59,7 @@ enum Entry {
 struct Retained {
     tree: RetainedTree,
     max: usize,
+    archive: Option<Archive>,
 }
 
 /// A client with one of its subscriptions.
@@ -133,13 +135,15 @@ pub struct RetainedFull {
 }
 
 impl Fanout {
-    pub fn new(max_retained: usize) -> Self {
+    /// What is retained goes to `archive`, too.
+    pub fn new(max_retained: usize, archive: Option<Archive>) -> Self {
         Fanout {
             subscriptions: RwLock::default(),
             generation: AtomicU64::new(1),
             retained: Mutex::new(Retained {
                 tree: RetainedTree::default(),
                 max: max_retained,
+                archive,
             }),
             delivered: AtomicU64::new(0),
         }
@@ -192,11 +196,6 @@ impl Fanout {
         self.subscriptions.read().len
     }
 
-    /// The share group that messages of a stored queue were sent to, if it is still there.
-    pub fn share_group(&self, key: &SubscriptionKey) -> Option<Arc<ShareGroup>> {
-        self.subscriptions.read().groups.get(key).cloned()
-    }
-
     /// Gives what one member of a share group did not get to another one. What nobody else may
     /// have is returned.
     pub fn pass_on(
@@ -224,11 +223,23 @@ impl Fanout {
         self.retained.lock().tree.len()
     }
 
+    /// Puts in what was retained in an earlier run of the gateway.
+    pub fn restore_retained(&self, messages: Vec<Message>) {
+        let mut retained = self.retained.lock();
+        for message in messages {
+            retained.tree.insert(Arc::new(message));
+        }
+    }
+
     /// Keeps a message that says so; an empty one deletes (MQTT 5.0, 3.3.1.3).
     pub fn retain(&self, message: &Message) -> Result<(), RetainedFull> {
         let mut retained = self.retained.lock();
         if message.payload.is_empty() {
-            retained.tree.remove(&message.topic);
+            if retained.tree.remove(&message.topic)
+                && let Some(archive) = &retained.archive
+            {
+                archive.forget_retained(&message.topic);
+            }
             return Ok(());
         }
         let full = retained.tree.len() >= retained.max;
@@ -241,7 +252,11 @@ impl Fanout {
             properties: message.properties.clone(),
             ..*message
         };
-        retained.tree.insert(Arc::new(kept));
+        let kept = Arc::new(kept);
+        if let Some(archive) = &retained.archive {
+            archive.retain(kept.clone());
+        }
+        retained.tree.insert(kept);
         Ok(())
     }
 
@@ -266,6 +281,8 @@ impl Fanout {
                         retain: true,
                         subscription_ids: ids.clone(),
                         group: None,
+                        sequence: 0,
+                        is_stored: false,
                     });
                 }
             });
@@ -345,6 +362,8 @@ impl Subscriber {
             retain: message.retain && self.options.retain_as_published,
             subscription_ids: self.options.id.map(|id| Arc::from([id].as_slice())),
             group,
+            sequence: 0,
+            is_stored: false,
         }
     }
 }
@@ -363,6 +382,15 @@ pub struct Publisher {
     cache: FxHashMap<Topic, Arc<Targets>>,
     lists: Vec<Arc<Targets>>,
     pending: Vec<(Arc<Message>, Arc<Targets>)>,
+}
+
+/// What [`Publisher::flush`] has done.
+#[derive(Debug)]
+pub struct Flushed {
+    /// Mailboxes that ask for a pause.
+    pub pressed: Vec<Arc<Mailbox>>,
+    /// Something is on its way to the disk.
+    pub stored: bool,
 }
 
 impl Publisher {
@@ -423,10 +451,11 @@ impl Publisher {
         }
     }
 
-    /// Hands over what was collected. Returns the mailboxes that ask for a pause.
-    pub fn flush(&mut self, now: Instant) -> Vec<Arc<Mailbox>> {
+    /// Hands over what was collected.
+    pub fn flush(&mut self, now: Instant) -> Flushed {
         let mut pressed = Vec::new();
         let mut delivered = 0;
+        let mut stored = false;
         let mut rest = self.pending.as_slice();
         // Runs of messages with the same targets go into each mailbox together.
         while let Some((_, targets)) = rest.first() {
@@ -446,8 +475,12 @@ impl Publisher {
                         retain: message.retain && target.retain_as_published,
                         subscription_ids: target.ids.clone(),
                         group: None,
+                        sequence: 0,
+                        is_stored: false,
                     });
-                delivered += target.mailbox.push(deliveries, now) as u64;
+                let pushed = target.mailbox.push(deliveries, now);
+                delivered += pushed.added as u64;
+                stored |= pushed.stored;
                 if target.mailbox.is_pressed() {
                     note(&target.mailbox, &mut pressed);
                 }
@@ -459,7 +492,9 @@ impl Publisher {
                         let delivery = member.deliver(message, Some(group.clone()));
                         member.mailbox.push(std::iter::once(delivery), now)
                     });
-                    delivered += taken.unwrap_or(0) as u64;
+                    let pushed = taken.unwrap_or_default();
+                    delivered += pushed.added as u64;
+                    stored |= pushed.stored;
                 }
                 find_all_pressed(group, &mut pressed);
             }
@@ -468,7 +503,7 @@ impl Publisher {
         self.fanout
             .delivered
             .fetch_add(delivered, Ordering::Relaxed);
-        pressed
+        Flushed { pressed, stored }
     }
 }
 

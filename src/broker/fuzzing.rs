@@ -143,6 +143,8 @@ impl Client {
             qos,
             retain: false,
             group: None,
+            sequence: 0,
+            is_stored: false,
             subscription_ids: (qos == QoS::AtMostOnce).then(|| [1, 2].as_slice().into()),
         };
         session.deliver(delivery, self.now, &mut self.out);

@@ -5,19 +5,25 @@
 //!    eighth. So nothing is lost while a subscriber can keep a reasonable pace.
 //! 2. Pressed for [`PATIENCE`] in which it took less than a thirty-second of its bounds, the
 //!    subscriber is *slow*: nobody waits for it any more, until it is at an eighth.
-//! 3. At its bounds, what comes is dropped and counted.
+//! 3. From half of its bounds on, QoS 1 and 2 messages for a session that is kept go to disk, and
+//!    with them all that come after, until these have been sent. While the client is away, that is
+//!    where they go at once.
+//! 4. At its bounds, what comes is dropped and counted.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rumqttd::protocol::QoS;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
+use super::archive::Archive;
 use super::message::{Delivery, SessionKey};
+use crate::store::StoreError;
 
 /// How long publishers wait for a pressed mailbox before they look what its subscriber has taken
 /// meanwhile. One that takes nothing, or next to nothing, costs them one such pause and no more; one
@@ -26,9 +32,11 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub struct Mailbox {
+    /// Of its session.
+    key: SessionKey,
     queue: Mutex<Queue>,
-    max_messages: usize,
-    max_bytes: usize,
+    /// The session outlives its connections: what finds no room in memory goes to disk.
+    is_kept: bool,
     /// Mirrors of the queue's state, for publishers to look at without the lock.
     pressed: AtomicBool,
     slow: AtomicBool,
@@ -37,22 +45,44 @@ pub struct Mailbox {
     filled: Notify,
     /// Tells publishers that the mailbox is no longer pressed, or no longer waited for.
     eased: Notify,
-    tally: Arc<Tally>,
+    all: Arc<Mailboxes>,
 }
 
-/// What is counted for all mailboxes together.
-#[derive(Debug, Default)]
-pub struct Tally {
+/// What all mailboxes have in common.
+#[derive(Debug)]
+pub struct Mailboxes {
+    pub bounds: Bounds,
+    /// Where QoS 1 and 2 messages go that are not to be kept in memory.
+    pub archive: Option<Archive>,
     /// Deliveries that found no room.
     pub dropped: AtomicU64,
     /// Mailboxes that are pressed, now.
     pub pressed: AtomicUsize,
+    /// In memory, in all mailboxes together.
+    pub queued_bytes: AtomicUsize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// In memory and on disk.
+    pub max_messages: usize,
+    /// In memory.
+    pub max_bytes: usize,
+    /// In the memory of all mailboxes together.
+    pub max_total_bytes: usize,
+    /// On disk.
+    pub max_stored_bytes: usize,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     deliveries: VecDeque<Delivery>,
     bytes: usize,
+    /// Of the next QoS 1 or 2 message for a session that is kept.
+    next_sequence: u64,
+    /// On disk are those of this range. They come after what is in memory.
+    stored: Range<u64>,
+    stored_bytes: usize,
     /// Since when the mailbox is above its high mark.
     pressed_since: Option<Instant>,
     /// Deliveries and bytes taken out since then.
@@ -64,45 +94,131 @@ struct Queue {
     closed: bool,
 }
 
+/// What [`Mailbox::push`] has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pushed {
+    /// Put in, in memory or on disk.
+    pub added: usize,
+    /// Something is on its way to the disk.
+    pub stored: bool,
+}
+
+impl Mailboxes {
+    pub fn new(bounds: Bounds, archive: Option<Archive>) -> Self {
+        Mailboxes {
+            bounds,
+            archive,
+            dropped: AtomicU64::new(0),
+            pressed: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+        }
+    }
+}
+
 impl Mailbox {
-    pub fn new(max_messages: usize, max_bytes: usize, tally: Arc<Tally>) -> Self {
+    /// For a new session, `is_kept` if it outlives its connections.
+    pub fn new(key: SessionKey, is_kept: bool, all: Arc<Mailboxes>) -> Self {
         Mailbox {
+            key,
             queue: Mutex::default(),
-            max_messages,
-            max_bytes,
+            is_kept,
             pressed: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             offline: AtomicBool::new(false),
             filled: Notify::new(),
             eased: Notify::new(),
-            tally,
+            all,
         }
     }
 
-    /// Puts in all of `deliveries`, or drops and counts those that find no room. Returns how many
-    /// it put in.
-    pub fn push(&self, deliveries: impl Iterator<Item = Delivery>, now: Instant) -> usize {
+    /// For a session of an earlier run, whose client is away: `stored` is on disk for it.
+    pub fn restored(
+        key: SessionKey,
+        next_sequence: u64,
+        stored: Range<u64>,
+        all: Arc<Mailboxes>,
+    ) -> Self {
+        let mailbox = Mailbox::new(key, true, all);
+        mailbox.offline.store(true, Ordering::Relaxed);
+        *mailbox.queue.lock() = Queue {
+            next_sequence,
+            stored,
+            offline: true,
+            ..Queue::default()
+        };
+        mailbox
+    }
+
+    /// Where messages go that are not to be kept in memory, if the session is kept at all.
+    pub fn archive(&self) -> Option<&Archive> {
+        self.all.archive.as_ref().filter(|_| self.is_kept)
+    }
+
+    /// Puts in all of `deliveries`, or drops and counts those that find no room.
+    pub fn push(&self, deliveries: impl Iterator<Item = Delivery>, now: Instant) -> Pushed {
+        let bounds = &self.all.bounds;
         let mut guard = self.queue.lock();
         let queue = &mut *guard;
+        let mut pushed = Pushed::default();
         if queue.closed {
-            return 0;
+            return pushed;
         }
-        let before = queue.deliveries.len();
+        let was_empty = queue.deliveries.is_empty() && queue.stored.is_empty();
+        let bytes_before = queue.bytes;
+        let total_before = self.all.queued_bytes.load(Ordering::Relaxed);
         let mut dropped = 0;
-        for delivery in deliveries {
-            if queue.offline && delivery.qos == QoS::AtMostOnce {
+        for mut delivery in deliveries {
+            let is_acknowledged = delivery.qos != QoS::AtMostOnce;
+            if queue.offline && !is_acknowledged {
                 continue;
             }
             let bytes = delivery.message.queued_bytes();
-            if queue.deliveries.len() >= self.max_messages || queue.bytes + bytes > self.max_bytes {
-                dropped += 1;
-                continue;
+            let stored_messages = (queue.stored.end - queue.stored.start) as usize;
+            let has_place = queue.deliveries.len() + stored_messages < bounds.max_messages;
+            let total = total_before + (queue.bytes - bytes_before) + bytes;
+            let archive = self.archive().filter(|_| is_acknowledged);
+            if archive.is_some() {
+                delivery.sequence = queue.next_sequence;
+                queue.next_sequence += 1;
             }
-            queue.bytes += bytes;
-            queue.deliveries.push_back(delivery);
+            let to_disk = archive.filter(|_| {
+                queue.offline
+                    || !queue.stored.is_empty()
+                    || queue.deliveries.len() >= bounds.max_messages / 2
+                    || queue.bytes + bytes > bounds.max_bytes / 2
+                    || total > bounds.max_total_bytes
+            });
+            let taken = match to_disk {
+                Some(archive) => {
+                    let taken = has_place
+                        && queue.stored_bytes + bytes <= bounds.max_stored_bytes
+                        && archive.append(self.key, delivery.sequence, delivery.clone());
+                    if taken {
+                        queue.extend_stored(delivery.sequence, bytes);
+                        pushed.stored = true;
+                    }
+                    taken
+                }
+                None => {
+                    let taken = has_place
+                        && queue.bytes + bytes <= bounds.max_bytes
+                        && total <= bounds.max_total_bytes;
+                    if taken {
+                        queue.bytes += bytes;
+                        queue.deliveries.push_back(delivery);
+                    }
+                    taken
+                }
+            };
+            match taken {
+                true => pushed.added += 1,
+                false => dropped += 1,
+            }
         }
-        let high =
-            queue.deliveries.len() > self.max_messages / 4 || queue.bytes > self.max_bytes / 4;
+        self.count_bytes(bytes_before, queue.bytes);
+        let high = queue.deliveries.len() > bounds.max_messages / 4
+            || queue.bytes > bounds.max_bytes / 4
+            || !queue.stored.is_empty();
         if high && !queue.offline {
             if queue.pressed_since.is_none() {
                 queue.pressed_since = Some(now);
@@ -111,19 +227,83 @@ impl Mailbox {
             self.lose_patience(queue, now);
             self.set_pressed(!queue.slow);
         }
-        let added = queue.deliveries.len() - before;
         drop(guard);
-        if before == 0 && added > 0 {
+        if was_empty && pushed.added > 0 {
             self.filled.notify_one();
         }
         if dropped > 0 {
-            self.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
+            self.all.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
-        added
+        pushed
     }
 
-    /// Takes up to `max` deliveries out, in order, into `taken`.
-    pub fn take(&self, max: usize, taken: &mut VecDeque<Delivery>) {
+    /// Keeps the count of all mailboxes' bytes.
+    fn count_bytes(&self, before: usize, after: usize) {
+        let total = &self.all.queued_bytes;
+        match after >= before {
+            true => total.fetch_add(after - before, Ordering::Relaxed),
+            false => total.fetch_sub(before - after, Ordering::Relaxed),
+        };
+    }
+
+    /// Takes up to `max` deliveries out, in order, into `taken`: what is in memory, then what is on
+    /// disk.
+    pub fn take(&self, max: usize, taken: &mut VecDeque<Delivery>) -> Result<(), StoreError> {
+        if self.take_from_memory(max, taken) && taken.len() < max {
+            self.load(max - taken.len(), taken)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is on disk. It stays there until [`Archive::remove`]. Only for the one who sends
+    /// it: there must not be two.
+    fn load(&self, max: usize, taken: &mut VecDeque<Delivery>) -> Result<(), StoreError> {
+        /// Taken at once, about.
+        const MAX_BYTES: usize = 1 << 20;
+        let stored = self.queue.lock().stored.clone();
+        let Some(archive) = self.archive().filter(|_| !stored.is_empty()) else {
+            return Ok(());
+        };
+        // Without the lock: this may wait for the disk.
+        let found = archive.read(self.key, stored.start, max, MAX_BYTES)?;
+        let mut guard = self.queue.lock();
+        let queue = &mut *guard;
+        queue.stored.start = found.last().map_or(stored.end, |(last, _)| last + 1);
+        for (sequence, delivery) in found {
+            let bytes = delivery.message.queued_bytes();
+            queue.taken_since.0 += 1;
+            queue.taken_since.1 += bytes;
+            queue.stored_bytes = queue.stored_bytes.saturating_sub(bytes);
+            taken.push_back(Delivery {
+                sequence,
+                is_stored: true,
+                ..delivery
+            });
+        }
+        if queue.stored.is_empty() {
+            queue.stored_bytes = 0;
+            self.ease(guard);
+        }
+        Ok(())
+    }
+
+    /// Publishers need not wait any more, if there is little left.
+    fn ease(&self, mut queue: MutexGuard<'_, Queue>) {
+        let bounds = &self.all.bounds;
+        let low = queue.deliveries.len() <= bounds.max_messages / 8
+            && queue.bytes <= bounds.max_bytes / 8
+            && queue.stored.is_empty();
+        if low && queue.pressed_since.take().is_some() {
+            queue.slow = false;
+            self.slow.store(false, Ordering::Relaxed);
+            self.set_pressed(false);
+            drop(queue);
+            self.eased.notify_waiters();
+        }
+    }
+
+    /// Returns whether nothing is left in memory.
+    fn take_from_memory(&self, max: usize, taken: &mut VecDeque<Delivery>) -> bool {
         let mut guard = self.queue.lock();
         let queue = &mut *guard;
         let before = (queue.deliveries.len(), queue.bytes);
@@ -138,28 +318,31 @@ impl Mailbox {
         }
         queue.taken_since.0 += before.0 - queue.deliveries.len();
         queue.taken_since.1 += before.1 - queue.bytes;
-        let low =
-            queue.deliveries.len() <= self.max_messages / 8 && queue.bytes <= self.max_bytes / 8;
-        if low && queue.pressed_since.take().is_some() {
-            queue.slow = false;
-            self.slow.store(false, Ordering::Relaxed);
-            self.set_pressed(false);
-            drop(guard);
-            self.eased.notify_waiters();
-        }
+        self.count_bytes(before.1, queue.bytes);
+        let is_empty = queue.deliveries.is_empty();
+        self.ease(guard);
+        is_empty
     }
 
     /// Puts back in front what was taken out last and not used.
     pub fn put_back(&self, taken: VecDeque<Delivery>) {
         let mut queue = self.queue.lock();
+        let before = queue.bytes;
         for delivery in taken.into_iter().rev() {
             queue.bytes += delivery.message.queued_bytes();
             queue.deliveries.push_front(delivery);
         }
+        self.count_bytes(before, queue.bytes);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.queue.lock().deliveries.is_empty()
+        let queue = self.queue.lock();
+        queue.deliveries.is_empty() && queue.stored.is_empty()
+    }
+
+    /// Of the next message that goes to disk.
+    pub fn next_sequence(&self) -> u64 {
+        self.queue.lock().next_sequence
     }
 
     /// Waits for the mailbox to be filled from empty. A fill that came before the call counts.
@@ -225,7 +408,8 @@ impl Mailbox {
             return;
         }
         let (messages, bytes) = queue.taken_since;
-        if messages >= (self.max_messages / 32).max(1) || bytes >= self.max_bytes / 32 {
+        let bounds = &self.all.bounds;
+        if messages >= (bounds.max_messages / 32).max(1) || bytes >= bounds.max_bytes / 32 {
             queue.pressed_since = Some(now);
             queue.taken_since = (0, 0);
         } else {
@@ -236,7 +420,7 @@ impl Mailbox {
 
     fn set_pressed(&self, pressed: bool) {
         if self.pressed.swap(pressed, Ordering::Relaxed) != pressed {
-            let count = &self.tally.pressed;
+            let count = &self.all.pressed;
             match pressed {
                 true => count.fetch_add(1, Ordering::Relaxed),
                 false => count.fetch_sub(1, Ordering::Relaxed),
@@ -244,48 +428,65 @@ impl Mailbox {
         }
     }
 
-    /// The connection has ended and the session goes on without it.
-    pub fn set_offline(&self, offline: bool) {
-        let mut queue = self.queue.lock();
-        queue.offline = offline;
-        self.offline.store(offline, Ordering::Relaxed);
-        if offline {
-            queue.pressed_since = None;
-            queue.slow = false;
-            self.slow.store(false, Ordering::Relaxed);
-            let queue = &mut *queue;
-            queue
-                .deliveries
-                .retain(|delivery| delivery.qos != QoS::AtMostOnce);
-            queue.bytes = queue
-                .deliveries
-                .iter()
-                .map(|delivery| delivery.message.queued_bytes())
-                .sum();
+    /// The connection has ended and the session goes on without it. What is in memory goes to disk,
+    /// as far as there is room.
+    pub fn set_offline(&self) {
+        let mut guard = self.queue.lock();
+        let queue = &mut *guard;
+        queue.offline = true;
+        self.offline.store(true, Ordering::Relaxed);
+        queue.pressed_since = None;
+        queue.slow = false;
+        self.slow.store(false, Ordering::Relaxed);
+        let before = queue.bytes;
+        queue
+            .deliveries
+            .retain(|delivery| delivery.qos != QoS::AtMostOnce);
+        if let Some(archive) = self.archive() {
+            // The newest first: what finds no room are the oldest, which come before all on disk.
+            while let Some(delivery) = queue.deliveries.pop_back() {
+                let (sequence, bytes) = (delivery.sequence, delivery.message.queued_bytes());
+                let is_stored =
+                    delivery.is_stored || archive.append(self.key, sequence, delivery.clone());
+                if !is_stored {
+                    queue.deliveries.push_back(delivery);
+                    break;
+                }
+                queue.extend_stored(sequence, bytes);
+            }
         }
+        let left = queue.deliveries.iter();
+        queue.bytes = left.map(|delivery| delivery.message.queued_bytes()).sum();
+        self.count_bytes(before, queue.bytes);
         self.set_pressed(false);
-        drop(queue);
+        drop(guard);
         self.eased.notify_waiters();
-        if !offline {
-            self.filled.notify_one();
-        }
     }
 
-    /// Takes out what other connected members of a share group can have in the place of `key`.
-    pub fn take_shared(&self, key: SessionKey) -> Vec<Delivery> {
+    /// The client is back.
+    pub fn set_online(&self) {
+        self.queue.lock().offline = false;
+        self.offline.store(false, Ordering::Relaxed);
+        self.filled.notify_one();
+    }
+
+    /// Takes out what other connected members of a share group can have instead.
+    pub fn take_shared(&self) -> Vec<Delivery> {
         let mut queue = self.queue.lock();
         let (shared, kept): (VecDeque<Delivery>, _) = std::mem::take(&mut queue.deliveries)
             .into_iter()
             .partition(|delivery| {
                 let group = delivery.group.as_ref();
-                group.is_some_and(|group| group.has_others(key))
+                group.is_some_and(|group| group.has_others(self.key))
             });
         queue.deliveries = kept;
         let shared = Vec::from(shared);
         let bytes = shared
             .iter()
             .map(|delivery| delivery.message.queued_bytes());
-        queue.bytes -= bytes.sum::<usize>();
+        let bytes = bytes.sum::<usize>();
+        queue.bytes -= bytes;
+        self.count_bytes(bytes, 0);
         shared
     }
 
@@ -293,6 +494,7 @@ impl Mailbox {
     pub fn close(&self) -> Vec<Delivery> {
         let mut queue = self.queue.lock();
         queue.closed = true;
+        self.count_bytes(queue.bytes, 0);
         let mut left = Vec::from(std::mem::take(&mut queue.deliveries));
         queue.bytes = 0;
         self.set_pressed(false);
@@ -300,6 +502,17 @@ impl Mailbox {
         self.eased.notify_waiters();
         left.retain(|delivery| delivery.group.is_some());
         left
+    }
+}
+
+impl Queue {
+    fn extend_stored(&mut self, sequence: u64, bytes: usize) {
+        if self.stored.is_empty() {
+            self.stored = sequence..sequence;
+        }
+        self.stored.start = self.stored.start.min(sequence);
+        self.stored.end = self.stored.end.max(sequence + 1);
+        self.stored_bytes += bytes;
     }
 }
 
@@ -311,7 +524,13 @@ mod tests {
     use bytes::Bytes;
 
     fn mailbox(max_messages: usize, max_bytes: usize) -> Mailbox {
-        Mailbox::new(max_messages, max_bytes, Arc::default())
+        let bounds = Bounds {
+            max_messages,
+            max_bytes,
+            max_total_bytes: usize::MAX,
+            max_stored_bytes: usize::MAX,
+        };
+        Mailbox::new(1, true, Arc::new(Mailboxes::new(bounds, None)))
     }
 
     fn deliveries(count: usize, qos: QoS) -> impl Iterator<Item = Delivery> {
@@ -326,6 +545,8 @@ mod tests {
                 retain: false,
                 subscription_ids: None,
                 group: None,
+                sequence: 0,
+                is_stored: false,
             },
             count,
         )
@@ -338,7 +559,7 @@ mod tests {
         assert_eq!(
             (
                 mailbox.queue.lock().deliveries.len(),
-                mailbox.tally.dropped.load(Ordering::Relaxed)
+                mailbox.all.dropped.load(Ordering::Relaxed)
             ),
             (10, 5)
         );
@@ -356,7 +577,7 @@ mod tests {
         assert_eq!(
             (
                 mailbox.queue.lock().deliveries.len(),
-                mailbox.tally.dropped.load(Ordering::Relaxed)
+                mailbox.all.dropped.load(Ordering::Relaxed)
             ),
             (3, 2)
         );
@@ -371,9 +592,9 @@ mod tests {
         mailbox.push(deliveries(1, QoS::AtMostOnce), now);
         assert!(mailbox.is_pressed());
         let mut taken = VecDeque::new();
-        mailbox.take(10, &mut taken);
+        mailbox.take(10, &mut taken).unwrap();
         assert!(mailbox.is_pressed());
-        mailbox.take(1, &mut taken);
+        mailbox.take(1, &mut taken).unwrap();
         assert!(!mailbox.is_pressed());
         assert_eq!(taken.len(), 11);
     }
@@ -397,13 +618,13 @@ mod tests {
         let now = Instant::now();
         mailbox.push(deliveries(60, QoS::AtMostOnce), now);
         let mut taken = VecDeque::new();
-        mailbox.take(3, &mut taken);
+        mailbox.take(3, &mut taken).unwrap();
         mailbox.push(deliveries(3, QoS::AtMostOnce), now + PATIENCE);
         assert!(mailbox.is_pressed());
         // In the time that this gave it, it takes nothing.
         mailbox.push(deliveries(1, QoS::AtMostOnce), now + 2 * PATIENCE);
         assert!(!mailbox.is_pressed());
-        assert_eq!(mailbox.tally.pressed.load(Ordering::Relaxed), 0);
+        assert_eq!(mailbox.all.pressed.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -412,7 +633,7 @@ mod tests {
         let now = Instant::now();
         mailbox.push(deliveries(2, QoS::AtMostOnce), now);
         mailbox.push(deliveries(3, QoS::AtLeastOnce), now);
-        mailbox.set_offline(true);
+        mailbox.set_offline();
         assert_eq!(mailbox.queue.lock().deliveries.len(), 3);
         mailbox.push(deliveries(2, QoS::AtMostOnce), now);
         mailbox.push(deliveries(1, QoS::ExactlyOnce), now);

@@ -84,4 +84,9 @@ pub struct Delivery {
     pub subscription_ids: Option<Arc<[u32]>>,
     /// The share group that it was sent to, of which the subscriber is a member.
     pub group: Option<Arc<ShareGroup>>,
+    /// Its place in the order of what is sent to a session that is kept, and its name in the
+    /// archive. Given by the mailbox, to QoS 1 and 2 messages.
+    pub sequence: u64,
+    /// It is in the archive.
+    pub is_stored: bool,
 }

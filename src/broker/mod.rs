@@ -4,7 +4,6 @@
 //! owns every promise of MQTT. Knows nothing of apps and mappings.
 
 mod access;
-#[allow(dead_code)]
 mod archive;
 mod codec;
 mod connection;
@@ -20,7 +19,6 @@ mod registry;
 mod retained;
 mod session;
 mod share_group;
-#[allow(dead_code)]
 mod stored;
 mod stream;
 mod subscription;
@@ -31,17 +29,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Pipeline;
-use fanout::{Fanout, Publisher};
-use mailbox::Mailbox;
-use message::{Message, SessionKey};
+use crate::store::{Store, StoreError};
+use access::Permissions;
+use archive::{Archive, Restored};
+use fanout::{Fanout, Publisher, Subscriber};
+use mailbox::{Bounds, Mailbox, Mailboxes};
+use message::{Delivery, Message, SessionKey};
 use registry::{Due, Parked, Registry};
-use session::{Limits, Session};
+use session::{Limits, Session, Will};
 
 pub use tls::{TlsError, server_config};
 
@@ -62,6 +64,11 @@ pub struct BrokerConfig {
     pub receive_maximum: u16,
     pub max_queued_messages: usize,
     pub max_queued_bytes: usize,
+    pub max_total_queued_bytes: usize,
+    pub max_stored_bytes: usize,
+    pub max_total_stored_bytes: u64,
+    /// QoS 1 and 2 messages that are to be stored are acknowledged when they are.
+    pub durable_acks: bool,
     pub max_subscriptions: usize,
     pub session_expiry_max: Duration,
     /// See [`Limits::response_information`].
@@ -93,8 +100,6 @@ pub struct Stats {
     pub messages_denied: AtomicU64,
     pub packets_received: AtomicU64,
     pub bytes_received: AtomicU64,
-    /// Of all mailboxes together.
-    pub mailboxes: Arc<mailbox::Tally>,
 }
 
 /// The running edge.
@@ -111,6 +116,7 @@ struct Shared {
     limits: Limits,
     registry: Registry,
     fanout: Arc<Fanout>,
+    mailboxes: Arc<Mailboxes>,
     pipeline: Arc<Pipeline>,
     stats: Stats,
     next_key: AtomicU64,
@@ -134,9 +140,20 @@ impl Broker {
         config: BrokerConfig,
         listeners: Vec<Listener>,
         pipeline: Arc<Pipeline>,
-    ) -> Broker {
+        store: Store,
+    ) -> Result<Broker, StoreError> {
         let (phase, phase_seen) = watch::channel(Phase::Running);
-        let fanout = Arc::new(Fanout::new(config.max_retained_messages));
+        let (archive, restored) = Archive::open(store, config.max_total_stored_bytes)?;
+        let fanout = Arc::new(Fanout::new(
+            config.max_retained_messages,
+            Some(archive.clone()),
+        ));
+        let bounds = Bounds {
+            max_messages: config.max_queued_messages,
+            max_bytes: config.max_queued_bytes,
+            max_total_bytes: config.max_total_queued_bytes,
+            max_stored_bytes: config.max_stored_bytes,
+        };
         let shared = Arc::new(Shared {
             limits: Limits {
                 max_packet_bytes: config.max_packet_bytes as u32,
@@ -149,9 +166,10 @@ impl Broker {
             },
             registry: Registry::default(),
             fanout: fanout.clone(),
+            mailboxes: Arc::new(Mailboxes::new(bounds, Some(archive))),
             pipeline,
             stats: Stats::default(),
-            next_key: AtomicU64::new(message::NO_SESSION + 1),
+            next_key: AtomicU64::new(restored.first_number.max(message::NO_SESSION + 1)),
             phase: phase_seen,
             sockets: Arc::new(Semaphore::new(config.max_connections + HANDSHAKES)),
             started_ns: unix_time_ns(),
@@ -162,15 +180,16 @@ impl Broker {
             }),
             config,
         });
+        shared.restore(restored);
         for Listener { socket, tls } in listeners {
             tokio::spawn(listener::accept(socket, tls, shared.clone()));
         }
         tokio::spawn(shared.clone().reap_sessions());
-        Broker {
+        Ok(Broker {
             shared,
             phase,
             publisher: Mutex::new(Publisher::new(fanout)),
-        }
+        })
     }
 
     /// Sends what an app made to those who subscribed to it. Called from the apps' threads; waits,
@@ -181,7 +200,7 @@ impl Broker {
             for Event { topic, payload, .. } in events {
                 publisher.add(&topic, || Message::new(topic.clone(), payload));
             }
-            publisher.flush(Instant::now())
+            publisher.flush(Instant::now()).pressed
         };
         for mailbox in pressed {
             mailbox.eased_blocking();
@@ -202,7 +221,7 @@ impl Broker {
             packets_received: get(&stats.packets_received),
             bytes_received: get(&stats.bytes_received),
             messages_delivered: get(&self.shared.fanout.delivered),
-            messages_dropped: get(&stats.mailboxes.dropped),
+            messages_dropped: get(&self.shared.mailboxes.dropped),
             subscriptions: self.shared.fanout.subscription_count(),
             retained: self.shared.fanout.retained_count(),
         }
@@ -227,6 +246,9 @@ impl Broker {
         metrics::counter!("headgate_mqtt_delivered_messages_total")
             .absolute(stats.messages_delivered);
         metrics::counter!("headgate_mqtt_dropped_messages_total").absolute(stats.messages_dropped);
+        if let Some(archive) = &self.shared.mailboxes.archive {
+            archive.record_metrics();
+        }
     }
 
     /// Accepts nobody and reads nothing any more.
@@ -240,6 +262,10 @@ impl Broker {
         let all = (self.shared.config.max_connections + HANDSHAKES) as u32;
         // The semaphore is never closed.
         let _ = self.shared.sockets.acquire_many(all).await;
+        if let Some(archive) = self.shared.mailboxes.archive.clone() {
+            // It waits for the disk.
+            let _ = tokio::task::spawn_blocking(move || archive.close()).await;
+        }
     }
 }
 
@@ -285,29 +311,80 @@ impl Shared {
     }
 
     /// A session is over: nothing is kept for it.
-    fn end_session(&self, session: &mut Session, key: SessionKey, mailbox: &Mailbox, now: Instant) {
+    fn end_session(&self, client_id: &str, session: &mut Session, mailbox: &Mailbox, now: Instant) {
+        let key = session.key();
         let subscriptions = session.subscriptions();
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
-        let mut shared = session.take_shared(true);
+        let mut shared = session.take_shared();
         shared.extend(mailbox.close());
         self.fanout.pass_on(shared, key, now);
+        if let Some(archive) = mailbox.archive() {
+            archive.remove_session(client_id, key);
+        }
+    }
+
+    /// Takes up the sessions and retained messages of an earlier run.
+    fn restore(&self, restored: Restored) {
+        let now = Instant::now();
+        self.fanout.restore_retained(restored.retained);
+        for (client_id, mut record) in restored.sessions {
+            let key = record.number;
+            let stored = restored.queued.get(&key);
+            let stored = stored.map_or(0..0, |(first, last)| *first..last + 1);
+            let expires = record.expires_at(now);
+            let will = record.will.take().map(Will::restore);
+            let next = record.next_sequence;
+            let session = Session::restore(record, self.limits.clone(), now);
+            let mailbox = Mailbox::restored(key, next, stored, self.mailboxes.clone());
+            let mailbox = Arc::new(mailbox);
+            for (subscription, options) in session.subscriptions() {
+                let subscriber = Subscriber {
+                    key,
+                    mailbox: mailbox.clone(),
+                    permissions: Permissions::everything(),
+                    options: *options,
+                };
+                self.fanout.subscribe(subscription, subscriber);
+            }
+            let parked = Parked {
+                session,
+                mailbox,
+                expires,
+                will,
+            };
+            self.registry.restore(client_id, parked);
+        }
     }
 
     /// A client has gone and will come back: what other members of its share groups can have
     /// instead does not wait for that.
-    fn share_out(&self, session: &mut Session, key: SessionKey, mailbox: &Mailbox, now: Instant) {
-        let mut shared = session.take_shared(false);
-        shared.extend(mailbox.take_shared(key));
-        let left = self.fanout.pass_on(shared, key, now);
+    fn share_out(&self, session: &Session, mailbox: &Mailbox, now: Instant) {
+        let shared = mailbox.take_shared();
+        let stored = |deliveries: &[Delivery]| -> FxHashSet<u64> {
+            let stored = deliveries.iter().filter(|delivery| delivery.is_stored);
+            stored.map(|delivery| delivery.sequence).collect()
+        };
+        let before = stored(&shared);
+        let left = self.fanout.pass_on(shared, session.key(), now);
+        if let Some(archive) = mailbox.archive().filter(|_| !before.is_empty()) {
+            let after = stored(&left);
+            archive.remove(session.key(), before.difference(&after).copied());
+        }
         mailbox.put_back(left.into());
     }
 
     /// A parked session is over; what was waiting for that happens.
-    async fn end_parked(&self, mut parked: Parked) {
+    async fn end_parked(&self, client_id: &str, parked: Parked) {
         let now = Instant::now();
-        self.end_session(&mut parked.session, parked.key, &parked.mailbox, now);
-        if let Some((_, will)) = parked.will {
+        let Parked {
+            mut session,
+            mailbox,
+            will,
+            ..
+        } = parked;
+        self.end_session(client_id, &mut session, &mailbox, now);
+        if let Some((_, will)) = will {
             self.publish_alone(will.into_message(now), now).await;
         }
     }
@@ -354,7 +431,7 @@ impl Shared {
                 match due {
                     Due::Will(will) => self.publish_alone(will.into_message(now), now).await,
                     Due::Expired(client, parked) => {
-                        self.end_parked(*parked).await;
+                        self.end_parked(&client, *parked).await;
                         tracing::debug!(client, "session expired");
                     }
                 }

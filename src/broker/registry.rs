@@ -8,7 +8,6 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, watch};
 
 use super::mailbox::Mailbox;
-use super::message::SessionKey;
 use super::session::{Session, Will};
 
 /// All client ids in use.
@@ -71,7 +70,6 @@ impl Online {
 pub struct Parked {
     pub session: Session,
     pub mailbox: Arc<Mailbox>,
-    pub key: SessionKey,
     pub expires: Instant,
     /// Published at that time, or when the session ends (MQTT 5.0, 3.1.3.2.2).
     pub will: Option<(Instant, Will)>,
@@ -130,6 +128,12 @@ impl Registry {
             // Its connection never drops the sender without saying so first.
             let _ = holder.gone.subscribe().wait_for(|gone| *gone).await;
         }
+    }
+
+    /// Puts in a session of an earlier run of the gateway.
+    pub fn restore(&self, client_id: String, parked: Parked) {
+        let slot = Slot::Parked(Box::new(parked));
+        self.slots.lock().by_client_id.insert(client_id, slot);
     }
 
     /// Gives the client id back, leaving `parked` under it. With `max` parked sessions there

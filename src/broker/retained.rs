@@ -54,9 +54,12 @@ impl RetainedTree {
         self.len += usize::from(node.message.replace(message).is_none());
     }
 
-    pub fn remove(&mut self, topic: &Topic) {
+    /// Returns whether there was a message.
+    pub fn remove(&mut self, topic: &Topic) -> bool {
         let levels: Vec<&str> = levels(topic.as_str()).collect();
-        self.len -= usize::from(self.root.remove(&levels));
+        let removed = self.root.remove(&levels);
+        self.len -= usize::from(removed);
+        removed
     }
 
     /// Calls `found` with each message that a subscription to `filter` gets.

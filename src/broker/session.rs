@@ -22,6 +22,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::access::Permissions;
 use super::codec::{DecodeError, Encoder, Incoming, IncomingPublish, PublishHeader, Version};
 use super::message::{Delivery, Message, SessionKey};
+use super::stored::{SessionRecord, StoredInflight, StoredSubscription, StoredWill};
 use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
 use crate::event::{Topic, TopicError};
 
@@ -113,7 +114,7 @@ pub struct ConnectRequest {
 /// What is published when a client goes without saying so.
 #[derive(Debug)]
 pub struct Will {
-    message: Message,
+    message: Arc<Message>,
     /// Life of the message from its publication on.
     expiry: Option<Duration>,
     /// How long after the connection's end it is published, unless the session ends before.
@@ -123,10 +124,24 @@ pub struct Will {
 impl Will {
     /// The message as it is published at the time `now`.
     pub fn into_message(self, now: Instant) -> Message {
+        let message = &*self.message;
         Message {
+            topic: message.topic.clone(),
+            payload: message.payload.clone(),
+            properties: message.properties.clone(),
             expires: self.expiry.map(|life| now + life),
-            ..self.message
+            ..*message
         }
+    }
+
+    /// One that waits since an earlier run of the gateway, and when it is due.
+    pub fn restore(stored: StoredWill) -> (Instant, Will) {
+        let will = Will {
+            message: stored.message,
+            expiry: stored.life,
+            delay: Duration::ZERO,
+        };
+        (stored.due, will)
     }
 }
 
@@ -255,7 +270,7 @@ impl Will {
             ),
         };
         Ok(Will {
-            message: Message {
+            message: Arc::new(Message {
                 topic,
                 payload: Bytes::copy_from_slice(&will.message),
                 qos: will.qos,
@@ -263,7 +278,7 @@ impl Will {
                 publisher: key,
                 properties: properties.map(Box::new),
                 expires: None,
-            },
+            }),
             expiry: expiry.map(|seconds| Duration::from_secs(seconds.into())),
             delay: Duration::from_secs(delay.unwrap_or(0).into()),
         })
@@ -312,6 +327,8 @@ pub struct Session {
     unsent: usize,
     /// Await a place in `inflight`, or a connection.
     waiting: VecDeque<Delivery>,
+    /// Deliveries that are in the archive and needn't be any more.
+    done: Vec<u64>,
     last_packet_id: u16,
     /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
     unreleased: FxHashSet<u16>,
@@ -353,6 +370,7 @@ impl Session {
             inflight: VecDeque::new(),
             unsent: 0,
             waiting: VecDeque::new(),
+            done: Vec::new(),
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
             subscriptions: FxHashMap::default(),
@@ -372,6 +390,118 @@ impl Session {
         };
         session.connect(request, permissions, false, now, out);
         session
+    }
+
+    /// The session of an earlier run of the gateway. Nothing is kept of subscriptions that can't be
+    /// read.
+    pub fn restore(record: SessionRecord, limits: Limits, now: Instant) -> Self {
+        let subscriptions = record.subscriptions.into_iter().filter_map(|stored| {
+            let key = SubscriptionKey::parse(stored.filter).ok()?;
+            let options = SubscriptionOptions {
+                qos: stored.qos,
+                no_local: stored.no_local,
+                retain_as_published: stored.retain_as_published,
+                id: stored.id,
+            };
+            Some((key, options))
+        });
+        let inflight = record.inflight.into_iter().map(|(id, stored)| {
+            let inflight = match stored {
+                StoredInflight::Published(delivery) => Inflight::Published(delivery),
+                StoredInflight::Released => Inflight::Released,
+            };
+            (id, inflight)
+        });
+        // The record of a session that was connected to the end may be some time old: its client
+        // must not take new messages for those that it got meanwhile, by their packet ids.
+        let skipped = if record.expires.is_none() { 0x8000 } else { 0 };
+        Session {
+            key: record.number,
+            limits,
+            session_expiry: record.session_expiry,
+            inflight: inflight.collect(),
+            unsent: 0,
+            waiting: VecDeque::new(),
+            done: Vec::new(),
+            last_packet_id: record.last_packet_id.wrapping_add(skipped),
+            unreleased: record.unreleased.into_iter().collect(),
+            subscriptions: subscriptions.collect(),
+            encoder: Encoder(record.version),
+            keep_alive: None,
+            last_heard: now,
+            inflight_max: 0,
+            max_packet_bytes: 0,
+            will: None,
+            permissions: Permissions::everything(),
+            aliases: FxHashMap::default(),
+            sent_aliases: FxHashMap::default(),
+            sent_alias_max: 0,
+            known_topics: FxHashMap::default(),
+            known_generation: 0,
+            closed: true,
+        }
+    }
+
+    /// What the store has to keep of the session; with `expires`, of one whose client is away.
+    pub fn record(
+        &self,
+        expires: Option<Instant>,
+        next_sequence: u64,
+        will: Option<&(Instant, Will)>,
+    ) -> SessionRecord {
+        let subscriptions = self
+            .subscriptions
+            .iter()
+            .map(|(key, options)| StoredSubscription {
+                filter: key.to_string(),
+                qos: options.qos,
+                no_local: options.no_local,
+                retain_as_published: options.retain_as_published,
+                id: options.id,
+            });
+        let inflight = self.inflight.iter().map(|(id, inflight)| {
+            let stored = match inflight {
+                Inflight::Published(delivery) => StoredInflight::Published(delivery.clone()),
+                Inflight::Released => StoredInflight::Released,
+            };
+            (*id, stored)
+        });
+        SessionRecord {
+            number: self.key,
+            version: self.encoder.0,
+            expires,
+            session_expiry: self.session_expiry,
+            user: None,
+            subscriptions: subscriptions.collect(),
+            unreleased: self.unreleased.iter().copied().collect(),
+            inflight: inflight.collect(),
+            last_packet_id: self.last_packet_id,
+            next_sequence,
+            will: will.map(|(due, will)| StoredWill {
+                message: will.message.clone(),
+                life: will.expiry,
+                due: *due,
+            }),
+        }
+    }
+
+    /// The connection is gone and the session is kept: what has not been sent goes back to where
+    /// it came from, and what is in the archive of what has been sent needn't be there any more,
+    /// since [`Session::record`] has it.
+    pub fn park(&mut self) -> VecDeque<Delivery> {
+        for (_, inflight) in &mut self.inflight {
+            if let Inflight::Published(delivery) = inflight
+                && std::mem::take(&mut delivery.is_stored)
+            {
+                self.done.push(delivery.sequence);
+            }
+        }
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Sequences of deliveries that the archive needn't keep any more.
+    pub fn take_done(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.done)
     }
 
     /// Goes on with this session on a new connection: CONNACK, then again what was not
@@ -438,6 +568,10 @@ impl Session {
             .connack(resumed, ConnectReturnCode::Success, properties, out);
     }
 
+    pub fn key(&self) -> SessionKey {
+        self.key
+    }
+
     /// How long the session lives on after its connection; zero: not at all.
     pub fn session_expiry(&self) -> Duration {
         self.session_expiry
@@ -488,23 +622,17 @@ impl Session {
         self.will.take()
     }
 
-    /// What has not been sent yet and belongs to a share group, whose other members can have it
-    /// (MQTT 5.0, 4.8.2). With `ended`, also what was sent at QoS 1 and not acknowledged.
-    pub fn take_shared(&mut self, ended: bool) -> Vec<Delivery> {
-        let mut shared = Vec::new();
-        if ended {
-            shared.extend(self.inflight.drain(..).filter_map(|(_, sent)| match sent {
-                Inflight::Published(delivery) if delivery.qos == QoS::AtLeastOnce => Some(delivery),
-                _ => None,
-            }));
-            shared.retain(|delivery| delivery.group.is_some());
-        }
-        let (others, kept) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|delivery| delivery.group.is_some());
-        self.waiting = kept;
-        shared.extend::<VecDeque<_>>(others);
-        shared
+    /// The session is over. What it has not got, or not acknowledged at QoS 1, of messages to share
+    /// groups: their other members can have it (MQTT 5.0, 4.8.2).
+    pub fn take_shared(&mut self) -> Vec<Delivery> {
+        let sent = self.inflight.drain(..).filter_map(|(_, sent)| match sent {
+            Inflight::Published(delivery) => Some(delivery),
+            Inflight::Released => None,
+        });
+        let sent = sent.filter(|delivery| delivery.qos == QoS::AtLeastOnce);
+        sent.chain(self.waiting.drain(..))
+            .filter(|delivery| delivery.group.is_some())
+            .collect()
     }
 
     /// Works on one packet; `effects` gets what is to be done, in order.
@@ -904,6 +1032,8 @@ impl Session {
         if self.write(&delivery, packet_id, false, now, out) {
             self.inflight
                 .push_back((packet_id, Inflight::Published(delivery)));
+        } else {
+            self.is_done(&delivery);
         }
     }
 
@@ -924,7 +1054,7 @@ impl Session {
                 }
             };
             if !written {
-                self.inflight.remove(at);
+                self.finish(at);
             }
         }
         while self.inflight.len() < self.inflight_max {
@@ -1018,8 +1148,21 @@ impl Session {
             && let Inflight::Published(delivery) = &self.inflight[at].1
             && delivery.qos == QoS::AtLeastOnce
         {
-            self.inflight.remove(at);
+            self.finish(at);
             self.send_waiting(now, out);
+        }
+    }
+
+    /// Nothing more is to be sent of a message, or its content is not to be sent again.
+    fn is_done(&mut self, delivery: &Delivery) {
+        if delivery.is_stored {
+            self.done.push(delivery.sequence);
+        }
+    }
+
+    fn finish(&mut self, at: usize) {
+        if let Some((_, Inflight::Published(delivery))) = self.inflight.remove(at) {
+            self.is_done(&delivery);
         }
     }
 
@@ -1035,11 +1178,14 @@ impl Session {
         match (&self.inflight[at].1, accepted) {
             (Inflight::Published(delivery), _) if delivery.qos != QoS::ExactlyOnce => {}
             (Inflight::Published(_), false) => {
-                self.inflight.remove(at);
+                self.finish(at);
                 self.send_waiting(now, out);
             }
             _ => {
-                self.inflight[at].1 = Inflight::Released;
+                let sent = std::mem::replace(&mut self.inflight[at].1, Inflight::Released);
+                if let Inflight::Published(delivery) = sent {
+                    self.is_done(&delivery);
+                }
                 self.encoder.pubrel(packet_id, PubRelReason::Success, out);
             }
         }
@@ -1167,6 +1313,8 @@ mod tests {
                 retain: false,
                 subscription_ids: None,
                 group: None,
+                sequence: 0,
+                is_stored: false,
             };
             self.session.deliver(delivery, self.now, &mut self.out);
         }

@@ -381,6 +381,8 @@ impl<'a> DeliveryOnDisk<'a> {
             retain: self.retain,
             subscription_ids: self.subscription_ids.map(Arc::from),
             group: None,
+            sequence: 0,
+            is_stored: false,
         })
     }
 }
@@ -552,6 +554,8 @@ pub mod tests {
                 retain,
                 subscription_ids: ids.map(Arc::from),
                 group: None,
+                sequence: 0,
+                is_stored: false,
             })
     }
 

@@ -52,6 +52,8 @@ pub enum Kind {
     Address {
         can_be_off: bool,
     },
+    /// true or false.
+    Switch,
     /// One of a few words.
     Choice(&'static [&'static str]),
     /// Directives of tracing's `EnvFilter`.
@@ -117,7 +119,7 @@ impl Key {
     /// A valid value, as one would write it in the file.
     pub(super) fn toml_example(&self) -> String {
         match self.kind {
-            Kind::Integer { .. } => self.example().to_owned(),
+            Kind::Integer { .. } | Kind::Switch => self.example().to_owned(),
             _ => toml::Value::from(self.example()).to_string(),
         }
     }

@@ -60,6 +60,7 @@ fn key_schema(key: &Key) -> Json {
         Kind::Address { can_be_off: true } => {
             json!({"type": "string", "pattern": "^(off)?$|:[0-9]+$"})
         }
+        Kind::Switch => json!({"type": "boolean"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),
         Kind::LogFilter => json!({"type": "string", "minLength": 1}),
     };
@@ -68,6 +69,7 @@ fn key_schema(key: &Key) -> Json {
         Preset::Text(text) => {
             schema["default"] = match key.kind {
                 Kind::Integer { .. } => text.parse::<u64>().map_or(json!(text), |n| json!(n)),
+                Kind::Switch => text.parse::<bool>().map_or(json!(text), |on| json!(on)),
                 _ => json!(text),
             };
         }

@@ -116,8 +116,10 @@ section! {
         receive_maximum: u16 = integer(1, 65_535), Preset::Text("1024");
         /// Most messages that wait for one client.
         max_queued_messages: usize = integer(1, 10_000_000), Preset::Text("100000");
-        /// Most bytes of messages that wait for one client.
+        /// Most bytes of messages that wait for one client in memory.
         max_queued_bytes: usize = bytes(KIB, 4 * GIB), Preset::Text("16MiB");
+        /// Most bytes of messages that wait in memory for all clients together.
+        max_total_queued_bytes: usize = bytes(KIB, 64 * GIB), Preset::Text("128MiB");
         /// Most subscriptions of one client.
         max_subscriptions: usize = integer(1, 100_000), Preset::Text("1000");
         /// Longest that the session of a client that has gone is kept, in seconds.
@@ -130,7 +132,24 @@ section! {
         /// Most messages a second that one client may publish; it is read more slowly beyond that.
         /// 0 sets no limit.
         max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
+        .. persistence: PersistenceConfig;
         .. tls: TlsConfig;
+    }
+}
+
+section! {
+    /// What outlives the connection of an MQTT client, and the gateway: retained messages, and for
+    /// clients that want their session kept, its subscriptions and the QoS 1 and 2 messages that
+    /// come while they are away or too slow.
+    PersistenceConfig = "mqtt.persistence" {
+        /// Most bytes of messages that wait on disk for one client.
+        max_bytes_per_client: usize = bytes(KIB, 64 * GIB), Preset::Text("64MiB");
+        /// Most bytes of messages that wait on disk for all clients together. store.max_bytes has to
+        /// be larger.
+        max_bytes: usize = bytes(KIB, 256 * GIB), Preset::Text("256MiB");
+        /// Whether a QoS 1 or 2 message that is retained, or that has to wait on disk, is
+        /// acknowledged only when it is there.
+        durable_acks: bool = Kind::Switch, Preset::Text("true");
     }
 }
 

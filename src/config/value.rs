@@ -25,6 +25,7 @@ pub enum Value {
     Path(PathBuf),
     /// None where the listener is off.
     Address(Option<ListenAddress>),
+    Switch(bool),
     Text(String),
 }
 
@@ -94,6 +95,7 @@ impl Kind {
             Kind::Path { .. } | Kind::OptionalPath => "a path in quotes".to_owned(),
             Kind::OptionalTopic => "a topic name in quotes".to_owned(),
             Kind::Address { .. } => "\"host:port\" in quotes".to_owned(),
+            Kind::Switch => "true or false".to_owned(),
             Kind::Choice(words) => format!("one of {}", listed(words)),
             Kind::LogFilter => "a log level in quotes".to_owned(),
         }
@@ -114,6 +116,7 @@ impl Kind {
             Kind::OptionalTopic => "a topic name, or nothing".to_owned(),
             Kind::Address { can_be_off: false } => "host:port".to_owned(),
             Kind::Address { can_be_off: true } => "host:port, off".to_owned(),
+            Kind::Switch => "true, false".to_owned(),
             Kind::Choice(words) => words.join(", "),
             Kind::LogFilter => "level, module=level".to_owned(),
         }
@@ -130,7 +133,10 @@ impl Kind {
                     Err(_) => Err(self.out_of_range(shortened(&integer.to_string()))),
                 }
             }
-            (Kind::Integer { .. }, DeValue::String(_)) => Err(self.wrong_type(describe(value))),
+            (Kind::Switch, DeValue::Boolean(on)) => Ok(Value::Switch(*on)),
+            (Kind::Integer { .. } | Kind::Switch, DeValue::String(_)) => {
+                Err(self.wrong_type(describe(value)))
+            }
             (Kind::Path { .. } | Kind::OptionalPath, DeValue::String(text)) => {
                 match self.read_text(text)? {
                     Value::Path(path) if !path.as_os_str().is_empty() => {
@@ -189,6 +195,10 @@ impl Kind {
                     error,
                 }),
             },
+            Kind::Switch => match text.parse() {
+                Ok(on) => Ok(Value::Switch(on)),
+                Err(_) => Err(self.wrong_type(quoted(text))),
+            },
             Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
             Kind::Choice(words) => Err(Fault::NotAChoice {
                 found: quoted(text),
@@ -245,6 +255,7 @@ impl Value {
             },
             Value::Path(path) => toml::Value::from(path.to_string_lossy().as_ref()).to_string(),
             Value::Address(address) => toml::Value::from(address_text(address)).to_string(),
+            Value::Switch(on) => on.to_string(),
             Value::Text(text) => toml::Value::from(text.as_str()).to_string(),
         }
     }
@@ -255,6 +266,7 @@ impl Value {
             Value::Integer(number) | Value::Bytes(number) => (*number).into(),
             Value::Path(path) => path.to_string_lossy().into(),
             Value::Address(address) => address_text(address).into(),
+            Value::Switch(on) => (*on).into(),
             Value::Text(text) => text.as_str().into(),
         }
     }
@@ -453,6 +465,15 @@ impl FieldType for Option<ListenAddress> {
     fn from_value(value: Value) -> Option<Self> {
         match value {
             Value::Address(address) => Some(address),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for bool {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Switch(on) => Some(on),
             _ => None,
         }
     }

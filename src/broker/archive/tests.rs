@@ -33,6 +33,8 @@ fn delivery(text: impl Into<Bytes>) -> Delivery {
         retain: false,
         subscription_ids: None,
         group: None,
+        sequence: 0,
+        is_stored: false,
     }
 }
 
