@@ -191,6 +191,7 @@ fn broker_config(config: &Config) -> BrokerConfig {
         session_expiry_max: Duration::from_secs(mqtt.session_expiry_max_s.into()),
         response_information: mqtt.response_information.clone(),
         max_retained_messages: mqtt.max_retained_messages,
+        system_topics_every: Duration::from_secs(mqtt.system_topics_every_s.into()),
         max_messages_per_s: mqtt.max_messages_per_s,
     }
 }

@@ -320,9 +320,20 @@ fn malformed(error: CodecError) -> DecodeError {
     })
 }
 
-/// Writes packets towards a client.
-#[derive(Debug, Clone, Copy)]
-pub struct Encoder(pub Version);
+/// Writes packets towards a client, and counts them.
+#[derive(Debug)]
+pub struct Encoder {
+    pub version: Version,
+    written: Written,
+}
+
+/// How many packets were written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    pub packets: u64,
+    /// Of these, PUBLISH.
+    pub publishes: u64,
+}
 
 /// What a PUBLISH to a subscriber says, besides topic and payload.
 #[derive(Debug, Clone, Copy, Default)]
@@ -343,18 +354,38 @@ pub struct PublishHeader<'a> {
 }
 
 impl Encoder {
+    pub fn new(version: Version) -> Self {
+        Encoder {
+            version,
+            written: Written::default(),
+        }
+    }
+
+    /// What was written since this was asked for last.
+    pub fn take_written(&mut self) -> Written {
+        std::mem::take(&mut self.written)
+    }
+
+    /// The last PUBLISH was taken back.
+    pub fn unwrite_publish(&mut self) {
+        self.written.packets -= 1;
+        self.written.publishes -= 1;
+    }
+
     /// Appends a PUBLISH to `out`.
     pub fn publish(
-        self,
+        &mut self,
         header: PublishHeader<'_>,
         topic: &str,
         payload: &[u8],
         out: &mut BytesMut,
     ) {
-        let properties = match self.0 {
+        let properties = match self.version {
             Version::V4 => None,
             Version::V5 => Some(publish_properties(&header)),
         };
+        self.written.packets += 1;
+        self.written.publishes += 1;
         let property_bytes = match &properties {
             None => 0,
             Some(properties) => var_int_len(properties.len()) + properties.len(),
@@ -380,7 +411,7 @@ impl Encoder {
     }
 
     pub fn connack(
-        self,
+        &mut self,
         session_present: bool,
         code: ConnectReturnCode,
         properties: ConnAckProperties,
@@ -394,8 +425,8 @@ impl Encoder {
     }
 
     /// A CONNACK that says no.
-    pub fn connack_refused(self, refused: &ConnectRefused, out: &mut BytesMut) {
-        let code = match (self.0, refused.code) {
+    pub fn connack_refused(&mut self, refused: &ConnectRefused, out: &mut BytesMut) {
+        let code = match (self.version, refused.code) {
             (Version::V5, code) => code,
             // The few codes of 3.1.1.
             (Version::V4, code @ ConnectReturnCode::ClientIdentifierNotValid) => code,
@@ -409,37 +440,37 @@ impl Encoder {
         self.connack(false, code, properties, out);
     }
 
-    pub fn puback(self, pkid: u16, reason: PubAckReason, out: &mut BytesMut) {
+    pub fn puback(&mut self, pkid: u16, reason: PubAckReason, out: &mut BytesMut) {
         self.write(Packet::PubAck(PubAck { pkid, reason }, None), out);
     }
 
-    pub fn pubrec(self, pkid: u16, reason: PubRecReason, out: &mut BytesMut) {
+    pub fn pubrec(&mut self, pkid: u16, reason: PubRecReason, out: &mut BytesMut) {
         self.write(Packet::PubRec(PubRec { pkid, reason }, None), out);
     }
 
-    pub fn pubrel(self, pkid: u16, reason: PubRelReason, out: &mut BytesMut) {
+    pub fn pubrel(&mut self, pkid: u16, reason: PubRelReason, out: &mut BytesMut) {
         self.write(Packet::PubRel(PubRel { pkid, reason }, None), out);
     }
 
-    pub fn pubcomp(self, pkid: u16, reason: PubCompReason, out: &mut BytesMut) {
+    pub fn pubcomp(&mut self, pkid: u16, reason: PubCompReason, out: &mut BytesMut) {
         self.write(Packet::PubComp(PubComp { pkid, reason }, None), out);
     }
 
-    pub fn suback(self, pkid: u16, return_codes: Vec<SubscribeReasonCode>, out: &mut BytesMut) {
+    pub fn suback(&mut self, pkid: u16, return_codes: Vec<SubscribeReasonCode>, out: &mut BytesMut) {
         self.write(Packet::SubAck(SubAck { pkid, return_codes }, None), out);
     }
 
-    pub fn unsuback(self, pkid: u16, reasons: Vec<UnsubAckReason>, out: &mut BytesMut) {
+    pub fn unsuback(&mut self, pkid: u16, reasons: Vec<UnsubAckReason>, out: &mut BytesMut) {
         self.write(Packet::UnsubAck(UnsubAck { pkid, reasons }, None), out);
     }
 
-    pub fn pingresp(self, out: &mut BytesMut) {
+    pub fn pingresp(&mut self, out: &mut BytesMut) {
         self.write(Packet::PingResp(PingResp), out);
     }
 
     /// A DISCONNECT, where the version knows one from the server.
-    pub fn disconnect(self, reason_code: DisconnectReasonCode, text: &str, out: &mut BytesMut) {
-        if self.0 == Version::V4 {
+    pub fn disconnect(&mut self, reason_code: DisconnectReasonCode, text: &str, out: &mut BytesMut) {
+        if self.version == Version::V4 {
             return;
         }
         // Without properties the codec writes a frame of the wrong length.
@@ -455,8 +486,9 @@ impl Encoder {
         );
     }
 
-    fn write(self, packet: Packet, out: &mut BytesMut) {
-        let result = match self.0 {
+    fn write(&mut self, packet: Packet, out: &mut BytesMut) {
+        self.written.packets += 1;
+        let result = match self.version {
             Version::V4 => V4.write(packet, out),
             Version::V5 => V5.write(packet, out),
         };
@@ -656,7 +688,7 @@ mod tests {
     #[test]
     fn a_disconnect_is_framed_as_its_length_says() {
         let mut out = BytesMut::new();
-        Encoder(Version::V5).disconnect(DisconnectReasonCode::ServerBusy, "busy", &mut out);
+        Encoder::new(Version::V5).disconnect(DisconnectReasonCode::ServerBusy, "busy", &mut out);
         assert_eq!(out.len(), 2 + usize::from(out[1]));
         assert_eq!(out[2], 0x89);
     }
@@ -680,7 +712,7 @@ mod tests {
             ..PublishHeader::default()
         };
         let mut out = BytesMut::from(CONNECT_V5);
-        Encoder(Version::V5).publish(header, "ä/b", b"payload", &mut out);
+        Encoder::new(Version::V5).publish(header, "ä/b", b"payload", &mut out);
         let Incoming::Publish(read) = decode_all(&out).unwrap().remove(1) else {
             panic!("no PUBLISH");
         };

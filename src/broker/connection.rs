@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -24,12 +24,12 @@ use super::fanout::{Publisher, Subscriber};
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::rate::RateLimit;
-use super::registry::{Eviction, Online, Parked};
+use super::registry::{Details, Eviction, Online, Parked};
 use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
 use super::stream::Stream;
 use super::subscription::Subscription;
 use super::{Phase, Shared};
-use crate::event::Event;
+use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Tap;
 use crate::store::StoreError;
 
@@ -185,7 +185,9 @@ async fn connected(
     if shared.may_log() {
         tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
     }
-    shared.stats.connections.fetch_add(1, Ordering::Relaxed);
+    let connections = shared.stats.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    let most = &shared.stats.most_connections;
+    most.fetch_max(connections, Ordering::Relaxed);
     let mut connection = Connection {
         wire,
         session,
@@ -209,6 +211,18 @@ async fn connected(
         client_id: client_id.clone(),
         shared: shared.clone(),
     };
+    let details = Details {
+        key: connection.key,
+        peer,
+        version,
+        since_unix_ms: unix_time_ns() / 1_000_000,
+        keep_alive: connection.session.keep_alive(),
+        session_expiry: connection.session.session_expiry(),
+        mailbox: connection.mailbox.clone(),
+        inflight: AtomicUsize::new(0),
+    };
+    // Set here and nowhere else.
+    let _ = online.details.set(details);
     connection.store_session();
     connection.run(&online).await;
 }
@@ -225,7 +239,7 @@ async fn refuse(
     if shared.may_log() {
         tracing::info!(%peer, error = %refused, "connection refused");
     }
-    Encoder(version).connack_refused(&refused, &mut wire.output);
+    Encoder::new(version).connack_refused(&refused, &mut wire.output);
     wire.write_last().await;
 }
 
@@ -403,6 +417,12 @@ impl Connection {
                 self.session.refuse(reason, text, &mut self.wire.output);
                 text
             }
+            End::Evicted(Eviction::ByOperator) => {
+                let reason = DisconnectReasonCode::AdministrativeAction;
+                let text = "disconnected by an operator";
+                self.session.refuse(reason, text, &mut self.wire.output);
+                text
+            }
             End::ShutDown => {
                 let reason = DisconnectReasonCode::ServerShuttingDown;
                 let text = "the gateway is shutting down";
@@ -510,20 +530,26 @@ impl Connection {
                 return End::Lost(format!("messages that wait for it can't be read: {error}"));
             }
             self.tidy_archive();
+            self.count_written();
+            if let Some(details) = online.details.get() {
+                let inflight = self.session.inflight();
+                details.inflight.store(inflight, Ordering::Relaxed);
+            }
             match self.wire.write() {
                 Ok(written) if written > 0 || self.wire.output.is_empty() => {
                     self.last_progress = now;
+                    let bytes = &shared.stats.bytes_sent;
+                    bytes.fetch_add(written as u64, Ordering::Relaxed);
                 }
                 Ok(_) => {}
                 Err(error) => return self.read_the_rest(&error),
             }
             let phase = shared.phase();
             let more = self.has_more_to_send();
-            if phase == Phase::Closing
-                && self.wire.is_sent()
-                && !more
-                && !self.session.awaits_acks()
-            {
+            // What a session that is kept still owes its client, the store will have.
+            let is_kept = self.mailbox.archive().is_some();
+            let is_done = self.wire.is_sent() && !more && !self.session.awaits_acks();
+            if phase == Phase::Closing && (is_kept || is_done) {
                 return End::ShutDown;
             }
             // The socket takes more at once.
@@ -654,6 +680,16 @@ impl Connection {
             self.session.deliver(delivery, now, &mut self.wire.output);
         }
         Ok(())
+    }
+
+    fn count_written(&mut self) {
+        let written = self.session.take_written();
+        if written.packets > 0 {
+            let stats = &self.shared.stats;
+            stats.packets_sent.fetch_add(written.packets, Ordering::Relaxed);
+            let publishes = &stats.messages_sent;
+            publishes.fetch_add(written.publishes, Ordering::Relaxed);
+        }
     }
 
     /// Removes from the archive what has been delivered.
@@ -794,10 +830,11 @@ impl Connection {
         }
         let topic = message.topic.clone();
         let wanted = self.tap.wants(&topic);
+        let message_bytes = message.payload.len();
         // Sharing a payload costs an allocation, so it is only done for more than one taker.
         let mut payload = Bytes::new();
         let mut message = Some(message);
-        self.publisher.add(&topic, || {
+        self.publisher.add(&topic, message_bytes, || {
             let message = message.take().expect("called at most once");
             if wanted {
                 payload = message.payload.clone();

@@ -21,7 +21,7 @@ use super::retained::RetainedTree;
 use super::session::lower;
 use super::share_group::ShareGroup;
 use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
-use crate::event::{Topic, TopicTrie};
+use crate::event::{Topic, TopicFilter, TopicTrie};
 
 /// Matched topics that one publisher remembers.
 const CACHED_TOPICS: usize = 1024;
@@ -37,8 +37,21 @@ pub struct Fanout {
     /// Counts up with each change of `subscriptions`, so that caches know when they are stale.
     generation: AtomicU64,
     retained: Mutex<Retained>,
+    /// What the gateway itself says, below `$SYS`; retained, too.
+    system: Mutex<RetainedTree>,
+    topics: Mutex<FxHashMap<Topic, Arc<TopicTraffic>>>,
     pub delivered: AtomicU64,
 }
+
+/// What was published on one topic.
+#[derive(Debug, Default)]
+pub struct TopicTraffic {
+    pub messages: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+/// Topics whose traffic is counted.
+const COUNTED_TOPICS: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Subscriptions {
@@ -145,8 +158,65 @@ impl Fanout {
                 max: max_retained,
                 archive,
             }),
+            system: Mutex::default(),
+            topics: Mutex::default(),
             delivered: AtomicU64::new(0),
         }
+    }
+
+    /// Counts of a topic's messages; none if more topics are in use than are counted.
+    fn traffic(&self, topic: &Topic) -> Option<Arc<TopicTraffic>> {
+        let mut topics = self.topics.lock();
+        if let Some(traffic) = topics.get(topic) {
+            return Some(traffic.clone());
+        }
+        if topics.len() >= COUNTED_TOPICS {
+            // Those that no publisher remembers.
+            topics.retain(|_, traffic| Arc::strong_count(traffic) > 1);
+        }
+        if topics.len() >= COUNTED_TOPICS || !topic.is_worth_caching() {
+            return None;
+        }
+        let traffic = Arc::new(TopicTraffic::default());
+        topics.insert(topic.clone(), traffic.clone());
+        Some(traffic)
+    }
+
+    /// Calls `found` with each counted topic.
+    pub fn for_each_topic(&self, mut found: impl FnMut(&Topic, &TopicTraffic)) {
+        for (topic, traffic) in self.topics.lock().iter() {
+            found(topic, traffic);
+        }
+    }
+
+    /// Calls `found` with each client's subscriptions: the group, the filter, and who.
+    pub fn for_each_subscription(
+        &self,
+        mut found: impl FnMut(Option<&str>, &str, &Subscriber),
+    ) {
+        let subscriptions = self.subscriptions.read();
+        subscriptions.trie.for_each(|filter, entry| {
+            if let Entry::One(subscriber) = entry {
+                found(None, filter, subscriber);
+            }
+        });
+        for (key, group) in &subscriptions.groups {
+            let filter = key.filter.as_str();
+            group.for_each_member(|member| found(key.group.as_deref(), filter, member));
+        }
+    }
+
+    /// Calls `found` with what is retained under `filter`.
+    pub fn for_each_retained(&self, filter: &TopicFilter, found: impl FnMut(&Arc<Message>)) {
+        match filter.as_str().starts_with('$') {
+            true => self.system.lock().for_each(filter, found),
+            false => self.retained.lock().tree.for_each(filter, found),
+        }
+    }
+
+    /// Keeps what the gateway itself says, for later subscribers.
+    pub fn retain_system(&self, message: Arc<Message>) {
+        self.system.lock().insert(message);
     }
 
     /// Adds a subscription, or puts it in the place of the client's earlier one on that filter.
@@ -270,22 +340,19 @@ impl Fanout {
     ) {
         let options = subscription.options;
         let ids = options.id.map(|id| Arc::from([id].as_slice()));
-        self.retained
-            .lock()
-            .tree
-            .for_each(&subscription.key.filter, |message| {
-                if !message.is_expired(now) && permissions.may_receive(message.topic.as_str()) {
-                    found.push_back(Delivery {
-                        message: message.clone(),
-                        qos: lower(message.qos, options.qos),
-                        retain: true,
-                        subscription_ids: ids.clone(),
-                        group: None,
-                        sequence: 0,
-                        is_stored: false,
-                    });
-                }
-            });
+        self.for_each_retained(&subscription.key.filter, |message| {
+            if !message.is_expired(now) && permissions.may_receive(message.topic.as_str()) {
+                found.push_back(Delivery {
+                    message: message.clone(),
+                    qos: lower(message.qos, options.qos),
+                    retain: true,
+                    subscription_ids: ids.clone(),
+                    group: None,
+                    sequence: 0,
+                    is_stored: false,
+                });
+            }
+        });
     }
 
     fn targets(&self, topic: &str) -> Targets {
@@ -379,9 +446,16 @@ fn higher(a: QoS, b: QoS) -> QoS {
 pub struct Publisher {
     fanout: Arc<Fanout>,
     generation: u64,
-    cache: FxHashMap<Topic, Arc<Targets>>,
+    cache: FxHashMap<Topic, Known>,
     lists: Vec<Arc<Targets>>,
     pending: Vec<(Arc<Message>, Arc<Targets>)>,
+}
+
+/// What a publisher remembers of a topic.
+#[derive(Clone, Debug)]
+struct Known {
+    targets: Arc<Targets>,
+    traffic: Option<Arc<TopicTraffic>>,
 }
 
 /// What [`Publisher::flush`] has done.
@@ -419,36 +493,50 @@ impl Publisher {
     }
 
     /// Collects a message for those who are to get it: what `message` makes, if there are any.
-    pub fn add(&mut self, topic: &Topic, message: impl FnOnce() -> Message) {
+    pub fn add(&mut self, topic: &Topic, payload_bytes: usize, message: impl FnOnce() -> Message) {
         let generation = self.fanout.generation.load(Ordering::Acquire);
         if generation != self.generation || self.cache.len() >= CACHED_TOPICS {
             self.cache.clear();
             self.lists.clear();
             self.generation = generation;
         }
-        let targets = match self.cache.get(topic) {
-            Some(targets) => targets.clone(),
+        let looked_up;
+        let known = match self.cache.get(topic) {
+            Some(known) => known,
             None => {
-                let targets = self.fanout.targets(topic.as_str());
-                let list = match self.lists.iter().find(|list| ***list == targets) {
-                    Some(list) => list.clone(),
-                    None => {
-                        let list = Arc::new(targets);
-                        if self.lists.len() < CACHED_LISTS {
-                            self.lists.push(list.clone());
-                        }
-                        list
-                    }
-                };
-                if topic.is_worth_caching() {
-                    self.cache.insert(topic.clone(), list.clone());
-                }
-                list
+                looked_up = self.look_up(topic);
+                &looked_up
             }
         };
-        if !targets.is_empty() {
+        if let Some(traffic) = &known.traffic {
+            traffic.messages.fetch_add(1, Ordering::Relaxed);
+            let bytes = payload_bytes as u64;
+            traffic.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        if !known.targets.is_empty() {
+            let targets = known.targets.clone();
             self.pending.push((Arc::new(message()), targets));
         }
+    }
+
+    fn look_up(&mut self, topic: &Topic) -> Known {
+        let targets = self.fanout.targets(topic.as_str());
+        let same = self.lists.iter().find(|list| ***list == targets);
+        let targets = same.cloned().unwrap_or_else(|| {
+            let list = Arc::new(targets);
+            if self.lists.len() < CACHED_LISTS {
+                self.lists.push(list.clone());
+            }
+            list
+        });
+        let known = Known {
+            targets,
+            traffic: self.fanout.traffic(topic),
+        };
+        if topic.is_worth_caching() {
+            self.cache.insert(topic.clone(), known.clone());
+        }
+        known
     }
 
     /// Hands over what was collected.

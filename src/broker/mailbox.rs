@@ -340,6 +340,13 @@ impl Mailbox {
         queue.deliveries.is_empty() && queue.stored.is_empty()
     }
 
+    /// How many messages and bytes wait in memory, and about how many messages on disk.
+    pub fn lengths(&self) -> (usize, usize, usize) {
+        let queue = self.queue.lock();
+        let stored = queue.stored.end - queue.stored.start;
+        (queue.deliveries.len(), queue.bytes, stored as usize)
+    }
+
     /// Of the next message that goes to disk.
     pub fn next_sequence(&self) -> u64 {
         self.queue.lock().next_sequence

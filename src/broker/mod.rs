@@ -11,6 +11,7 @@ mod fanout;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod introspection;
 mod listener;
 mod mailbox;
 mod message;
@@ -22,6 +23,7 @@ mod share_group;
 mod stored;
 mod stream;
 mod subscription;
+mod system_topics;
 mod tls;
 
 use std::sync::Arc;
@@ -74,6 +76,8 @@ pub struct BrokerConfig {
     /// See [`Limits::response_information`].
     pub response_information: String,
     pub max_retained_messages: usize,
+    /// How often the topics below `$SYS` are brought up to date. Zero: there are none.
+    pub system_topics_every: Duration,
     /// Per client. 0: no limit.
     pub max_messages_per_s: u32,
 }
@@ -100,6 +104,13 @@ pub struct Stats {
     pub messages_denied: AtomicU64,
     pub packets_received: AtomicU64,
     pub bytes_received: AtomicU64,
+    /// PUBLISH packets to clients.
+    pub messages_sent: AtomicU64,
+    pub packets_sent: AtomicU64,
+    pub bytes_sent: AtomicU64,
+    /// Sessions whose time was up.
+    pub expired: AtomicU64,
+    pub most_connections: AtomicU64,
 }
 
 /// The running edge.
@@ -185,6 +196,9 @@ impl Broker {
             tokio::spawn(listener::accept(socket, tls, shared.clone()));
         }
         tokio::spawn(shared.clone().reap_sessions());
+        if !shared.config.system_topics_every.is_zero() {
+            tokio::spawn(system_topics::publish(shared.clone()));
+        }
         Ok(Broker {
             shared,
             phase,
@@ -198,7 +212,8 @@ impl Broker {
         let pressed = {
             let mut publisher = self.publisher.lock();
             for Event { topic, payload, .. } in events {
-                publisher.add(&topic, || Message::new(topic.clone(), payload));
+                let bytes = payload.len();
+                publisher.add(&topic, bytes, || Message::new(topic.clone(), payload));
             }
             publisher.flush(Instant::now()).pressed
         };
@@ -220,6 +235,9 @@ impl Broker {
             messages_denied: get(&stats.messages_denied),
             packets_received: get(&stats.packets_received),
             bytes_received: get(&stats.bytes_received),
+            messages_sent: get(&stats.messages_sent),
+            packets_sent: get(&stats.packets_sent),
+            bytes_sent: get(&stats.bytes_sent),
             messages_delivered: get(&self.shared.fanout.delivered),
             messages_dropped: get(&self.shared.mailboxes.dropped),
             subscriptions: self.shared.fanout.subscription_count(),
@@ -243,6 +261,9 @@ impl Broker {
         metrics::counter!("headgate_mqtt_denied_messages_total").absolute(stats.messages_denied);
         metrics::counter!("headgate_mqtt_received_packets_total").absolute(stats.packets_received);
         metrics::counter!("headgate_mqtt_received_bytes_total").absolute(stats.bytes_received);
+        metrics::counter!("headgate_mqtt_sent_messages_total").absolute(stats.messages_sent);
+        metrics::counter!("headgate_mqtt_sent_packets_total").absolute(stats.packets_sent);
+        metrics::counter!("headgate_mqtt_sent_bytes_total").absolute(stats.bytes_sent);
         metrics::counter!("headgate_mqtt_delivered_messages_total")
             .absolute(stats.messages_delivered);
         metrics::counter!("headgate_mqtt_dropped_messages_total").absolute(stats.messages_dropped);
@@ -285,6 +306,10 @@ pub struct BrokerStats {
     pub messages_denied: u64,
     pub packets_received: u64,
     pub bytes_received: u64,
+    /// PUBLISH packets to clients.
+    pub messages_sent: u64,
+    pub packets_sent: u64,
+    pub bytes_sent: u64,
     /// Put into subscribers' mailboxes.
     pub messages_delivered: u64,
     /// Not put in, because a mailbox was full.
@@ -402,7 +427,8 @@ impl Shared {
             tap.add(Event::new(topic, payload, now));
         }
         let mut publisher = Publisher::new(self.fanout.clone());
-        publisher.add(&message.topic.clone(), || message);
+        let bytes = message.payload.len();
+        publisher.add(&message.topic.clone(), bytes, || message);
         publisher.flush(now);
         while !tap.flush() {
             tap.room().await;
@@ -431,6 +457,7 @@ impl Shared {
                 match due {
                     Due::Will(will) => self.publish_alone(will.into_message(now), now).await,
                     Due::Expired(client, parked) => {
+                        self.stats.expired.fetch_add(1, Ordering::Relaxed);
                         self.end_parked(&client, *parked).await;
                         tracing::debug!(client, "session expired");
                     }

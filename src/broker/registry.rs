@@ -1,13 +1,17 @@
 //! Which client id belongs to whom: connected sessions, parked sessions, takeover.
 
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, watch};
 
+use super::codec::Version;
 use super::mailbox::Mailbox;
+use super::message::SessionKey;
 use super::session::{Session, Will};
 
 /// All client ids in use.
@@ -34,9 +38,25 @@ enum Slot {
 /// A connection that holds a client id.
 #[derive(Debug)]
 pub struct Online {
+    /// Set once the session is known.
+    pub details: OnceLock<Details>,
     eviction: OnceLock<Eviction>,
     evicted: Notify,
     gone: watch::Sender<bool>,
+}
+
+/// What there is to know of a connected client.
+#[derive(Debug)]
+pub struct Details {
+    pub key: SessionKey,
+    pub peer: SocketAddr,
+    pub version: Version,
+    pub since_unix_ms: u64,
+    pub keep_alive: Option<Duration>,
+    pub session_expiry: Duration,
+    pub mailbox: Arc<Mailbox>,
+    /// Messages that it has to acknowledge. Kept up to date by its connection.
+    pub inflight: AtomicUsize,
 }
 
 /// Why a connection has to end although its client wants to go on.
@@ -44,6 +64,8 @@ pub struct Online {
 pub enum Eviction {
     /// Another connection wants the client id.
     TakenOver,
+    /// An operator says so.
+    ByOperator,
 }
 
 impl Online {
@@ -109,6 +131,7 @@ impl Registry {
                     _ if slots.online >= max => return None,
                     _ => {
                         let online = Arc::new(Online {
+                            details: OnceLock::new(),
                             eviction: OnceLock::new(),
                             evicted: Notify::new(),
                             gone: watch::Sender::new(false),
@@ -196,6 +219,35 @@ impl Registry {
             Slot::Online(_) => None,
         }));
         due
+    }
+
+    /// Ends the connection of a client. False: it is not connected.
+    pub fn evict(&self, client_id: &str, why: Eviction) -> bool {
+        match self.slots.lock().by_client_id.get(client_id) {
+            Some(Slot::Online(online)) => {
+                online.evict(why);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Calls `online` or `parked` with each client id.
+    pub fn for_each(
+        &self,
+        mut online: impl FnMut(&str, &Details),
+        mut parked: impl FnMut(&str, &Parked),
+    ) {
+        for (client_id, slot) in &self.slots.lock().by_client_id {
+            match slot {
+                Slot::Parked(slot) => parked(client_id, slot),
+                Slot::Online(slot) => {
+                    if let Some(details) = slot.details.get() {
+                        online(client_id, details);
+                    }
+                }
+            }
+        }
     }
 
     /// Connected clients and parked sessions.

@@ -20,7 +20,9 @@ use rumqttd::protocol::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::access::Permissions;
-use super::codec::{DecodeError, Encoder, Incoming, IncomingPublish, PublishHeader, Version};
+use super::codec::{
+    DecodeError, Encoder, Incoming, IncomingPublish, PublishHeader, Version, Written,
+};
 use super::message::{Delivery, Message, SessionKey};
 use super::stored::{SessionRecord, StoredInflight, StoredSubscription, StoredWill};
 use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
@@ -374,7 +376,7 @@ impl Session {
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
             subscriptions: FxHashMap::default(),
-            encoder: Encoder(request.version),
+            encoder: Encoder::new(request.version),
             keep_alive: None,
             last_heard: now,
             inflight_max: 0,
@@ -426,7 +428,7 @@ impl Session {
             last_packet_id: record.last_packet_id.wrapping_add(skipped),
             unreleased: record.unreleased.into_iter().collect(),
             subscriptions: subscriptions.collect(),
-            encoder: Encoder(record.version),
+            encoder: Encoder::new(record.version),
             keep_alive: None,
             last_heard: now,
             inflight_max: 0,
@@ -468,7 +470,7 @@ impl Session {
         });
         SessionRecord {
             number: self.key,
-            version: self.encoder.0,
+            version: self.encoder.version,
             expires,
             session_expiry: self.session_expiry,
             user: None,
@@ -547,7 +549,7 @@ impl Session {
                 .then(|| keep_alive.map_or(0, |keep_alive| keep_alive.as_secs() as u16)),
             ..ConnAckProperties::default()
         };
-        self.encoder = Encoder(request.version);
+        self.encoder = Encoder::new(request.version);
         self.session_expiry = request.session_expiry;
         // A 3.1.1 client can't be told of another keep-alive, so its own stands.
         self.keep_alive = match request.version {
@@ -570,6 +572,26 @@ impl Session {
 
     pub fn key(&self) -> SessionKey {
         self.key
+    }
+
+    /// What was written since this was asked for last.
+    pub fn take_written(&mut self) -> Written {
+        self.encoder.take_written()
+    }
+
+    /// Of the last connection.
+    pub fn version(&self) -> Version {
+        self.encoder.version
+    }
+
+    /// What has been agreed on for the present connection.
+    pub fn keep_alive(&self) -> Option<Duration> {
+        self.keep_alive
+    }
+
+    /// How many messages the client has to acknowledge.
+    pub fn inflight(&self) -> usize {
+        self.inflight.len()
     }
 
     /// How long the session lives on after its connection; zero: not at all.
@@ -882,7 +904,7 @@ impl Session {
 
     /// A reason that 3.1.1 can't express becomes `old`.
     fn v5_reason<R>(&self, reason: R, old: R) -> R {
-        match self.encoder.0 {
+        match self.encoder.version {
             Version::V4 => old,
             Version::V5 => reason,
         }
@@ -1102,6 +1124,7 @@ impl Session {
         let fits = out.len() - start <= self.max_packet_bytes;
         if !fits {
             out.truncate(start);
+            self.encoder.unwrite_publish();
         } else if let Some(Alias {
             number,
             is_known: false,
@@ -1114,7 +1137,7 @@ impl Session {
 
     /// The alias that stands for a topic towards this client, or could from now on.
     fn sent_alias(&self, topic: &Topic) -> Option<Alias> {
-        if self.sent_alias_max == 0 || self.encoder.0 == Version::V4 {
+        if self.sent_alias_max == 0 || self.encoder.version == Version::V4 {
             return None;
         }
         if let Some(number) = self.sent_aliases.get(topic) {

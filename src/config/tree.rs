@@ -132,6 +132,8 @@ section! {
         /// Most messages a second that one client may publish; it is read more slowly beyond that.
         /// 0 sets no limit.
         max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
+        /// Seconds after which the topics below $SYS/broker are brought up to date. 0 has none.
+        system_topics_every_s: u32 = integer(0, 86_400), Preset::Text("10");
         .. persistence: PersistenceConfig;
         .. tls: TlsConfig;
     }

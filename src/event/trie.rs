@@ -73,6 +73,11 @@ impl<T> TopicTrie<T> {
         self.len -= self.root.remove(&levels, &mut which);
     }
 
+    /// Calls `found` with each value and its filter.
+    pub fn for_each<'a>(&'a self, mut found: impl FnMut(&str, &'a T)) {
+        self.root.walk(&mut String::new(), true, &mut found);
+    }
+
     /// Calls `found` with each value whose filter matches `topic`.
     pub fn for_each_match<'a>(&'a self, topic: &str, mut found: impl FnMut(&'a T)) {
         // A leading wildcard does not match a topic that starts with `$` (MQTT 5.0, 4.7.2).
@@ -126,6 +131,36 @@ impl<T> Node<T> {
         let before = values.len();
         values.retain(|value| !which(value));
         before - values.len()
+    }
+
+    /// `filter`: the levels on the way here.
+    fn walk<'a>(
+        &'a self,
+        filter: &mut String,
+        is_root: bool,
+        found: &mut impl FnMut(&str, &'a T),
+    ) {
+        let length = filter.len();
+        let mut below = |level: &str, visit: &mut dyn FnMut(&mut String)| {
+            if !is_root {
+                filter.push('/');
+            }
+            filter.push_str(level);
+            visit(filter);
+            filter.truncate(length);
+        };
+        for (level, child) in &self.children {
+            below(level, &mut |filter| child.walk(filter, false, found));
+        }
+        if let Some(child) = &self.plus {
+            below("+", &mut |filter| child.walk(filter, false, found));
+        }
+        if !self.below.is_empty() {
+            below("#", &mut |filter| {
+                self.below.iter().for_each(|value| found(filter, value));
+            });
+        }
+        self.here.iter().for_each(|value| found(filter, value));
     }
 
     /// `rest`: the levels still to match, or none when the topic has ended.
@@ -197,6 +232,11 @@ mod tests {
             }
             let expected: Vec<_> = (0..filters.len()).filter(|i| filters[*i].matches(&topic)).collect();
             prop_assert_eq!(matches(&trie, &topic), expected);
+            let mut walked = Vec::new();
+            trie.for_each(|filter, value| walked.push((*value, filter.to_owned())));
+            walked.sort();
+            let all: Vec<_> = filters.iter().map(|f| f.as_str().to_owned()).enumerate().collect();
+            prop_assert_eq!(walked, all);
         }
     }
 }

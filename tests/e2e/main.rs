@@ -16,6 +16,7 @@ mod bad_starts;
 mod clients;
 mod loss;
 mod operations;
+mod persistence;
 mod preinstalled;
 mod restarts;
 mod tls;

@@ -16,6 +16,8 @@ pub struct Packet {
 pub const CONNACK: u8 = 2;
 pub const PUBLISH: u8 = 3;
 pub const PUBACK: u8 = 4;
+pub const PUBREC: u8 = 5;
+pub const PUBCOMP: u8 = 7;
 pub const SUBACK: u8 = 9;
 pub const UNSUBACK: u8 = 11;
 pub const PINGRESP: u8 = 13;
