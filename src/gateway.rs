@@ -171,7 +171,8 @@ async fn listen(
     })
 }
 
-fn broker_config(config: &Config) -> BrokerConfig {
+/// The edge as the configuration wants it.
+pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
     let mqtt = &config.mqtt;
     BrokerConfig {
         max_connections: mqtt.max_connections,
@@ -302,6 +303,7 @@ impl Gateway {
             self.admin,
             AdminState {
                 apps: self.apps.clone(),
+                broker: self.broker.clone(),
                 status,
             },
             stopped(),

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Mutex;
 
+use super::mqtt;
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
 
@@ -26,8 +27,8 @@ const DEFAULT_LOG_LINES: usize = 100;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
-struct Api {
-    state: AdminState,
+pub(super) struct Api {
+    pub(super) state: AdminState,
     /// One package is taken in at a time, so that no more than one sits in memory.
     installing: Arc<Mutex<()>>,
 }
@@ -45,10 +46,15 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}/stop", post(stop))
         .route("/v1/apps/{name}/restart", post(restart))
         .route("/v1/apps/{name}/logs", get(logs))
+        .route("/v1/mqtt/clients", get(mqtt::clients))
+        .route("/v1/mqtt/disconnect", post(mqtt::disconnect))
+        .route("/v1/mqtt/subscriptions", get(mqtt::subscriptions))
+        .route("/v1/mqtt/retained", get(mqtt::retained))
+        .route("/v1/mqtt/topics", get(mqtt::topics))
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                "no such path; here are /v1/status and /v1/apps",
+                "no such path; here are /v1/status, /v1/apps and /v1/mqtt",
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -61,13 +67,13 @@ pub(super) fn router(state: AdminState) -> Router {
 }
 
 /// An error as it goes over the wire: a status code and `{"error": "…"}`.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     error: String,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, error: impl Into<String>) -> Refusal {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Refusal {
         Refusal {
             status,
             error: error.into(),
@@ -114,7 +120,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AppName {
     }
 }
 
-type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
 async fn status(State(api): State<Api>) -> Answer<serde_json::Value> {
     let status = api.state.status;
@@ -297,7 +303,7 @@ where
 }
 
 /// Runs what may block on a thread that may be blocked.
-async fn blocking<T, F>(work: F) -> Result<T, Refusal>
+pub(super) async fn blocking<T, F>(work: F) -> Result<T, Refusal>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Refusal> + Send + 'static,
@@ -327,8 +333,11 @@ mod tests {
     use crate::admin::{AdminListener, Client, ClientError};
     use crate::apps::tests::house::{guest, manifest};
     use crate::apps::{AppState, AppsConfig, Compiler};
+    use crate::broker::Broker;
+    use crate::config::{Config, Source};
     use crate::event::Event;
-    use crate::pipeline::{Routes, Sink};
+    use crate::gateway::broker_config;
+    use crate::pipeline::{Pipeline, PipelineConfig, Routes, Sink};
     use crate::store::{Store, StoreConfig};
 
     const MANIFEST: &str = r#"
@@ -362,6 +371,22 @@ mod tests {
             compiler: Compiler::InProcess,
             ..AppsConfig::new(store.path()).unwrap()
         };
+        let routes = Arc::new(Routes::default());
+        let pipeline = PipelineConfig {
+            queue_events: 64,
+            max_batch_events: 8,
+            max_batch_delay: Duration::ZERO,
+        };
+        let pipeline = Arc::new(Pipeline::start(pipeline, routes).unwrap());
+        let defaults = Config::load(Source {
+            file: None,
+            system_file: None,
+            env: vec![("HOME".into(), folder.path().into())],
+            overrides: Vec::new(),
+            superuser: false,
+        });
+        let defaults = broker_config(&defaults.unwrap().config);
+        let broker = Broker::start(defaults, Vec::new(), pipeline, store.clone()).unwrap();
         let apps = Apps::open(
             config,
             store,
@@ -374,6 +399,7 @@ mod tests {
         let listener = AdminListener::bind(&socket).unwrap();
         let state = AdminState {
             apps,
+            broker: Arc::new(broker),
             status: Arc::new(|| json!({ "version": "1" })),
         };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -630,6 +656,28 @@ mod tests {
         let error = Client::new(&path).status().await.unwrap_err();
         assert!(matches!(error, ClientError::BrokeOff { .. }), "{error}");
         other.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_mqtt_lists_answer_and_say_what_is_wrong_with_a_query() {
+        let served = served();
+        for list in ["clients", "subscriptions", "retained", "topics"] {
+            let (status, body) = served.call("GET", &format!("/v1/mqtt/{list}?max=1")).await;
+            let empty = json!({ "items": [], "truncated": false });
+            assert_eq!((status, body), (200, empty), "{list}");
+            let (status, body) = served.call("GET", &format!("/v1/mqtt/{list}?max=x")).await;
+            assert_eq!(status, 400);
+            assert!(body["error"].as_str().unwrap().contains("?max=N"), "{body}");
+        }
+        let (status, body) = served.call("GET", "/v1/mqtt/retained?filter=a%23").await;
+        assert_eq!(status, 400);
+        assert!(body["error"].as_str().unwrap().contains("a#"), "{body}");
+        let error = served
+            .client()
+            .disconnect("no/such client")
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("headgate clients"), "{error}");
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 
 use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
+use crate::broker::Listed;
 
 /// For what only looks something up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -134,6 +135,23 @@ impl Client {
         Ok(lines.lines)
     }
 
+    /// One of the lists below `/v1/mqtt`, narrowed by `query`.
+    pub async fn mqtt_list<T: DeserializeOwned>(
+        &self,
+        list: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Listed<T>, ClientError> {
+        let path = with_query(&format!("/v1/mqtt/{list}"), query);
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
+    /// Ends the connection of an MQTT client.
+    pub async fn disconnect(&self, client_id: &str) -> Result<(), ClientError> {
+        let path = with_query("/v1/mqtt/disconnect", &[("client", client_id)]);
+        let _: serde_json::Value = self.request(Method::POST, &path, LOOK_UP_TIMEOUT).await?;
+        Ok(())
+    }
+
     async fn request<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -226,12 +244,28 @@ impl Client {
 /// The path of the app `name`, which may hold anything that a user has typed.
 fn app_path(name: &str, rest: &str) -> String {
     let mut path = String::from("/v1/apps/");
-    for byte in name.bytes() {
+    push_escaped(&mut path, name);
+    path + rest
+}
+
+fn with_query(path: &str, query: &[(&str, &str)]) -> String {
+    let mut path = path.to_owned();
+    for (at, (name, value)) in query.iter().enumerate() {
+        path.push(if at == 0 { '?' } else { '&' });
+        path.push_str(name);
+        path.push('=');
+        push_escaped(&mut path, value);
+    }
+    path
+}
+
+/// Text in a path or a query (RFC 3986, 2.1).
+fn push_escaped(path: &mut String, text: &str) {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
             path.push(char::from(byte));
         } else {
             write!(path, "%{byte:02X}").expect("writing to a String does not fail");
         }
     }
-    path + rest
 }

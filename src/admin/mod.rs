@@ -5,11 +5,13 @@
 
 mod api;
 mod client;
+mod mqtt;
 mod socket;
 
 use std::sync::Arc;
 
 use crate::apps::Apps;
+use crate::broker::Broker;
 
 pub use client::{Client, ClientError};
 pub use socket::{AdminListener, SocketError};
@@ -27,6 +29,7 @@ const MANIFEST_LENGTH: &str = "headgate-manifest-length";
 #[derive(Clone)]
 pub struct AdminState {
     pub apps: Apps,
+    pub broker: Arc<Broker>,
     /// What `GET /v1/status` answers: an object. May block for a moment.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
 }

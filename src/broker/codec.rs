@@ -456,7 +456,12 @@ impl Encoder {
         self.write(Packet::PubComp(PubComp { pkid, reason }, None), out);
     }
 
-    pub fn suback(&mut self, pkid: u16, return_codes: Vec<SubscribeReasonCode>, out: &mut BytesMut) {
+    pub fn suback(
+        &mut self,
+        pkid: u16,
+        return_codes: Vec<SubscribeReasonCode>,
+        out: &mut BytesMut,
+    ) {
         self.write(Packet::SubAck(SubAck { pkid, return_codes }, None), out);
     }
 
@@ -469,7 +474,12 @@ impl Encoder {
     }
 
     /// A DISCONNECT, where the version knows one from the server.
-    pub fn disconnect(&mut self, reason_code: DisconnectReasonCode, text: &str, out: &mut BytesMut) {
+    pub fn disconnect(
+        &mut self,
+        reason_code: DisconnectReasonCode,
+        text: &str,
+        out: &mut BytesMut,
+    ) {
         if self.version == Version::V4 {
             return;
         }

@@ -686,7 +686,9 @@ impl Connection {
         let written = self.session.take_written();
         if written.packets > 0 {
             let stats = &self.shared.stats;
-            stats.packets_sent.fetch_add(written.packets, Ordering::Relaxed);
+            stats
+                .packets_sent
+                .fetch_add(written.packets, Ordering::Relaxed);
             let publishes = &stats.messages_sent;
             publishes.fetch_add(written.publishes, Ordering::Relaxed);
         }

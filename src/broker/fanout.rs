@@ -190,10 +190,7 @@ impl Fanout {
     }
 
     /// Calls `found` with each client's subscriptions: the group, the filter, and who.
-    pub fn for_each_subscription(
-        &self,
-        mut found: impl FnMut(Option<&str>, &str, &Subscriber),
-    ) {
+    pub fn for_each_subscription(&self, mut found: impl FnMut(Option<&str>, &str, &Subscriber)) {
         let subscriptions = self.subscriptions.read();
         subscriptions.trie.for_each(|filter, entry| {
             if let Entry::One(subscriber) = entry {

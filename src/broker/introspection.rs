@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rumqttd::protocol::QoS;
 use rustc_hash::FxHashMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Broker;
 use super::mailbox::Mailbox;
@@ -15,13 +15,13 @@ use super::registry::Eviction;
 use crate::event::{TopicFilter, unix_time_ns};
 
 /// One client, connected or away.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClientInfo {
     pub client_id: String,
     pub connected: bool,
     /// Where it connects from; none while it is away.
     pub address: Option<String>,
-    pub version: &'static str,
+    pub version: String,
     /// None while it is away.
     pub connected_since_unix_ms: Option<u64>,
     /// None: it has none, or is away.
@@ -42,7 +42,7 @@ pub struct ClientInfo {
 }
 
 /// One client's subscription.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SubscriptionInfo {
     pub client_id: String,
     pub filter: String,
@@ -55,7 +55,7 @@ pub struct SubscriptionInfo {
 }
 
 /// A retained message, without its payload.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RetainedInfo {
     pub topic: String,
     pub qos: u8,
@@ -67,7 +67,7 @@ pub struct RetainedInfo {
 }
 
 /// What was published on a topic since the start, or since the topic was first seen again.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TopicInfo {
     pub topic: String,
     pub messages: u64,
@@ -75,7 +75,7 @@ pub struct TopicInfo {
 }
 
 /// Up to as many as were asked for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listed<T> {
     pub items: Vec<T>,
     /// There are more.
@@ -109,7 +109,7 @@ impl Broker {
                     client_id: client_id.to_owned(),
                     connected: true,
                     address: Some(details.peer.to_string()),
-                    version: details.version.as_str(),
+                    version: details.version.as_str().to_owned(),
                     connected_since_unix_ms: Some(details.since_unix_ms),
                     keep_alive_s: details.keep_alive.map(|keep_alive| keep_alive.as_secs()),
                     session_expiry_s: details.session_expiry.as_secs(),
@@ -123,7 +123,7 @@ impl Broker {
                 let left = parked.expires.saturating_duration_since(now);
                 away.push(ClientInfo {
                     client_id: client_id.to_owned(),
-                    version: parked.session.version().as_str(),
+                    version: parked.session.version().as_str().to_owned(),
                     session_expiry_s: parked.session.session_expiry().as_secs(),
                     session_ends_unix_ms: Some(unix_ms.saturating_add(left.as_millis() as u64)),
                     subscriptions: count(parked.session.key()),
@@ -222,7 +222,7 @@ impl ClientInfo {
             client_id: String::new(),
             connected: false,
             address: None,
-            version: "",
+            version: String::new(),
             connected_since_unix_ms: None,
             keep_alive_s: None,
             session_expiry_s: 0,

@@ -47,6 +47,7 @@ use message::{Delivery, Message, SessionKey};
 use registry::{Due, Parked, Registry};
 use session::{Limits, Session, Will};
 
+pub use introspection::{ClientInfo, Listed, RetainedInfo, SubscriptionInfo, TopicInfo};
 pub use tls::{TlsError, server_config};
 
 /// Connections beyond `max_connections` that may be between accept and CONNECT, so that a full

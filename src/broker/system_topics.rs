@@ -64,7 +64,10 @@ fn values(shared: &Shared, uptime: Duration) -> Vec<(&'static str, String)> {
     let mailboxes = &shared.mailboxes;
     let queued_bytes = mailboxes.queued_bytes.load(Ordering::Relaxed);
     vec![
-        ("version", concat!("headgate ", env!("CARGO_PKG_VERSION")).to_owned()),
+        (
+            "version",
+            concat!("headgate ", env!("CARGO_PKG_VERSION")).to_owned(),
+        ),
         ("uptime", format!("{} seconds", uptime.as_secs())),
         ("clients/connected", connected.to_string()),
         ("clients/active", connected.to_string()),
@@ -154,7 +157,10 @@ mod tests {
         let names = ["1min", "5min", "15min"];
         let mut after = |total| -> Vec<f64> {
             let values = loads.update(&[(names, total)], every);
-            values.iter().map(|(_, value)| value.parse().unwrap()).collect()
+            values
+                .iter()
+                .map(|(_, value)| value.parse().unwrap())
+                .collect()
         };
         after(0);
         let mut last = Vec::new();

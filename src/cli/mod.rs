@@ -8,6 +8,7 @@ mod app;
 mod compile;
 mod config;
 mod demo;
+mod mqtt;
 mod output;
 mod package;
 mod run;
@@ -64,6 +65,8 @@ enum Command {
     #[command(subcommand)]
     App(app::AppCommand),
     Status(status::StatusArgs),
+    #[command(flatten)]
+    Mqtt(mqtt::MqttCommand),
     Config(config::ConfigArgs),
     Demo(demo::DemoArgs),
 }
@@ -102,6 +105,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run::run(args, &cli.global).map(succeed),
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
+        Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
         Command::Demo(args) => demo::run(args, &output),
     };

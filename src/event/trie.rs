@@ -134,12 +134,7 @@ impl<T> Node<T> {
     }
 
     /// `filter`: the levels on the way here.
-    fn walk<'a>(
-        &'a self,
-        filter: &mut String,
-        is_root: bool,
-        found: &mut impl FnMut(&str, &'a T),
-    ) {
+    fn walk<'a>(&'a self, filter: &mut String, is_root: bool, found: &mut impl FnMut(&str, &'a T)) {
         let length = filter.len();
         let mut below = |level: &str, visit: &mut dyn FnMut(&mut String)| {
             if !is_root {

@@ -254,7 +254,10 @@ fn members_of_a_share_group_have_the_messages_among_them_and_get_what_one_leaves
     // Each has one in flight and nine behind it. The first acknowledges none and goes.
     let number = |message: &Packet| -> usize {
         assert_eq!(message.kind(), PUBLISH);
-        std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
+        std::str::from_utf8(message.payload())
+            .unwrap()
+            .parse()
+            .unwrap()
     };
     let [first, second, third] = &mut members;
     number(&first.next());
