@@ -10,12 +10,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
+use crate::dead_letters::DeadLetterInfo;
 
 /// For what only looks something up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +48,15 @@ pub enum ClientError {
     /// The gateway's own words.
     #[error("{message}")]
     Refused { status: u16, message: String },
+}
+
+/// What `GET /v1/dead-letters` answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeadLetterList {
+    /// Oldest first.
+    pub letters: Vec<DeadLetterInfo>,
+    /// How many messages were dropped since the start and not kept, because they were too many.
+    pub left_out: u64,
 }
 
 /// Talks to the gateway that listens on a socket.
@@ -132,6 +142,32 @@ impl Client {
         let path = app_path(name, &format!("/logs?last={last}"));
         let lines: Lines = self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await?;
         Ok(lines.lines)
+    }
+
+    /// The last `last` dead letters under a topic filter.
+    pub async fn dead_letters(
+        &self,
+        topic: Option<&str>,
+        last: usize,
+    ) -> Result<DeadLetterList, ClientError> {
+        let mut path = format!("/v1/dead-letters?last={last}");
+        if let Some(topic) = topic {
+            path += "&topic=";
+            percent_encode(topic, &mut path);
+        }
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
+    /// Forgets the dead letters. Returns how many there were.
+    pub async fn purge_dead_letters(&self) -> Result<usize, ClientError> {
+        #[derive(Deserialize)]
+        struct Purged {
+            removed: usize,
+        }
+        let purged: Purged = self
+            .request(Method::DELETE, "/v1/dead-letters", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(purged.removed)
     }
 
     async fn request<T: DeserializeOwned>(
@@ -226,12 +262,16 @@ impl Client {
 /// The path of the app `name`, which may hold anything that a user has typed.
 fn app_path(name: &str, rest: &str) -> String {
     let mut path = String::from("/v1/apps/");
-    for byte in name.bytes() {
+    percent_encode(name, &mut path);
+    path + rest
+}
+
+fn percent_encode(text: &str, path: &mut String) {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
             path.push(char::from(byte));
         } else {
             write!(path, "%{byte:02X}").expect("writing to a String does not fail");
         }
     }
-    path + rest
 }

@@ -7,6 +7,7 @@ mod app;
 #[cfg(feature = "compiler")]
 mod compile;
 mod config;
+mod dead_letters;
 mod demo;
 mod output;
 mod package;
@@ -64,6 +65,7 @@ enum Command {
     #[command(subcommand)]
     App(app::AppCommand),
     Status(status::StatusArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
     Config(config::ConfigArgs),
     Demo(demo::DemoArgs),
 }
@@ -102,6 +104,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run::run(args, &cli.global).map(succeed),
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
+        Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
         Command::Demo(args) => demo::run(args, &output),
     };
