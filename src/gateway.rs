@@ -15,6 +15,7 @@ use crate::admin::{self, AdminListener, AdminState};
 use crate::apps::{AppError, Apps, AppsConfig};
 use crate::broker::{self, Broker, BrokerConfig, Listener, TlsError};
 use crate::config::{Config, ListenAddress, TlsConfig};
+use crate::dead_letters::DeadLetters;
 use crate::event::Event;
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
@@ -45,6 +46,7 @@ pub struct Gateway {
     broker: Arc<Broker>,
     apps: Apps,
     outputs: Arc<Outputs>,
+    dead_letters: Arc<DeadLetters>,
     health: Health,
     admin: AdminListener,
     mqtt_addr: SocketAddr,
@@ -114,12 +116,14 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .await
             .expect("opening apps does not panic")?
     };
+    let dead_letters = Arc::new(DeadLetters::new(started));
     // The edge last: what its clients send waits for apps that are still starting.
     let broker = Broker::start(
         broker_config(config),
         listeners,
         pipeline.clone(),
         store.clone(),
+        dead_letters.clone(),
     )?;
     let broker = Arc::new(broker);
     outputs
@@ -144,6 +148,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         broker,
         apps,
         outputs,
+        dead_letters,
         health,
         admin,
         mqtt_addr,
@@ -304,6 +309,7 @@ impl Gateway {
             AdminState {
                 apps: self.apps.clone(),
                 broker: self.broker.clone(),
+                dead_letters: self.dead_letters.clone(),
                 status,
             },
             stopped(),
@@ -315,8 +321,10 @@ impl Gateway {
                 tracing::info!(%address, "metrics at http://{address}/metrics");
                 let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
                 let (outputs, apps) = (self.outputs.clone(), self.apps.clone());
+                let dead_letters = self.dead_letters.clone();
                 let publish = Arc::new(move || {
                     broker.record_metrics();
+                    dead_letters.record_metrics();
                     pipeline.record_metrics();
                     outputs.latency.record_metrics();
                     apps.record_metrics();

@@ -8,6 +8,7 @@ pub mod apps;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod dead_letters;
 pub mod event;
 pub mod gateway;
 pub mod http;

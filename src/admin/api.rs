@@ -16,12 +16,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Mutex;
 
+use super::client::DeadLetterList;
 use super::mqtt;
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
+use crate::event::TopicFilter;
 
 /// Lines that `GET …/logs` answers with when it isn't told.
 const DEFAULT_LOG_LINES: usize = 100;
+
+/// Dead letters that `GET /v1/dead-letters` answers with when it isn't told.
+const DEFAULT_DEAD_LETTERS: usize = 100;
 
 /// The client is on the same machine: 64 MiB take a fraction of a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,10 +56,14 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/mqtt/subscriptions", get(mqtt::subscriptions))
         .route("/v1/mqtt/retained", get(mqtt::retained))
         .route("/v1/mqtt/topics", get(mqtt::topics))
+        .route(
+            "/v1/dead-letters",
+            get(dead_letters).delete(purge_dead_letters),
+        )
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                "no such path; here are /v1/status, /v1/apps and /v1/mqtt",
+                "no such path; here are /v1/status, /v1/apps, /v1/mqtt and /v1/dead-letters",
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -184,6 +193,52 @@ async fn logs(
         Ok(json!({ "lines": lines }))
     })
     .await
+}
+
+#[derive(Deserialize)]
+struct DeadLettersQuery {
+    topic: Option<String>,
+    last: Option<usize>,
+}
+
+async fn dead_letters(
+    State(api): State<Api>,
+    query: Result<Query<DeadLettersQuery>, QueryRejection>,
+) -> Answer<DeadLetterList> {
+    let Query(DeadLettersQuery { topic, last }) = query.map_err(|rejection| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "?topic=FILTER&last=N take a topic filter and a number of letters: {}",
+                rejection.body_text()
+            ),
+        )
+    })?;
+    let filter = topic
+        .map(|topic| {
+            TopicFilter::new(topic.as_str()).map_err(|error| {
+                Refusal::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("the topic filter {topic:?}: {error}"),
+                )
+            })
+        })
+        .transpose()?;
+    let letters = api.state.dead_letters;
+    blocking(move || {
+        let found = letters.list(filter.as_ref(), last.unwrap_or(DEFAULT_DEAD_LETTERS));
+        Ok(DeadLetterList {
+            letters: found.iter().map(|letter| letter.info()).collect(),
+            left_out: letters.left_out(),
+        })
+    })
+    .await
+    .map(Json)
+}
+
+async fn purge_dead_letters(State(api): State<Api>) -> Answer<serde_json::Value> {
+    let removed = api.state.dead_letters.purge();
+    Ok(Json(json!({ "removed": removed })))
 }
 
 async fn install(
@@ -319,6 +374,7 @@ where
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::time::Instant;
 
     use http_body_util::{BodyExt, Full};
     use hyper::Request;
@@ -335,7 +391,8 @@ mod tests {
     use crate::apps::{AppState, AppsConfig, Compiler};
     use crate::broker::Broker;
     use crate::config::{Config, Source};
-    use crate::event::Event;
+    use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
+    use crate::event::{Event, Topic};
     use crate::gateway::broker_config;
     use crate::pipeline::{Pipeline, PipelineConfig, Routes, Sink};
     use crate::store::{Store, StoreConfig};
@@ -356,6 +413,7 @@ mod tests {
     struct Served {
         folder: tempfile::TempDir,
         socket: PathBuf,
+        dead_letters: Arc<DeadLetters>,
         stop: oneshot::Sender<()>,
         server: JoinHandle<()>,
     }
@@ -397,9 +455,11 @@ mod tests {
         .unwrap();
         let socket = folder.path().join("admin.sock");
         let listener = AdminListener::bind(&socket).unwrap();
+        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
         let state = AdminState {
             apps,
             broker: Arc::new(broker),
+            dead_letters: dead_letters.clone(),
             status: Arc::new(|| json!({ "version": "1" })),
         };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -409,6 +469,7 @@ mod tests {
         Served {
             folder,
             socket,
+            dead_letters,
             stop,
             server,
         }
@@ -470,6 +531,62 @@ mod tests {
         let served = served();
         let status = served.client().status().await.unwrap();
         assert_eq!(status, json!({ "version": "1" }));
+    }
+
+    fn drop_one(served: &Served, topic: &'static str, payload: &[u8]) {
+        let topic = Topic::new(topic).unwrap();
+        let letters = &served.dead_letters;
+        letters.add(Reason::QueueFull, Instant::now(), || {
+            DeadLetter::new(Reason::QueueFull, "pump", &topic, payload, 1)
+        });
+    }
+
+    #[tokio::test]
+    async fn dead_letters_are_listed_by_topic_and_purged() {
+        let served = served();
+        let client = served.client();
+        assert_eq!(
+            served.call("GET", "/v1/dead-letters").await,
+            (200, json!({ "letters": [], "left_out": 0 }))
+        );
+        for (topic, payload) in [
+            ("plant/ü x", &b"21.5"[..]),
+            ("other", b"x"),
+            ("plant/b", b"\xff"),
+        ] {
+            drop_one(&served, topic, payload);
+        }
+        let list = client.dead_letters(None, 2).await.unwrap();
+        let topics: Vec<_> = list.letters.iter().map(|l| l.topic.as_str()).collect();
+        assert_eq!(topics, ["other", "plant/b"]);
+        assert_eq!(list.letters[1].payload_base64.as_deref(), Some("/w=="));
+        let list = client.dead_letters(Some("plant/#"), 100).await.unwrap();
+        assert_eq!(list.letters.len(), 2);
+        let list = client.dead_letters(Some("plant/ü x"), 100).await.unwrap();
+        let letter = &list.letters[0];
+        assert_eq!(letter.payload.as_deref(), Some("21.5"));
+        assert_eq!((letter.qos, letter.source.as_str()), (1, "pump"));
+        assert_eq!(client.purge_dead_letters().await.unwrap(), 3);
+        let list = client.dead_letters(None, 100).await.unwrap();
+        assert!(list.letters.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_question_about_dead_letters_is_answered_with_what_is_wrong() {
+        let served = served();
+        let refused = refused(served.client().dead_letters(Some("plant/#/x"), 5).await);
+        assert_eq!(refused.0, 400);
+        assert!(refused.1.contains("\"plant/#/x\""), "{}", refused.1);
+        assert!(
+            refused.1.contains("`#` must be the last level"),
+            "{}",
+            refused.1
+        );
+        let (status, answer) = served.call("GET", "/v1/dead-letters?last=many").await;
+        assert_eq!(status, 400);
+        assert!(error(&answer).contains("last=N"), "{answer}");
+        let (status, _) = served.call("POST", "/v1/dead-letters").await;
+        assert_eq!(status, 405);
     }
 
     #[tokio::test]

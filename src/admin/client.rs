@@ -10,13 +10,14 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
 use crate::broker::Listed;
+use crate::dead_letters::DeadLetterInfo;
 
 /// For what only looks something up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +49,15 @@ pub enum ClientError {
     /// The gateway's own words.
     #[error("{message}")]
     Refused { status: u16, message: String },
+}
+
+/// What `GET /v1/dead-letters` answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeadLetterList {
+    /// Oldest first.
+    pub letters: Vec<DeadLetterInfo>,
+    /// How many messages were dropped since the start and not kept, because they were too many.
+    pub left_out: u64,
 }
 
 /// Talks to the gateway that listens on a socket.
@@ -150,6 +160,31 @@ impl Client {
         let path = with_query("/v1/mqtt/disconnect", &[("client", client_id)]);
         let _: serde_json::Value = self.request(Method::POST, &path, LOOK_UP_TIMEOUT).await?;
         Ok(())
+    }
+
+    /// The last `last` dead letters under a topic filter.
+    pub async fn dead_letters(
+        &self,
+        topic: Option<&str>,
+        last: usize,
+    ) -> Result<DeadLetterList, ClientError> {
+        let last = last.to_string();
+        let mut query = vec![("last", last.as_str())];
+        query.extend(topic.map(|topic| ("topic", topic)));
+        let path = with_query("/v1/dead-letters", &query);
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
+    /// Forgets the dead letters. Returns how many there were.
+    pub async fn purge_dead_letters(&self) -> Result<usize, ClientError> {
+        #[derive(Deserialize)]
+        struct Purged {
+            removed: usize,
+        }
+        let purged: Purged = self
+            .request(Method::DELETE, "/v1/dead-letters", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(purged.removed)
     }
 
     async fn request<T: DeserializeOwned>(

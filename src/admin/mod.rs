@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use crate::apps::Apps;
 use crate::broker::Broker;
+use crate::dead_letters::DeadLetters;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, DeadLetterList};
 pub use socket::{AdminListener, SocketError};
 
 /// Largest component that can be installed, in bytes.
@@ -30,6 +31,7 @@ const MANIFEST_LENGTH: &str = "headgate-manifest-length";
 pub struct AdminState {
     pub apps: Apps,
     pub broker: Arc<Broker>,
+    pub dead_letters: Arc<DeadLetters>,
     /// What `GET /v1/status` answers: an object. May block for a moment.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
 }

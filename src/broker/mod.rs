@@ -36,6 +36,7 @@ use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::dead_letters::DeadLetters;
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Pipeline;
 use crate::store::{Store, StoreError};
@@ -153,9 +154,11 @@ impl Broker {
         listeners: Vec<Listener>,
         pipeline: Arc<Pipeline>,
         store: Store,
+        dead_letters: Arc<DeadLetters>,
     ) -> Result<Broker, StoreError> {
         let (phase, phase_seen) = watch::channel(Phase::Running);
-        let (archive, restored) = Archive::open(store, config.max_total_stored_bytes)?;
+        let (archive, restored) =
+            Archive::open(store, config.max_total_stored_bytes, dead_letters)?;
         let fanout = Arc::new(Fanout::new(
             config.max_retained_messages,
             Some(archive.clone()),

@@ -1,4 +1,4 @@
-//! Sessions and messages as they stand in the store.
+//! Sessions, messages and dead letters as they stand in the store.
 //!
 //! A record is one byte with the version of its layout, four with the CRC-32 of the rest, and the
 //! rest in postcard's encoding. The checksum is there because LMDB has none: a card that goes bad
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::codec::Version;
 use super::message::{Delivery, Message, SessionKey};
+use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Topic, TopicError};
 
 /// Counts up when an older Headgate could not read the layout.
@@ -177,6 +178,34 @@ pub fn decode_message(record: &[u8], clock: Clock) -> Result<Message, Unreadable
     unseal::<MessageOnDisk>(record)?.into_message(clock)
 }
 
+pub fn encode_dead_letter(letter: &DeadLetter, record: &mut Vec<u8>) {
+    seal(
+        &DeadLetterOnDisk {
+            time_ms: letter.time_ms,
+            reason: letter.reason,
+            source: &letter.source,
+            topic: letter.topic.as_str(),
+            qos: letter.qos,
+            payload_bytes: letter.payload_bytes,
+            payload: &letter.payload,
+        },
+        record,
+    );
+}
+
+pub fn decode_dead_letter(record: &[u8]) -> Result<DeadLetter, Unreadable> {
+    let stored: DeadLetterOnDisk = unseal(record)?;
+    Ok(DeadLetter {
+        time_ms: stored.time_ms,
+        reason: stored.reason,
+        source: stored.source.to_owned(),
+        topic: Topic::new(Bytes::copy_from_slice(stored.topic.as_bytes()))?,
+        qos: stored.qos,
+        payload_bytes: stored.payload_bytes,
+        payload: Bytes::copy_from_slice(stored.payload),
+    })
+}
+
 /// At most so many bytes is the record of a delivery, near enough for a limit.
 pub fn delivery_bytes(delivery: &Delivery) -> usize {
     /// Numbers, lengths and flags at their longest.
@@ -297,6 +326,19 @@ struct WillOnDisk<'a> {
     message: MessageOnDisk<'a>,
     life_s: Option<u64>,
     due: Deadline,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DeadLetterOnDisk<'a> {
+    time_ms: u64,
+    /// By its place in the enum: new ones come last.
+    reason: Reason,
+    source: &'a str,
+    topic: &'a str,
+    qos: u8,
+    payload_bytes: u64,
+    #[serde(serialize_with = "as_bytes")]
+    payload: &'a [u8],
 }
 
 /// In one go, where serde by itself writes a slice number by number. The encoding is the same.
@@ -655,6 +697,18 @@ pub mod tests {
         }
 
         #[test]
+        fn a_dead_letter_comes_back_as_it_was(
+            message in any_message(Instant::now()),
+            source in "[a-z]{0,10}",
+        ) {
+            let (topic, payload) = (&message.topic, &message.payload);
+            let letter = DeadLetter::new(Reason::Expired, &source, topic, payload, 2);
+            let mut record = Vec::new();
+            encode_dead_letter(&letter, &mut record);
+            prop_assert_eq!(decode_dead_letter(&record).unwrap(), letter);
+        }
+
+        #[test]
         fn a_record_with_a_wrong_bit_is_refused(bit in any::<prop::sample::Index>()) {
             let mut record = Vec::new();
             encode_message(&message("a/b"), clock(), &mut record);
@@ -673,6 +727,7 @@ pub mod tests {
             let _ = decode_session(&record, clock());
             let _ = decode_delivery(&record, clock());
             let _ = decode_message(&record, clock());
+            let _ = decode_dead_letter(&record);
         }
     }
 

@@ -315,7 +315,7 @@ fn text(line: &LogLine) -> String {
 }
 
 /// A time in milliseconds since the Unix epoch, as RFC 3339 has it.
-fn utc(unix_ms: u64) -> String {
+pub(super) fn utc(unix_ms: u64) -> String {
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     // Howard Hinnant's civil_from_days: years begin in March, so that leap days come last.
     let shifted = days + 719_468;

@@ -7,6 +7,7 @@ mod app;
 #[cfg(feature = "compiler")]
 mod compile;
 mod config;
+mod dead_letters;
 mod demo;
 mod mqtt;
 mod output;
@@ -67,6 +68,7 @@ enum Command {
     Status(status::StatusArgs),
     #[command(flatten)]
     Mqtt(mqtt::MqttCommand),
+    DeadLetters(dead_letters::DeadLettersArgs),
     Config(config::ConfigArgs),
     Demo(demo::DemoArgs),
 }
@@ -106,6 +108,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
+        Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
         Command::Demo(args) => demo::run(args, &output),
     };

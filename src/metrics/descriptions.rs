@@ -29,6 +29,26 @@ const COUNTERS: &[(&str, &str)] = &[
         "Messages that a subscriber's full queue did not take.",
     ),
     (
+        "headgate_mqtt_store_commits_total",
+        "Transactions that wrote MQTT state to the store.",
+    ),
+    (
+        "headgate_mqtt_store_failures_total",
+        "Transactions that could not be written to the store and were tried again.",
+    ),
+    (
+        "headgate_mqtt_store_damaged_records_total",
+        "Records of MQTT state in the store that can't be read and were left out.",
+    ),
+    (
+        "headgate_dead_letters_total",
+        "Messages that a policy dropped, by which it was.",
+    ),
+    (
+        "headgate_dead_letters_left_out_total",
+        "Messages among the dropped that were too many to be kept as dead letters.",
+    ),
+    (
         "headgate_pipeline_events_total",
         "Events by what became of them on the way to the apps; accepted = filtered + those that \
          were routed.",
@@ -51,6 +71,10 @@ const GAUGES: &[(&str, &str)] = &[
         "Subscriptions of all clients.",
     ),
     ("headgate_mqtt_retained_messages", "Retained messages."),
+    (
+        "headgate_mqtt_store_queued_bytes",
+        "What messages that wait for clients take up in the store.",
+    ),
     (
         "headgate_pipeline_queued_events",
         "Events that have come in and not reached an app's queue.",

@@ -29,7 +29,7 @@ const SCHEMA_VERSION: u32 = 1;
 /// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
 const SCHEMA_KEY: &str = "schema";
 
-/// Eight today (`open_databases` has them), and room for those that later versions bring.
+/// Nine today (`open_databases` has them), and room for those that later versions bring.
 const MAX_DATABASES: u32 = 32;
 
 /// Where the store is and how big it may grow.
@@ -189,6 +189,7 @@ impl Store {
             sessions,
             queued,
             retained,
+            dead_letters,
             counters,
         ] = open_databases(config, &env)?;
         let store = Store {
@@ -203,6 +204,7 @@ impl Store {
                     sessions,
                     queued: queued.remap_key_type(),
                     retained,
+                    dead_letters: dead_letters.remap_key_type(),
                     counters: counters.remap_types(),
                 },
                 _lock: lock,
@@ -380,7 +382,7 @@ impl Store {
 fn open_databases(
     config: &StoreConfig,
     env: &Env<WithoutTls>,
-) -> Result<[Database<'static, Bytes, Bytes>; 7], StoreError> {
+) -> Result<[Database<'static, Bytes, Bytes>; 8], StoreError> {
     let error = |error| database_error(&config.path, config.map_bytes, error);
     let txn = env.write_txn().map_err(error)?;
     let opened = env
@@ -406,6 +408,7 @@ fn open_databases(
                 create("mqtt_sessions")?,
                 create("mqtt_queued")?,
                 create("mqtt_retained")?,
+                create("mqtt_dead_letters")?,
                 create("mqtt_counters")?,
             ]))
         })

@@ -1,4 +1,5 @@
-//! The databases of the MQTT edge: sessions, what is queued for them, retained messages.
+//! The databases of the MQTT edge: sessions, what is queued for them, retained messages,
+//! dead letters.
 //!
 //! Knows keys, sizes and transactions. The values are bytes to it: the edge encodes them.
 
@@ -22,6 +23,8 @@ pub(super) struct MqttDatabases {
     pub queued: Database<'static, U128<BE>, Bytes>,
     /// BLAKE3 of the topic, which can be longer than a key → the message.
     pub retained: Database<'static, Bytes, Bytes>,
+    /// Sequence → a dropped message.
+    pub dead_letters: Database<'static, U64<BE>, Bytes>,
     /// What is known of the databases as a whole.
     pub counters: Database<'static, Str, U64<BE>>,
 }
@@ -170,6 +173,16 @@ impl MqttSnapshot<'_> {
         Ok(queues)
     }
 
+    /// Sequence and value of each dead letter, in order.
+    pub fn each_dead_letter(&self, mut take: impl FnMut(u64, &[u8])) -> Result<(), StoreError> {
+        let letters = self.databases().dead_letters.iter(&self.txn);
+        for entry in letters.map_err(|e| self.error(e))? {
+            let (sequence, letter) = entry.map_err(|e| self.error(e))?;
+            take(sequence, letter);
+        }
+        Ok(())
+    }
+
     pub fn counter(&self, counter: Counter) -> Result<Option<u64>, StoreError> {
         let counters = self.databases().counters;
         counters
@@ -275,6 +288,21 @@ impl MqttChanges<'_> {
         Ok((keys.len(), cost))
     }
 
+    pub fn put_dead_letter(&mut self, sequence: u64, letter: &[u8]) -> Result<(), StoreError> {
+        let letters = self.databases().dead_letters;
+        letters
+            .put(&mut self.txn, &sequence, letter)
+            .map_err(|e| self.error(e))
+    }
+
+    pub fn remove_dead_letters_before(&mut self, sequence: u64) -> Result<(), StoreError> {
+        let letters = self.databases().dead_letters;
+        letters
+            .delete_range(&mut self.txn, &(..sequence))
+            .map(drop)
+            .map_err(|e| self.error(e))
+    }
+
     pub fn set_counter(&mut self, counter: Counter, value: u64) -> Result<(), StoreError> {
         let counters = self.databases().counters;
         counters
@@ -292,6 +320,7 @@ impl MqttChanges<'_> {
             mqtt.sessions.stat(&self.txn),
             mqtt.queued.stat(&self.txn),
             mqtt.retained.stat(&self.txn),
+            mqtt.dead_letters.stat(&self.txn),
         ];
         let mut used = 0;
         for stat in stats {

@@ -7,6 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::broker::message::{Delivery, Message};
 use crate::broker::stored::SessionRecord;
+use crate::dead_letters::Unsaved;
 use crate::event::Topic;
 
 /// What a waiting delivery takes beside its message.
@@ -24,6 +25,8 @@ pub(super) struct Changes {
     /// Numbers of sessions that are gone, with all that is queued for them.
     pub gone: FxHashSet<u64>,
     pub run: Option<u64>,
+    /// Not put back when it could not be written: it will be asked for anew.
+    pub dead_letters: Option<Unsaved>,
     /// Sum of the costs in `queued`.
     pub cost: u64,
     /// Memory that `queued` holds, near enough.

@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustc_hash::{FxHashMap, FxHashSet};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::message::{Delivery, Message};
 use super::stored::{self, Clock, SessionRecord, StoredWill};
+use crate::dead_letters::{DeadLetters, Unsaved};
 use crate::event::Topic;
 use crate::store::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, Store, StoreError, queued_cost};
 use changes::{Changes, Ranges, Waiting};
@@ -45,6 +46,9 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 
 /// Deliveries of sessions that are gone, removed in one transaction: others must not wait for long.
 const REMOVED_AT_ONCE: usize = 10_000;
+
+/// How often dead letters are written, if there are new ones.
+const DEAD_LETTERS_EVERY: Duration = Duration::from_secs(10);
 
 /// How full the database may get with what is queued. The rest is for the other records, and for
 /// removing: LMDB needs free pages for that too.
@@ -84,19 +88,16 @@ pub enum ArchiveError {
 struct Shared {
     store: Store,
     max_queued_bytes: u64,
+    dead_letters: Arc<DeadLetters>,
     state: Mutex<State>,
     /// Tells the writer that there is something to do.
     work: Condvar,
     progress: watch::Sender<Progress>,
-    /// Tells [`Archive::sync_blocking`] about progress.
-    progressed: Condvar,
     /// How many changes were asked for, and how many of them, in order, are on disk. Changed with
     /// the lock on `state`; here for [`Archive::is_synced`].
     asked: AtomicU64,
     durable: AtomicU64,
     pressed: AtomicBool,
-    /// Tells publishers that it is no longer pressed.
-    eased: Notify,
     commits: AtomicU64,
     failures: AtomicU64,
     damaged: AtomicU64,
@@ -118,6 +119,8 @@ struct State {
     awaited: bool,
     /// The database has no room for more deliveries.
     full: bool,
+    /// When to look for new dead letters.
+    dead_letters_due: Option<Instant>,
     /// When to try again after a failure.
     retry_at: Option<Instant>,
     closing: bool,
@@ -149,16 +152,22 @@ impl State {
 
 impl Archive {
     /// Reads what the store has and starts the writer. `max_queued_bytes` bounds what is queued for
-    /// all sessions together, as it takes up the database.
-    pub fn open(store: Store, max_queued_bytes: u64) -> Result<(Archive, Restored), StoreError> {
-        let (state, restored, damaged) = restore::restore(&store, Clock::read())?;
-        let archive = Archive::start(store, max_queued_bytes, state, damaged)?;
+    /// all sessions together, as it takes up the database. `dead_letters` gets those of earlier runs,
+    /// and is written to the store from time to time.
+    pub fn open(
+        store: Store,
+        max_queued_bytes: u64,
+        dead_letters: Arc<DeadLetters>,
+    ) -> Result<(Archive, Restored), StoreError> {
+        let (state, restored, damaged) = restore::restore(&store, &dead_letters, Clock::read())?;
+        let archive = Archive::start(store, max_queued_bytes, dead_letters, state, damaged)?;
         Ok((archive, restored))
     }
 
     fn start(
         store: Store,
         max_queued_bytes: u64,
+        dead_letters: Arc<DeadLetters>,
         mut state: State,
         damaged: u64,
     ) -> Result<Archive, StoreError> {
@@ -168,14 +177,13 @@ impl Archive {
         let shared = Arc::new(Shared {
             store,
             max_queued_bytes,
+            dead_letters,
             state: Mutex::new(state),
             work: Condvar::new(),
             progress: watch::Sender::new(Progress::default()),
-            progressed: Condvar::new(),
             asked: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             pressed: AtomicBool::new(false),
-            eased: Notify::new(),
             commits: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             damaged: AtomicU64::new(damaged),
@@ -367,16 +375,6 @@ impl Archive {
         self.shared.pressed.load(Ordering::Relaxed)
     }
 
-    /// Waits while it is pressed. May be dropped at any time.
-    pub async fn eased(&self) {
-        let eased = self.shared.eased.notified();
-        tokio::pin!(eased);
-        eased.as_mut().enable();
-        if self.is_pressed() {
-            eased.await;
-        }
-    }
-
     /// Whether everything that was asked for is on disk.
     pub fn is_synced(&self) -> bool {
         let asked = self.shared.asked.load(Ordering::Acquire);
@@ -386,29 +384,15 @@ impl Archive {
     /// Waits until everything that was asked for before is on disk. An error if that failed: it
     /// will be tried again, but who knows for how long.
     pub async fn synced(&self) -> Result<(), ArchiveError> {
-        let Some(target) = self.shared.await_writing() else {
+        if self.is_synced() {
             return Ok(());
-        };
+        }
+        let target = self.shared.await_writing();
         let mut progress = self.shared.progress.subscribe();
         let reached = progress.wait_for(|progress| progress.result(target).is_some());
         match reached.await {
             Ok(progress) => progress.result(target).unwrap_or(Ok(())),
             Err(_) => Err(ArchiveError::Closed),
-        }
-    }
-
-    /// The same for a thread that runs no tasks.
-    pub fn sync_blocking(&self) -> Result<(), ArchiveError> {
-        let Some(target) = self.shared.await_writing() else {
-            return Ok(());
-        };
-        let mut state = self.shared.state.lock();
-        loop {
-            let result = self.shared.progress.borrow().result(target);
-            if let Some(result) = result {
-                return result;
-            }
-            self.shared.progressed.wait(&mut state);
         }
     }
 
@@ -485,9 +469,7 @@ impl Drop for Ended {
         self.0
             .progress
             .send_modify(|progress| progress.closed = true);
-        self.0.progressed.notify_all();
         self.0.pressed.store(false, Ordering::Relaxed);
-        self.0.eased.notify_waiters();
     }
 }
 
@@ -525,17 +507,13 @@ impl Shared {
         }
     }
 
-    /// Makes the writer write soon. Returns up to which change, unless all are on disk.
-    fn await_writing(&self) -> Option<u64> {
+    /// Makes the writer write soon. Returns up to which change.
+    fn await_writing(&self) -> u64 {
         let mut state = self.state.lock();
-        let target = self.asked.load(Ordering::Acquire);
-        if self.durable.load(Ordering::Acquire) >= target {
-            return None;
-        }
         if !std::mem::replace(&mut state.awaited, true) {
             self.work.notify_one();
         }
-        Some(target)
+        self.asked.load(Ordering::Acquire)
     }
 
     fn write_until_closed(&self) {
@@ -565,11 +543,16 @@ impl Shared {
             if state.waiting.is_empty() {
                 // Changes that took each other back are on disk as they are.
                 state.waiting_since = None;
+                state.awaited = false;
                 self.advance(self.asked.load(Ordering::Acquire));
+                if let Some(letters) = self.new_dead_letters(&mut state, now) {
+                    state.waiting.dead_letters = Some(letters);
+                    break;
+                }
                 if state.closing {
                     return None;
                 }
-                self.work.wait(&mut state);
+                self.work.wait_for(&mut state, DEAD_LETTERS_EVERY);
                 continue;
             }
             let hurry = state.closing || state.awaited || self.pressed.load(Ordering::Relaxed);
@@ -580,6 +563,7 @@ impl Shared {
                 None => state.waiting_since.map_or(now, |since| since + GATHER),
             };
             if due <= now {
+                state.waiting.dead_letters = self.new_dead_letters(&mut state, now);
                 break;
             }
             self.work.wait_until(&mut state, due);
@@ -591,12 +575,24 @@ impl Shared {
         Some((changes, self.asked.load(Ordering::Acquire)))
     }
 
+    /// If it is time to write them.
+    fn new_dead_letters(&self, state: &mut State, now: Instant) -> Option<Unsaved> {
+        if state.dead_letters_due.is_some_and(|due| now < due) && !state.closing {
+            return None;
+        }
+        state.dead_letters_due = Some(now + DEAD_LETTERS_EVERY);
+        self.dead_letters.unsaved()
+    }
+
     /// False: it failed, and is to be tried again.
     fn write(&self, changes: Arc<Changes>, target: u64, record: &mut Vec<u8>) -> bool {
         let committed = self.state.lock().committed_bytes;
         let written = match self.commit(&changes, Part::All, committed, record) {
             Ok(written) => {
                 self.written(written, target);
+                if let Some(letters) = &changes.dead_letters {
+                    self.dead_letters.saved(letters);
+                }
                 true
             }
             Err(error) => {
@@ -664,6 +660,13 @@ impl Shared {
         }
         if part == Part::All {
             added = put_queued(&mut txn, &changes.queued, clock, record, &mut removed)?;
+            if let Some(letters) = &changes.dead_letters {
+                txn.remove_dead_letters_before(letters.first)?;
+                for (sequence, letter) in &letters.letters {
+                    stored::encode_dead_letter(letter, record);
+                    txn.put_dead_letter(*sequence, record)?;
+                }
+            }
             if let Some(run) = changes.run {
                 txn.set_counter(Counter::Runs, run)?;
             }
@@ -716,7 +719,6 @@ impl Shared {
             progress.durable = target;
             progress.why = None;
         });
-        self.progressed.notify_all();
     }
 
     fn not_written(&self, full: bool, removed: bool, target: u64, error: StoreError) {
@@ -745,14 +747,11 @@ impl Shared {
             progress.failed = target;
             progress.why = Some(why.into());
         });
-        self.progressed.notify_all();
     }
 
     fn ease(&self) {
-        if self.state.lock().waiting_bytes() <= PRESSED_BYTES / 2
-            && self.pressed.swap(false, Ordering::Relaxed)
-        {
-            self.eased.notify_waiters();
+        if self.state.lock().waiting_bytes() <= PRESSED_BYTES / 2 {
+            self.pressed.store(false, Ordering::Relaxed);
         }
     }
 

@@ -4,13 +4,18 @@ use rustc_hash::FxHashMap;
 
 use super::{Restored, State};
 use crate::broker::stored::{self, Clock};
+use crate::dead_letters::DeadLetters;
 use crate::store::{Counter, MqttSnapshot, Queue, Store, StoreError};
 
 /// Bits of a session's number that count the sessions of one run of the gateway.
 const RUN_BITS: u32 = 40;
 
 /// Reads all but what is queued. What is over by now is to be removed.
-pub(super) fn restore(store: &Store, clock: Clock) -> Result<(State, Restored, u64), StoreError> {
+pub(super) fn restore(
+    store: &Store,
+    dead_letters: &DeadLetters,
+    clock: Clock,
+) -> Result<(State, Restored, u64), StoreError> {
     let snapshot = store.read_mqtt()?;
     let mut state = State::default();
     let mut restored = Restored::default();
@@ -59,6 +64,19 @@ pub(super) fn restore(store: &Store, clock: Clock) -> Result<(State, Restored, u
         }
     })?;
     damaged += without_topic;
+    let mut letters = Vec::new();
+    let mut unreadable_letters = 0;
+    snapshot.each_dead_letter(
+        |sequence, record| match stored::decode_dead_letter(record) {
+            Ok(letter) => letters.push((sequence, letter)),
+            Err(error) => {
+                unreadable_letters += 1;
+                tracing::error!(sequence, %error, "a dead letter in the store can't be read");
+            }
+        },
+    )?;
+    damaged += unreadable_letters;
+    dead_letters.restore(letters);
 
     let known: FxHashMap<u64, usize> = restored
         .sessions
