@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, watch};
 
+use super::access::Identity;
 use super::mailbox::Mailbox;
 use super::session::{Session, Will};
 
@@ -34,6 +35,8 @@ enum Slot {
 /// A connection that holds a client id.
 #[derive(Debug)]
 pub struct Online {
+    /// Whose connection it is.
+    identity: Identity,
     eviction: OnceLock<Eviction>,
     evicted: Notify,
     gone: watch::Sender<bool>,
@@ -44,6 +47,8 @@ pub struct Online {
 pub enum Eviction {
     /// Another connection wants the client id.
     TakenOver,
+    /// The user is there no more, or has another password, or the key of the token is gone.
+    LoggedOut,
 }
 
 impl Online {
@@ -99,6 +104,7 @@ impl Registry {
     pub async fn attach(
         &self,
         client_id: &str,
+        identity: &Identity,
         max: usize,
     ) -> Option<(Arc<Online>, Option<Parked>)> {
         loop {
@@ -109,6 +115,7 @@ impl Registry {
                     _ if slots.online >= max => return None,
                     _ => {
                         let online = Arc::new(Online {
+                            identity: identity.clone(),
                             eviction: OnceLock::new(),
                             evicted: Notify::new(),
                             gone: watch::Sender::new(false),
@@ -165,6 +172,18 @@ impl Registry {
         drop(slots);
         online.gone.send_replace(true);
         evicted
+    }
+
+    /// Ends the connections of those for whom `is_welcome` says no.
+    pub fn evict_unless(&self, is_welcome: impl Fn(&Identity) -> bool, why: Eviction) {
+        let slots = self.slots.lock();
+        for slot in slots.by_client_id.values() {
+            if let Slot::Online(online) = slot
+                && !is_welcome(&online.identity)
+            {
+                online.evict(why);
+            }
+        }
     }
 
     /// When the next parked session's time is up, or its will's.

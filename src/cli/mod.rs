@@ -10,8 +10,10 @@ mod config;
 mod demo;
 mod output;
 mod package;
+mod reload;
 mod run;
 mod status;
+mod user;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -64,6 +66,10 @@ enum Command {
     #[command(subcommand)]
     App(app::AppCommand),
     Status(status::StatusArgs),
+    Reload(reload::ReloadArgs),
+    /// Keep the users of the password file
+    #[command(subcommand)]
+    User(user::UserCommand),
     Config(config::ConfigArgs),
     Demo(demo::DemoArgs),
 }
@@ -102,6 +108,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run::run(args, &cli.global).map(succeed),
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
+        Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
+        Command::User(command) => user::run(command, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
         Command::Demo(args) => demo::run(args, &output),
     };

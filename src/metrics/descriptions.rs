@@ -29,6 +29,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "Messages that a subscriber's full queue did not take.",
     ),
     (
+        "headgate_mqtt_failed_logins_total",
+        "Connections that were refused because of their login, by reason.",
+    ),
+    (
         "headgate_pipeline_events_total",
         "Events by what became of them on the way to the apps; accepted = filtered + those that \
          were routed.",
