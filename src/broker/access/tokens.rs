@@ -27,7 +27,7 @@ pub(super) struct TokenKeys(Vec<TokenKey>);
 pub(super) struct Token {
     pub user: String,
     pub groups: Vec<String>,
-    /// None: later than this machine's clock can tell.
+    /// With the leeway. None: later than this machine's clock can tell.
     pub expires: Option<SystemTime>,
     /// Of the key that signed it.
     pub key: [u8; 32],
@@ -131,7 +131,7 @@ impl TokenKeys {
         Ok(Token {
             user: sub,
             groups,
-            expires: expires.and_then(|since| UNIX_EPOCH.checked_add(since)),
+            expires: expires.and_then(|since| UNIX_EPOCH.checked_add(since)?.checked_add(LEEWAY)),
             key: key.fingerprint,
         })
     }
@@ -234,7 +234,7 @@ pub(super) mod tests {
         let token = verify(SECRET, &hs256(claims())).unwrap();
         assert_eq!(token.user, "press");
         assert_eq!(token.groups, ["a", "b"]);
-        assert_eq!(token.expires, Some(now() + Duration::from_secs(100)));
+        assert_eq!(token.expires, Some(now() + Duration::from_secs(130)));
         let forever = json!({ "sub": "x", "exp": 1e300 });
         assert_eq!(verify(SECRET, &hs256(forever)).unwrap().expires, None);
     }
