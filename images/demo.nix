@@ -4,7 +4,10 @@
 
 {
   services.headgate = {
-    settings.mqtt.listen = "0.0.0.0:1883";
+    settings.mqtt = {
+      listen = "0.0.0.0:1883";
+      auth.anonymous = "always";
+    };
     openFirewall.mqtt = true;
     apps = {
       overheat-alarm.package = "${pkgs.headgate-apps}/overheat-alarm";

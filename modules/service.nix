@@ -93,6 +93,8 @@ in
         Type = "notify";
         NotifyAccess = "main";
         ExecStart = "${lib.getExe cfg.package} --config /etc/headgate/headgate.toml run";
+        # Says what is wrong, and fails, if it is refused.
+        ExecReload = "${lib.getExe cfg.package} --config /etc/headgate/headgate.toml reload";
         WatchdogSec = "30s";
         Restart = "always";
         RestartSec = "1s";

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
 use crate::apps::{AppError, Apps, AppsConfig};
+use crate::broker::access::{Access, AccessConfig, AccessError};
 use crate::broker::{self, Broker, BrokerConfig, Listener, TlsError};
 use crate::config::{Config, ListenAddress, TlsConfig};
 use crate::dead_letters::DeadLetters;
@@ -33,6 +34,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     Admin(#[from] admin::SocketError),
     #[error("can't start a thread: {0}")]
@@ -89,6 +92,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         Some(address) => Some(listen(address, "metrics.listen").await?),
         None => None,
     };
+    let access = Access::load(access_config(config))?;
     let store = Store::open(&StoreConfig {
         path: config.store.path.clone(),
         map_bytes: config.store.max_bytes,
@@ -120,6 +124,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     // The edge last: what its clients send waits for apps that are still starting.
     let broker = Broker::start(
         broker_config(config),
+        access,
         listeners,
         pipeline.clone(),
         store.clone(),
@@ -202,6 +207,17 @@ pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
     }
 }
 
+fn access_config(config: &Config) -> AccessConfig {
+    let auth = config.mqtt.auth.clone();
+    AccessConfig {
+        anonymous: auth.anonymous,
+        password_file: auth.password_file,
+        jwt_key: auth.jwt_key,
+        acl_file: auth.acl_file,
+        max_failures_per_minute: auth.max_failures_per_minute,
+    }
+}
+
 fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
     Ok(AppsConfig {
         workers: config.apps.workers,
@@ -259,6 +275,19 @@ impl Gateway {
         self.metrics.as_ref().map(|(address, _)| *address)
     }
 
+    /// What reads anew the files that can change while the gateway runs. Blocks; if a file is wrong,
+    /// everything stays as it was.
+    pub fn reloader(&self) -> impl Fn() -> Result<(), AccessError> + Send + Sync + use<> {
+        let broker = self.broker.clone();
+        move || {
+            broker.reload_access().inspect_err(|error| {
+                tracing::error!(%error, "nothing was reloaded");
+            })?;
+            tracing::info!("users, keys and access rules reloaded");
+            Ok(())
+        }
+    }
+
     pub fn apps(&self) -> &Apps {
         &self.apps
     }
@@ -304,6 +333,8 @@ impl Gateway {
                 })
             })
         };
+        let reloader = self.reloader();
+        let reload = Arc::new(move || reloader().map_err(|error| error.to_string()));
         let admin = tokio::spawn(admin::serve(
             self.admin,
             AdminState {
@@ -311,6 +342,7 @@ impl Gateway {
                 broker: self.broker.clone(),
                 dead_letters: self.dead_letters.clone(),
                 status,
+                reload,
             },
             stopped(),
         ));

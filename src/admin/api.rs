@@ -45,6 +45,7 @@ pub(super) fn router(state: AdminState) -> Router {
     };
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/reload", post(reload))
         .route("/v1/apps", get(list).post(install))
         .route("/v1/apps/{name}", get(inspect).delete(remove))
         .route("/v1/apps/{name}/start", post(start))
@@ -63,7 +64,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                "no such path; here are /v1/status, /v1/apps, /v1/mqtt and /v1/dead-letters",
+                "no such path; here are /v1/status, /v1/apps, /v1/mqtt, /v1/reload and /v1/dead-letters",
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -134,6 +135,16 @@ pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 async fn status(State(api): State<Api>) -> Answer<serde_json::Value> {
     let status = api.state.status;
     blocking(move || Ok(status())).await.map(Json)
+}
+
+async fn reload(State(api): State<Api>) -> Answer<serde_json::Value> {
+    let reload = api.state.reload;
+    blocking(move || {
+        reload().map_err(|error| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error))?;
+        Ok(json!({ "reloaded": true }))
+    })
+    .await
+    .map(Json)
 }
 
 #[derive(Serialize)]
@@ -461,6 +472,7 @@ mod tests {
             broker: Arc::new(broker),
             dead_letters: dead_letters.clone(),
             status: Arc::new(|| json!({ "version": "1" })),
+            reload: Arc::new(|| Err("mqtt.auth.acl_file: acl.toml:3: wrong".into())),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(crate::admin::serve(listener, state, async {
@@ -733,6 +745,15 @@ mod tests {
         assert_eq!(app.state, AppState::Running);
         client.remove("thermo").await.unwrap();
         assert_eq!(refused(client.inspect("thermo").await).0, 404);
+    }
+
+    #[tokio::test]
+    async fn a_reload_that_fails_says_which_file_is_wrong() {
+        let served = served();
+        let (status, message) = refused(served.client().reload().await);
+        assert_eq!(status, 422);
+        assert_eq!(message, "mqtt.auth.acl_file: acl.toml:3: wrong");
+        assert_eq!(served.call("GET", "/v1/reload").await.0, 405);
     }
 
     #[tokio::test]

@@ -82,6 +82,14 @@ impl Client {
             .await
     }
 
+    /// Makes the gateway read anew the files that can change while it runs.
+    pub async fn reload(&self) -> Result<(), ClientError> {
+        let _: serde_json::Value = self
+            .request(Method::POST, "/v1/reload", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(())
+    }
+
     /// All apps, by name.
     pub async fn list(&self) -> Result<Vec<AppInfo>, ClientError> {
         #[derive(Deserialize)]

@@ -34,6 +34,8 @@ pub struct AdminState {
     pub dead_letters: Arc<DeadLetters>,
     /// What `GET /v1/status` answers: an object. May block for a moment.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// What `POST /v1/reload` does; else, what is wrong with which file. May block for a moment.
+    pub reload: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 /// Answers requests until `shutdown` resolves; then lets those under way end, for at most two

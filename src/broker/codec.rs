@@ -431,6 +431,7 @@ impl Encoder {
             // The few codes of 3.1.1.
             (Version::V4, code @ ConnectReturnCode::ClientIdentifierNotValid) => code,
             (Version::V4, code @ ConnectReturnCode::ServiceUnavailable) => code,
+            (Version::V4, code @ ConnectReturnCode::BadUserNamePassword) => code,
             (Version::V4, _) => ConnectReturnCode::NotAuthorized,
         };
         let properties = ConnAckProperties {

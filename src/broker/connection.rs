@@ -18,7 +18,7 @@ use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::access::Permissions;
+use super::access::{Identity, Login, LoginRefused, Permissions};
 use super::codec::{DecodeError, Decoder, Encoder, Incoming, Version};
 use super::fanout::{Publisher, Subscriber};
 use super::mailbox::Mailbox;
@@ -122,12 +122,21 @@ async fn connected(
     let received = wire.first_bytes - wire.input.len() as u64;
     stats.bytes_received.fetch_add(received, Ordering::Relaxed);
     let assign_id = || shared.assign_client_id(key);
-    let request = match ConnectRequest::new(version, packet, key, &shared.limits, assign_id) {
+    let mut request = match ConnectRequest::new(version, packet, key, &shared.limits, assign_id) {
         Ok(request) => request,
         Err(refused) => return refuse(wire, version, peer, &shared, refused).await,
     };
     let client_id = request.client_id.clone();
-    let permissions = Permissions::everything();
+    let identity = tokio::select! {
+        outcome = log_in(&request, peer, &shared) => outcome,
+        () = shared.leaves(Phase::Running) => return,
+    };
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(refused) => return answer_refused(wire, version, &shared, refused).await,
+    };
+    request.user = identity.user().map(str::to_owned);
+    let permissions = shared.access.permissions(&identity, &client_id);
     if let Some(topic) = request.will_topic()
         && !permissions.may_publish(topic.as_str())
     {
@@ -138,7 +147,8 @@ async fn connected(
         return refuse(wire, version, peer, &shared, refused).await;
     }
     let max = shared.config.max_connections;
-    let Some((online, parked)) = shared.registry.attach(&client_id, max).await else {
+    let attached = shared.registry.attach(&client_id, &identity, max).await;
+    let Some((online, parked)) = attached else {
         let refused = ConnectRefused {
             code: match version {
                 Version::V4 => ConnectReturnCode::ServiceUnavailable,
@@ -148,9 +158,17 @@ async fn connected(
         };
         return refuse(wire, version, peer, &shared, refused).await;
     };
+    if !shared.access.still_valid(&identity) {
+        // A reload came between the login and the registration, where it could not be seen.
+        online.evict(Eviction::LoggedOut);
+    }
     let now = Instant::now();
     let parked = match parked {
-        Some(parked) if request.clean_start || parked.expires <= now => {
+        Some(parked)
+            if request.clean_start
+                || parked.expires <= now
+                || parked.session.user() != identity.user() =>
+        {
             shared.end_parked(&client_id, parked).await;
             None
         }
@@ -183,7 +201,14 @@ async fn connected(
         }
     };
     if shared.may_log() {
-        tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
+        tracing::info!(
+            client = client_id,
+            user = identity.user(),
+            login = identity.proof(),
+            %peer,
+            version = version.as_str(),
+            "client connected"
+        );
     }
     let connections = shared.stats.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let most = &shared.stats.most_connections;
@@ -194,6 +219,7 @@ async fn connected(
         key,
         mailbox,
         permissions,
+        identity,
         publisher: Publisher::new(shared.fanout.clone()),
         tap: shared.pipeline.tap(),
         rate: RateLimit::new(shared.config.max_messages_per_s, now),
@@ -227,18 +253,87 @@ async fn connected(
     connection.run(&online).await;
 }
 
-/// Answers a CONNECT that can't be accepted.
+/// Finds out who the client is. The log learns why it is not let in, and the client only that it
+/// isn't.
+async fn log_in(
+    request: &ConnectRequest,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> Result<Identity, ConnectRefused> {
+    let given = request.login.as_ref();
+    let user = given.map(|login| login.username.as_str());
+    let password = given.map(|login| login.password.as_bytes());
+    let login = Login {
+        user: user.filter(|user| !user.is_empty()),
+        password: password.filter(|password| !password.is_empty()),
+        certificate: None,
+        peer,
+    };
+    let patience = shared.config.connect_timeout;
+    let outcome = timeout(patience, shared.access.log_in(login)).await;
+    let (code, text) = match &outcome {
+        Ok(Ok(_)) => (ConnectReturnCode::Success, ""),
+        Ok(Err(LoginRefused::Anonymous)) => (
+            ConnectReturnCode::NotAuthorized,
+            "a login is needed to connect from here",
+        ),
+        Ok(Err(LoginRefused::LockedOut)) => (
+            busy(request.version, ConnectReturnCode::ConnectionRateExceeded),
+            "too many failed logins; try again in a minute",
+        ),
+        Ok(Err(_)) => (
+            ConnectReturnCode::BadUserNamePassword,
+            "the user name or the password is wrong",
+        ),
+        Err(_) => (
+            busy(request.version, ConnectReturnCode::ServerBusy),
+            "too many logins at once; try again",
+        ),
+    };
+    let reason = match outcome {
+        Ok(Ok(identity)) => return Ok(identity),
+        Ok(Err(refused)) => refused.to_string(),
+        Err(_) => "too many logins at once: it had no turn within mqtt.connect_timeout_ms".into(),
+    };
+    if shared.may_log() {
+        tracing::warn!(client = request.client_id, %peer, reason, "login refused");
+    }
+    Err(ConnectRefused {
+        code,
+        text: text.into(),
+    })
+}
+
+/// MQTT 3.1.1 has one code for all that passes by waiting.
+fn busy(version: Version, code: ConnectReturnCode) -> ConnectReturnCode {
+    match version {
+        Version::V4 => ConnectReturnCode::ServiceUnavailable,
+        Version::V5 => code,
+    }
+}
+
+/// Logs and answers a CONNECT that can't be accepted.
 async fn refuse(
-    mut wire: Wire,
+    wire: Wire,
     version: Version,
     peer: SocketAddr,
     shared: &Shared,
     refused: ConnectRefused,
 ) {
-    shared.stats.refused.fetch_add(1, Ordering::Relaxed);
     if shared.may_log() {
         tracing::info!(%peer, error = %refused, "connection refused");
     }
+    answer_refused(wire, version, shared, refused).await;
+}
+
+/// Answers a CONNECT that can't be accepted.
+async fn answer_refused(
+    mut wire: Wire,
+    version: Version,
+    shared: &Shared,
+    refused: ConnectRefused,
+) {
+    shared.stats.refused.fetch_add(1, Ordering::Relaxed);
     Encoder::new(version).connack_refused(&refused, &mut wire.output);
     wire.write_last().await;
 }
@@ -364,6 +459,7 @@ struct Connection {
     key: SessionKey,
     mailbox: Arc<Mailbox>,
     permissions: Arc<Permissions>,
+    identity: Identity,
     publisher: Publisher,
     tap: Tap,
     rate: RateLimit,
@@ -399,6 +495,8 @@ type Sync = Pin<Box<dyn Future<Output = ()> + Send>>;
 enum End {
     Close(Close),
     Evicted(Eviction),
+    /// The token that the client logged in with holds no longer.
+    Expired,
     ShutDown,
     /// The client went without a word, or stopped reading.
     Lost(String),
@@ -420,6 +518,18 @@ impl Connection {
             End::Evicted(Eviction::ByOperator) => {
                 let reason = DisconnectReasonCode::AdministrativeAction;
                 let text = "disconnected by an operator";
+                self.session.refuse(reason, text, &mut self.wire.output);
+                text
+            }
+            End::Evicted(Eviction::LoggedOut) => {
+                let reason = DisconnectReasonCode::NotAuthorized;
+                let text = "the login holds no longer: users, passwords or keys have changed";
+                self.session.refuse(reason, text, &mut self.wire.output);
+                text
+            }
+            End::Expired => {
+                let reason = DisconnectReasonCode::NotAuthorized;
+                let text = "the token of the login has expired";
                 self.session.refuse(reason, text, &mut self.wire.output);
                 text
             }
@@ -569,10 +679,17 @@ impl Connection {
             // While nothing is read, nothing can be heard: the keep-alive is not counted.
             let heard_deadline = if reads { self.session.deadline() } else { None };
             let idle_deadline = (self.wire.read_size > SMALL_READ).then(|| now + IDLE);
-            let deadline = [write_deadline, heard_deadline, paused, idle_deadline]
-                .into_iter()
-                .flatten()
-                .min();
+            let login_deadline = self.identity.expires();
+            let deadline = [
+                write_deadline,
+                heard_deadline,
+                paused,
+                idle_deadline,
+                login_deadline,
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             if let Some(deadline) = deadline {
                 // Moving a timer costs more than being woken early once in a while.
                 let set = timer.deadline().into_std();
@@ -604,6 +721,9 @@ impl Connection {
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
                     self.rate.refill(now);
+                    if login_deadline.is_some_and(|deadline| deadline <= now) {
+                        return End::Expired;
+                    }
                     if write_deadline.is_some_and(|deadline| deadline <= now) {
                         return End::Lost(
                             "the client takes no bytes (mqtt.write_timeout_ms)".into(),

@@ -3,7 +3,7 @@
 //! Takes in what clients send, gives it to the pipeline and to the clients that subscribed, and
 //! owns every promise of MQTT. Knows nothing of apps and mappings.
 
-mod access;
+pub mod access;
 mod archive;
 mod codec;
 mod connection;
@@ -40,12 +40,12 @@ use crate::dead_letters::DeadLetters;
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Pipeline;
 use crate::store::{Store, StoreError};
-use access::Permissions;
+use access::{Access, AccessError, Identity};
 use archive::{Archive, Restored};
 use fanout::{Fanout, Publisher, Subscriber};
 use mailbox::{Bounds, Mailbox, Mailboxes};
 use message::{Delivery, Message, SessionKey};
-use registry::{Due, Parked, Registry};
+use registry::{Due, Eviction, Parked, Registry};
 use session::{Limits, Session, Will};
 
 pub use introspection::{ClientInfo, Listed, RetainedInfo, SubscriptionInfo, TopicInfo};
@@ -126,6 +126,7 @@ pub struct Broker {
 /// What all connections share.
 struct Shared {
     config: BrokerConfig,
+    access: Access,
     limits: Limits,
     registry: Registry,
     fanout: Arc<Fanout>,
@@ -151,6 +152,7 @@ impl Broker {
     /// Serves MQTT on all `listeners` until [`Broker::close`].
     pub fn start(
         config: BrokerConfig,
+        access: Access,
         listeners: Vec<Listener>,
         pipeline: Arc<Pipeline>,
         store: Store,
@@ -179,6 +181,7 @@ impl Broker {
                 max_keep_alive: (!config.max_keep_alive.is_zero()).then_some(config.max_keep_alive),
                 response_information: config.response_information.clone(),
             },
+            access,
             registry: Registry::default(),
             fanout: fanout.clone(),
             mailboxes: Arc::new(Mailboxes::new(bounds, Some(archive))),
@@ -274,6 +277,22 @@ impl Broker {
         if let Some(archive) = &self.shared.mailboxes.archive {
             archive.record_metrics();
         }
+        for (reason, count) in self.shared.access.failed_logins() {
+            metrics::counter!("headgate_mqtt_failed_logins_total", "reason" => reason)
+                .absolute(count);
+        }
+    }
+
+    /// Reads the files that decide on access anew. Clients that couldn't log in any more are
+    /// disconnected, and the others have new permissions. If a file is wrong, everything stays as it
+    /// was. Blocks while it reads.
+    pub fn reload_access(&self) -> Result<(), AccessError> {
+        let Shared {
+            access, registry, ..
+        } = &*self.shared;
+        access.reload()?;
+        registry.evict_unless(|identity| access.still_valid(identity), Eviction::LoggedOut);
+        Ok(())
     }
 
     /// Accepts nobody and reads nothing any more.
@@ -367,11 +386,13 @@ impl Shared {
             let session = Session::restore(record, self.limits.clone(), now);
             let mailbox = Mailbox::restored(key, next, stored, self.mailboxes.clone());
             let mailbox = Arc::new(mailbox);
+            let identity = Identity::remembered(session.user());
+            let permissions = self.access.permissions(&identity, &client_id);
             for (subscription, options) in session.subscriptions() {
                 let subscriber = Subscriber {
                     key,
                     mailbox: mailbox.clone(),
-                    permissions: Permissions::everything(),
+                    permissions: permissions.clone(),
                     options: *options,
                 };
                 self.fanout.subscribe(subscription, subscriber);

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, watch};
 
+use super::access::Identity;
 use super::codec::Version;
 use super::mailbox::Mailbox;
 use super::message::SessionKey;
@@ -40,6 +41,8 @@ enum Slot {
 pub struct Online {
     /// Set once the session is known.
     pub details: OnceLock<Details>,
+    /// Whose connection it is.
+    identity: Identity,
     eviction: OnceLock<Eviction>,
     evicted: Notify,
     gone: watch::Sender<bool>,
@@ -66,6 +69,8 @@ pub enum Eviction {
     TakenOver,
     /// An operator says so.
     ByOperator,
+    /// The user is there no more, or has another password, or the key of the token is gone.
+    LoggedOut,
 }
 
 impl Online {
@@ -121,6 +126,7 @@ impl Registry {
     pub async fn attach(
         &self,
         client_id: &str,
+        identity: &Identity,
         max: usize,
     ) -> Option<(Arc<Online>, Option<Parked>)> {
         loop {
@@ -132,6 +138,7 @@ impl Registry {
                     _ => {
                         let online = Arc::new(Online {
                             details: OnceLock::new(),
+                            identity: identity.clone(),
                             eviction: OnceLock::new(),
                             evicted: Notify::new(),
                             gone: watch::Sender::new(false),
@@ -188,6 +195,18 @@ impl Registry {
         drop(slots);
         online.gone.send_replace(true);
         evicted
+    }
+
+    /// Ends the connections of those for whom `is_welcome` says no.
+    pub fn evict_unless(&self, is_welcome: impl Fn(&Identity) -> bool, why: Eviction) {
+        let slots = self.slots.lock();
+        for slot in slots.by_client_id.values() {
+            if let Slot::Online(online) = slot
+                && !is_welcome(&online.identity)
+            {
+                online.evict(why);
+            }
+        }
     }
 
     /// When the next parked session's time is up, or its will's.

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rumqttd::protocol::{
     ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode,
-    LastWill, LastWillProperties, Packet, PubAckReason, PubCompReason, PubRecReason, PubRelReason,
-    PublishProperties, QoS, RetainForwardRule, Subscribe, SubscribeReasonCode, UnsubAckReason,
+    LastWill, LastWillProperties, Login, Packet, PubAckReason, PubCompReason, PubRecReason,
+    PubRelReason, PublishProperties, QoS, RetainForwardRule, Subscribe, SubscribeReasonCode,
+    UnsubAckReason,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -103,6 +104,9 @@ pub struct ConnectRequest {
     pub client_id: String,
     pub assigned_id: bool,
     pub clean_start: bool,
+    pub login: Option<Login>,
+    /// Who the client is, once it has been found out; none for an anonymous one.
+    pub user: Option<String>,
     pub keep_alive: Option<Duration>,
     /// How long the session is kept after the connection's end.
     pub session_expiry: Duration,
@@ -164,7 +168,7 @@ impl ConnectRequest {
         limits: &Limits,
         assign_id: impl FnOnce() -> String,
     ) -> Result<Self, ConnectRefused> {
-        let Packet::Connect(connect, properties, will, will_properties, _login) = packet else {
+        let Packet::Connect(connect, properties, will, will_properties, login) = packet else {
             unreachable!("the decoder lets nothing but CONNECT come first");
         };
         let Connect {
@@ -228,6 +232,8 @@ impl ConnectRequest {
             client_id: if assigned_id { assign_id() } else { client_id },
             assigned_id,
             clean_start: clean_session,
+            login,
+            user: None,
             keep_alive,
             session_expiry,
             receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
@@ -335,6 +341,8 @@ pub struct Session {
     /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
     unreleased: FxHashSet<u16>,
     subscriptions: FxHashMap<SubscriptionKey, SubscriptionOptions>,
+    /// Whose session it is; none for an anonymous client. Nobody else may go on with it.
+    user: Option<String>,
 
     // Of the present connection.
     encoder: Encoder,
@@ -376,6 +384,7 @@ impl Session {
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
             subscriptions: FxHashMap::default(),
+            user: request.user.clone(),
             encoder: Encoder::new(request.version),
             keep_alive: None,
             last_heard: now,
@@ -428,6 +437,7 @@ impl Session {
             last_packet_id: record.last_packet_id.wrapping_add(skipped),
             unreleased: record.unreleased.into_iter().collect(),
             subscriptions: subscriptions.collect(),
+            user: record.user,
             encoder: Encoder::new(record.version),
             keep_alive: None,
             last_heard: now,
@@ -442,6 +452,11 @@ impl Session {
             known_generation: 0,
             closed: true,
         }
+    }
+
+    /// Whose session it is; none for an anonymous client.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
     }
 
     /// What the store has to keep of the session; with `expires`, of one whose client is away.
@@ -473,7 +488,7 @@ impl Session {
             version: self.encoder.version,
             expires,
             session_expiry: self.session_expiry,
-            user: None,
+            user: self.user.clone(),
             subscriptions: subscriptions.collect(),
             unreleased: self.unreleased.iter().copied().collect(),
             inflight: inflight.collect(),
@@ -1087,8 +1102,8 @@ impl Session {
         }
     }
 
-    /// Whether it was written: a message whose time is up, or that is larger than the client takes,
-    /// counts as delivered (MQTT 5.0, 3.1.2.11.4). What was sent once is sent again in any case.
+    /// Whether it was written: a message whose time is up, that is larger than the client takes, or
+    /// that the client may no longer have, counts as delivered (MQTT 5.0, 3.1.2.11.4). What was sent once is sent again in any case.
     fn write(
         &mut self,
         delivery: &Delivery,
@@ -1098,7 +1113,9 @@ impl Session {
         out: &mut BytesMut,
     ) -> bool {
         let message = &delivery.message;
-        if message.is_expired(now) && !dup {
+        // The rules may have changed while it waited.
+        let is_allowed = self.permissions.may_receive(message.topic.as_str());
+        if !is_allowed || message.is_expired(now) && !dup {
             return false;
         }
         let start = out.len();

@@ -12,8 +12,10 @@ mod demo;
 mod mqtt;
 mod output;
 mod package;
+mod reload;
 mod run;
 mod status;
+mod user;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -69,6 +71,10 @@ enum Command {
     #[command(flatten)]
     Mqtt(mqtt::MqttCommand),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Reload(reload::ReloadArgs),
+    /// Keep the users of the password file
+    #[command(subcommand)]
+    User(user::UserCommand),
     Config(config::ConfigArgs),
     Demo(demo::DemoArgs),
 }
@@ -109,6 +115,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
         Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output).map(succeed),
+        Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
+        Command::User(command) => user::run(command, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
         Command::Demo(args) => demo::run(args, &output),
     };

@@ -1,13 +1,15 @@
 //! `headgate run`: the gateway itself, in the foreground.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Global;
+use crate::broker::access::AccessError;
 use crate::config::{Config, Override};
 use crate::gateway;
 
@@ -65,10 +67,26 @@ pub(super) fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
     runtime.block_on(async {
         // Before the start, so that a signal that comes meanwhile isn't lost.
         let stop = stop_signal()?;
+        let hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
         let gateway = gateway::build(config).await?;
+        let reloads = tokio::spawn(reload_at(hangup, gateway.reloader()));
         gateway.run(stop).await;
+        reloads.abort();
         anyhow::Ok(())
     })
+}
+
+/// Reloads at each SIGHUP; how it went is in the log.
+async fn reload_at(
+    mut hangup: Signal,
+    reload: impl Fn() -> Result<(), AccessError> + Send + Sync + 'static,
+) {
+    let reload = Arc::new(reload);
+    while hangup.recv().await.is_some() {
+        let reload = reload.clone();
+        // Reading files blocks. It doesn't panic.
+        let _ = tokio::task::spawn_blocking(move || reload()).await;
+    }
 }
 
 /// The runtime of a gateway.

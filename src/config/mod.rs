@@ -24,7 +24,7 @@ pub use problem::{ConfigErrors, Fault, Problem};
 pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
 pub use tree::{
-    AdminConfig, AppsConfig, BatchConfig, Config, LogConfig, MetricsConfig, MqttConfig,
+    AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, LogConfig, MetricsConfig, MqttConfig,
     PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, keys,
 };
-pub use value::{AddressError, ListenAddress, LogFormat, SizeError, Value};
+pub use value::{AddressError, Anonymous, ListenAddress, LogFormat, SizeError, Value};

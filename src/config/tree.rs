@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::key::{Key, Kind, Preset, Section};
 use super::resolve;
 use super::section::section;
-use super::value::{ListenAddress, LogFormat, Lookup};
+use super::value::{Anonymous, ListenAddress, LogFormat, Lookup};
 
 // Sizes are kept as usize, and some may be larger than what 32 bits hold.
 const _: () = assert!(usize::BITS >= 64);
@@ -134,6 +134,7 @@ section! {
         max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
         /// Seconds after which the topics below $SYS/broker are brought up to date. 0 has none.
         system_topics_every_s: u32 = integer(0, 86_400), Preset::Text("10");
+        .. auth: AuthConfig;
         .. persistence: PersistenceConfig;
         .. tls: TlsConfig;
     }
@@ -152,6 +153,27 @@ section! {
         /// Whether a QoS 1 or 2 message that is retained, or that has to wait on disk, is
         /// acknowledged only when it is there.
         durable_acks: bool = Kind::Switch, Preset::Text("true");
+    }
+}
+
+section! {
+    /// Who may connect to the MQTT listeners, and who may do what. The files are read at the start, and
+    /// again at `headgate reload` and SIGHUP.
+    AuthConfig = "mqtt.auth" {
+        /// Who may connect without a login: nobody (never), clients on this machine (loopback) or
+        /// everybody (always).
+        anonymous: Anonymous = Kind::Choice(Anonymous::NAMES), Preset::Text("loopback");
+        /// File with users and the hashes of their passwords, which `headgate user` keeps. "" for none.
+        password_file: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// File with the keys that JSON Web Tokens, shown in the place of a password, are checked with:
+        /// public keys as PEM, a JSON Web Key Set, or a secret. "" for none.
+        jwt_key: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// File with the rules, as TOML, about who may publish and subscribe to what. "" allows
+        /// everything to everybody.
+        acl_file: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// Most logins a minute that may fail from one address, or for one user name; then both have to
+        /// wait. 0 sets no limit.
+        max_failures_per_minute: u32 = integer(0, 10_000), Preset::Text("10");
     }
 }
 
@@ -261,6 +283,7 @@ defaults!(
     MqttConfig,
     PipelineConfig,
     BatchConfig,
+    AuthConfig,
     TlsConfig,
     AppsConfig,
     MetricsConfig,

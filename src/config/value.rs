@@ -49,6 +49,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// From where clients may connect without a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anonymous {
+    Never,
+    /// From this machine.
+    Loopback,
+    Always,
+}
+
 /// Why a text is no `host:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -391,6 +400,10 @@ impl LogFormat {
     pub(super) const NAMES: &'static [&'static str] = &["text", "json"];
 }
 
+impl Anonymous {
+    pub(super) const NAMES: &'static [&'static str] = &["never", "loopback", "always"];
+}
+
 /// Finds values by dotted key, for the structs of [`super::tree`].
 pub trait Lookup {
     fn value(&self, name: &str) -> Option<Value>;
@@ -484,6 +497,20 @@ impl FieldType for LogFormat {
         match value {
             Value::Text(text) if text == "text" => Some(LogFormat::Text),
             Value::Text(text) if text == "json" => Some(LogFormat::Json),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for Anonymous {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => match text.as_str() {
+                "never" => Some(Anonymous::Never),
+                "loopback" => Some(Anonymous::Loopback),
+                "always" => Some(Anonymous::Always),
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -49,6 +49,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "Messages among the dropped that were too many to be kept as dead letters.",
     ),
     (
+        "headgate_mqtt_failed_logins_total",
+        "Connections that were refused because of their login, by reason.",
+    ),
+    (
         "headgate_pipeline_events_total",
         "Events by what became of them on the way to the apps; accepted = filtered + those that \
          were routed.",

@@ -10,6 +10,7 @@ mod mosquitto;
 mod neighbours;
 mod wire;
 
+mod access;
 mod bad_apps;
 mod bad_packets;
 mod bad_starts;

@@ -8,7 +8,10 @@ in
 {
   services.headgate = {
     enable = true;
-    settings.mqtt.listen = "0.0.0.0:1883";
+    settings.mqtt = {
+      listen = "0.0.0.0:1883";
+      auth.anonymous = "always";
+    };
     openFirewall.mqtt = true;
     apps.overheat-alarm.package = "${apps}/overheat-alarm";
   };

@@ -19,7 +19,10 @@ let
           enable = true;
           cpu = "cortex-a72";
           settings = {
-            mqtt.listen = "0.0.0.0:1883";
+            mqtt = {
+              listen = "0.0.0.0:1883";
+              auth.anonymous = "always";
+            };
             metrics.listen = "0.0.0.0:9464";
           };
           apps = {
