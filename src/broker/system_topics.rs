@@ -113,7 +113,10 @@ fn totals(shared: &Shared) -> [([&'static str; 3], u64); 8] {
         (names!("publish/dropped"), get(&shared.mailboxes.dropped)),
         (names!("bytes/received"), get(&stats.bytes_received)),
         (names!("bytes/sent"), get(&stats.bytes_sent)),
-        (names!("sockets"), get(&stats.accepted)),
+        (
+            names!("sockets"),
+            stats.listeners.iter().map(|listener| get(&listener.accepted)).sum(),
+        ),
     ]
 }
 

@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Global;
-use crate::broker::access::AccessError;
+use crate::gateway::ReloadError;
 use crate::config::{Config, Override};
 use crate::gateway;
 
@@ -79,7 +79,7 @@ pub(super) fn run(args: RunArgs, global: &Global) -> anyhow::Result<()> {
 /// Reloads at each SIGHUP; how it went is in the log.
 async fn reload_at(
     mut hangup: Signal,
-    reload: impl Fn() -> Result<(), AccessError> + Send + Sync + 'static,
+    reload: impl Fn() -> Result<(), ReloadError> + Send + Sync + 'static,
 ) {
     let reload = Arc::new(reload);
     while hangup.recv().await.is_some() {

@@ -25,6 +25,8 @@ pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
 pub use tree::{
     AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, LogConfig, MetricsConfig, MqttConfig,
-    PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, keys,
+    PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, WebSocketConfig, keys,
 };
-pub use value::{AddressError, Anonymous, ListenAddress, LogFormat, SizeError, Value};
+pub use value::{
+    AddressError, Anonymous, ClientCertificates, ListenAddress, LogFormat, SizeError, Value,
+};

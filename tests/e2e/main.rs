@@ -21,3 +21,4 @@ mod persistence;
 mod preinstalled;
 mod restarts;
 mod tls;
+mod websocket;

@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::certificate::CertificateNames;
 use crate::config::Anonymous;
 use acl::{Acl, ClientRules, Subject};
 use passwords::Passwords;
@@ -69,14 +70,6 @@ pub struct Login<'a> {
     /// Of a certificate that has been verified.
     pub certificate: Option<&'a CertificateNames>,
     pub peer: SocketAddr,
-}
-
-/// The names in a client's certificate that has been verified.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CertificateNames {
-    pub common_name: Option<String>,
-    /// DNS names, e-mail addresses and URIs, in the order in which they stand there.
-    pub alternative_names: Vec<String>,
 }
 
 impl CertificateNames {
