@@ -31,6 +31,7 @@ use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Tic
 use super::stream::Stream;
 use super::subscription::Subscription;
 use super::{Phase, Shared};
+use crate::dead_letters::Reason;
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Tap;
 use crate::store::StoreError;
@@ -218,7 +219,7 @@ async fn connected(
             let permissions = permissions.clone();
             let session = Session::new(request, permissions, key, limits, now, &mut wire.output);
             let is_kept = !session.session_expiry().is_zero();
-            let mailbox = Mailbox::new(key, is_kept, shared.mailboxes.clone());
+            let mailbox = Mailbox::new(key, &client_id, is_kept, shared.mailboxes.clone());
             (key, session, Arc::new(mailbox))
         }
     };
@@ -681,6 +682,7 @@ impl Connection {
                 return End::Lost(format!("messages that wait for it can't be read: {error}"));
             }
             self.tidy_archive();
+            self.bury(now);
             self.count_written();
             if let Some(details) = online.details.get() {
                 let inflight = self.session.inflight();
@@ -855,6 +857,13 @@ impl Connection {
         }
     }
 
+    /// What the session could not send.
+    fn bury(&mut self, now: Instant) {
+        for (reason, message) in self.session.take_undeliverable() {
+            self.mailbox.dead_letter(reason, &message, now);
+        }
+    }
+
     /// Removes from the archive what has been delivered.
     fn tidy_archive(&mut self) {
         let done = self.session.take_done();
@@ -941,10 +950,19 @@ impl Connection {
                     self.publish(message, now);
                     self.tickets.push(ticket);
                 }
-                Effect::Denied(topic) => {
+                Effect::Denied {
+                    topic,
+                    payload,
+                    qos,
+                } => {
                     let denied = &self.shared.stats.messages_denied;
                     denied.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(client = self.client_id, %topic, "publish denied");
+                    let message = Message {
+                        qos,
+                        ..Message::new(topic, payload)
+                    };
+                    self.mailbox.dead_letter(Reason::Denied, &message, now);
                 }
                 Effect::Subscribe(subscriptions) => {
                     self.flush(now);
@@ -989,10 +1007,12 @@ impl Connection {
     fn publish(&mut self, message: Message, now: Instant) {
         if message.retain {
             self.owes_sync |= message.qos != QoS::AtMostOnce;
-            if let Err(error) = self.shared.fanout.retain(&message)
-                && self.shared.may_log()
-            {
-                tracing::warn!(client = self.client_id, %error);
+            if let Err(error) = self.shared.fanout.retain(&message) {
+                self.mailbox
+                    .dead_letter(Reason::RetainedFull, &message, now);
+                if self.shared.may_log() {
+                    tracing::warn!(client = self.client_id, topic = %message.topic, %error);
+                }
             }
         }
         let topic = message.topic.clone();

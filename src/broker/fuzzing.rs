@@ -114,7 +114,7 @@ impl Client {
                     assert!(!topic.contains(['+', '#', '\0']));
                     session.accepted(ticket, &mut self.out);
                 }
-                Effect::Denied(_) | Effect::Subscribe(_) | Effect::Unsubscribe(_) => {}
+                Effect::Denied { .. } | Effect::Subscribe(_) | Effect::Unsubscribe(_) => {}
                 Effect::Close(_) => {
                     self.closed = true;
                     return;

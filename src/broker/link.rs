@@ -3,8 +3,9 @@
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use rustls::{ServerConfig, ServerConnection};
+use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
@@ -90,7 +91,7 @@ impl Link {
     /// Reads what is there into the spare room of `buffer`. 0 bytes: the client has closed.
     pub(super) fn try_read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
-            Link::Plain(socket) => socket.try_read_buf(buffer),
+            Link::Plain(socket) => read_all(socket, buffer),
             Link::Tls(tls) => tls.try_read(buffer),
         }
     }
@@ -144,6 +145,31 @@ const RUSTLS_READ: usize = 4096;
 /// Reads of one turn, enough to fill a large buffer. A client that sends records with nothing in them
 /// must not have a thread for itself.
 const READS: usize = 32;
+
+/// Reads once into the spare room of `buffer`. When that isn't filled, the socket is empty for now:
+/// tokio is told so, which spares the system call that would find it out.
+fn read_all(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
+    let spare = buffer.spare_capacity_mut();
+    let room = spare.len();
+    let mut count = 0;
+    let outcome = socket.try_io(Interest::READABLE, || {
+        count = SockRef::from(socket).recv(spare)?;
+        match count {
+            0 => Ok(()),
+            count if count < room => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
+        }
+    });
+    if count == 0 {
+        return outcome.map(|()| 0);
+    }
+    // SAFETY: so many bytes of the spare room have just been written by the system.
+    #[allow(unsafe_code)]
+    unsafe {
+        buffer.advance_mut(count);
+    }
+    Ok(count)
+}
 
 impl Tls {
     fn try_read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {

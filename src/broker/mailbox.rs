@@ -22,7 +22,8 @@ use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::archive::Archive;
-use super::message::{Delivery, SessionKey};
+use super::message::{Delivery, Message, SessionKey};
+use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::store::StoreError;
 
 /// How long publishers wait for a pressed mailbox before they look what its subscriber has taken
@@ -34,6 +35,7 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 pub struct Mailbox {
     /// Of its session.
     key: SessionKey,
+    client_id: Box<str>,
     queue: Mutex<Queue>,
     /// The session outlives its connections: what finds no room in memory goes to disk.
     is_kept: bool,
@@ -56,6 +58,7 @@ pub struct Mailboxes {
     pub archive: Option<Archive>,
     /// Deliveries that found no room.
     pub dropped: AtomicU64,
+    pub dead_letters: Arc<DeadLetters>,
     /// Mailboxes that are pressed, now.
     pub pressed: AtomicUsize,
     /// In memory, in all mailboxes together.
@@ -104,10 +107,11 @@ pub struct Pushed {
 }
 
 impl Mailboxes {
-    pub fn new(bounds: Bounds, archive: Option<Archive>) -> Self {
+    pub fn new(bounds: Bounds, archive: Option<Archive>, dead_letters: Arc<DeadLetters>) -> Self {
         Mailboxes {
             bounds,
             archive,
+            dead_letters,
             dropped: AtomicU64::new(0),
             pressed: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
@@ -117,9 +121,10 @@ impl Mailboxes {
 
 impl Mailbox {
     /// For a new session, `is_kept` if it outlives its connections.
-    pub fn new(key: SessionKey, is_kept: bool, all: Arc<Mailboxes>) -> Self {
+    pub fn new(key: SessionKey, client_id: &str, is_kept: bool, all: Arc<Mailboxes>) -> Self {
         Mailbox {
             key,
+            client_id: client_id.into(),
             queue: Mutex::default(),
             is_kept,
             pressed: AtomicBool::new(false),
@@ -134,11 +139,12 @@ impl Mailbox {
     /// For a session of an earlier run, whose client is away: `stored` is on disk for it.
     pub fn restored(
         key: SessionKey,
+        client_id: &str,
         next_sequence: u64,
         stored: Range<u64>,
         all: Arc<Mailboxes>,
     ) -> Self {
-        let mailbox = Mailbox::new(key, true, all);
+        let mailbox = Mailbox::new(key, client_id, true, all);
         mailbox.offline.store(true, Ordering::Relaxed);
         *mailbox.queue.lock() = Queue {
             next_sequence,
@@ -196,8 +202,10 @@ impl Mailbox {
                     if taken {
                         queue.extend_stored(delivery.sequence, bytes);
                         pushed.stored = true;
+                        Ok(())
+                    } else {
+                        Err(delivery)
                     }
-                    taken
                 }
                 None => {
                     let taken = has_place
@@ -206,13 +214,18 @@ impl Mailbox {
                     if taken {
                         queue.bytes += bytes;
                         queue.deliveries.push_back(delivery);
+                        Ok(())
+                    } else {
+                        Err(delivery)
                     }
-                    taken
                 }
             };
             match taken {
-                true => pushed.added += 1,
-                false => dropped += 1,
+                Ok(()) => pushed.added += 1,
+                Err(delivery) => {
+                    dropped += 1;
+                    self.dead_letter(Reason::QueueFull, &delivery.message, now);
+                }
             }
         }
         self.count_bytes(bytes_before, queue.bytes);
@@ -235,6 +248,14 @@ impl Mailbox {
             self.all.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
         pushed
+    }
+
+    /// A message that was to go to the client does not.
+    pub fn dead_letter(&self, reason: Reason, message: &Message, now: Instant) {
+        self.all.dead_letters.add(reason, now, || {
+            let Message { topic, payload, .. } = message;
+            DeadLetter::new(reason, &self.client_id, topic, payload, message.qos as u8)
+        });
     }
 
     /// Keeps the count of all mailboxes' bytes.
@@ -498,7 +519,7 @@ impl Mailbox {
     }
 
     /// The session has ended. What was sent to share groups is returned.
-    pub fn close(&self) -> Vec<Delivery> {
+    pub fn close(&self, now: Instant) -> Vec<Delivery> {
         let mut queue = self.queue.lock();
         queue.closed = true;
         self.count_bytes(queue.bytes, 0);
@@ -507,7 +528,13 @@ impl Mailbox {
         self.set_pressed(false);
         drop(queue);
         self.eased.notify_waiters();
-        left.retain(|delivery| delivery.group.is_some());
+        left.retain(|delivery| {
+            let is_shared = delivery.group.is_some();
+            if !is_shared && delivery.qos != QoS::AtMostOnce {
+                self.dead_letter(Reason::SessionEnded, &delivery.message, now);
+            }
+            is_shared
+        });
         left
     }
 }
@@ -537,7 +564,9 @@ mod tests {
             max_total_bytes: usize::MAX,
             max_stored_bytes: usize::MAX,
         };
-        Mailbox::new(1, true, Arc::new(Mailboxes::new(bounds, None)))
+        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
+        let all = Mailboxes::new(bounds, None, dead_letters);
+        Mailbox::new(1, "c", true, Arc::new(all))
     }
 
     fn deliveries(count: usize, qos: QoS) -> impl Iterator<Item = Delivery> {

@@ -171,7 +171,7 @@ impl Broker {
     ) -> Result<Broker, StoreError> {
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (archive, restored) =
-            Archive::open(store, config.max_total_stored_bytes, dead_letters)?;
+            Archive::open(store, config.max_total_stored_bytes, dead_letters.clone())?;
         let fanout = Arc::new(Fanout::new(
             config.max_retained_messages,
             Some(archive.clone()),
@@ -196,7 +196,7 @@ impl Broker {
             access,
             registry: Registry::default(),
             fanout: fanout.clone(),
-            mailboxes: Arc::new(Mailboxes::new(bounds, Some(archive))),
+            mailboxes: Arc::new(Mailboxes::new(bounds, Some(archive), dead_letters)),
             pipeline,
             stats: Stats::default(),
             next_key: AtomicU64::new(restored.first_number.max(message::NO_SESSION + 1)),
@@ -420,7 +420,7 @@ impl Shared {
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
         let mut shared = session.take_shared();
-        shared.extend(mailbox.close());
+        shared.extend(mailbox.close(now));
         self.fanout.pass_on(shared, key, now);
         if let Some(archive) = mailbox.archive() {
             archive.remove_session(client_id, key);
@@ -439,7 +439,7 @@ impl Shared {
             let will = record.will.take().map(Will::restore);
             let next = record.next_sequence;
             let session = Session::restore(record, self.limits.clone(), now);
-            let mailbox = Mailbox::restored(key, next, stored, self.mailboxes.clone());
+            let mailbox = Mailbox::restored(key, &client_id, next, stored, self.mailboxes.clone());
             let mailbox = Arc::new(mailbox);
             let identity = Identity::remembered(session.user());
             let permissions = self.access.permissions(&identity, &client_id);

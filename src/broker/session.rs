@@ -27,6 +27,7 @@ use super::codec::{
 use super::message::{Delivery, Message, SessionKey};
 use super::stored::{SessionRecord, StoredInflight, StoredSubscription, StoredWill};
 use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
+use crate::dead_letters::Reason;
 use crate::event::{Topic, TopicError};
 
 /// Highest topic alias that a client may use. Bounds what a connection keeps.
@@ -72,7 +73,11 @@ pub enum Effect {
     },
     /// The client published to a topic that it must not publish to; it has been told, as far as
     /// its version can be.
-    Denied(Topic),
+    Denied {
+        topic: Topic,
+        payload: Bytes,
+        qos: QoS,
+    },
     Subscribe(Vec<Subscription>),
     Unsubscribe(Vec<SubscriptionKey>),
     /// Send what is in the buffer, then close the connection.
@@ -337,6 +342,8 @@ pub struct Session {
     waiting: VecDeque<Delivery>,
     /// Deliveries that are in the archive and needn't be any more.
     done: Vec<u64>,
+    /// What is not to be sent, and why.
+    undeliverable: Vec<(Reason, Arc<Message>)>,
     last_packet_id: u16,
     /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
     unreleased: FxHashSet<u16>,
@@ -381,6 +388,7 @@ impl Session {
             unsent: 0,
             waiting: VecDeque::new(),
             done: Vec::new(),
+            undeliverable: Vec::new(),
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
             subscriptions: FxHashMap::default(),
@@ -434,6 +442,7 @@ impl Session {
             unsent: 0,
             waiting: VecDeque::new(),
             done: Vec::new(),
+            undeliverable: Vec::new(),
             last_packet_id: record.last_packet_id.wrapping_add(skipped),
             unreleased: record.unreleased.into_iter().collect(),
             subscriptions: subscriptions.collect(),
@@ -514,6 +523,11 @@ impl Session {
             }
         }
         std::mem::take(&mut self.waiting)
+    }
+
+    /// What could not be sent since this was asked for last.
+    pub fn take_undeliverable(&mut self) -> Vec<(Reason, Arc<Message>)> {
+        std::mem::take(&mut self.undeliverable)
     }
 
     /// Sequences of deliveries that the archive needn't keep any more.
@@ -783,7 +797,11 @@ impl Session {
                 return;
             }
             Err(PublishRefused::Reserved(topic) | PublishRefused::NotAuthorized(topic)) => {
-                effects.push(Effect::Denied(topic));
+                effects.push(Effect::Denied {
+                    topic,
+                    payload: Bytes::copy_from_slice(&publish.payload),
+                    qos: publish.qos,
+                });
                 // Acknowledged, so that the client goes on, and sent nowhere.
                 match ticket.qos {
                     QoS::AtMostOnce => {}
@@ -1116,6 +1134,11 @@ impl Session {
         // The rules may have changed while it waited.
         let is_allowed = self.permissions.may_receive(message.topic.as_str());
         if !is_allowed || message.is_expired(now) && !dup {
+            let reason = match is_allowed {
+                true => Reason::Expired,
+                false => Reason::Denied,
+            };
+            self.undeliverable.push((reason, message.clone()));
             return false;
         }
         let start = out.len();
@@ -1142,6 +1165,7 @@ impl Session {
         if !fits {
             out.truncate(start);
             self.encoder.unwrite_publish();
+            self.undeliverable.push((Reason::TooLarge, message.clone()));
         } else if let Some(Alias {
             number,
             is_known: false,
@@ -1546,7 +1570,10 @@ mod tests {
     fn a_publish_to_a_dollar_topic_is_acknowledged_and_goes_nowhere() {
         let mut client = Client::connect(CONNECT_V4);
         let effects = client.send(b"\x32\x08\x00\x02$a\x00\x01hi");
-        assert!(matches!(&effects[..], [Effect::Denied(_)]), "{effects:?}");
+        assert!(
+            matches!(&effects[..], [Effect::Denied { .. }]),
+            "{effects:?}"
+        );
         assert_eq!(client.sent(), b"\x40\x02\x00\x01");
         let mut client = Client::connect(CONNECT_V5);
         client.send(b"\x32\x09\x00\x02$a\x00\x01\x00hi");

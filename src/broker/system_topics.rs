@@ -115,7 +115,11 @@ fn totals(shared: &Shared) -> [([&'static str; 3], u64); 8] {
         (names!("bytes/sent"), get(&stats.bytes_sent)),
         (
             names!("sockets"),
-            stats.listeners.iter().map(|listener| get(&listener.accepted)).sum(),
+            stats
+                .listeners
+                .iter()
+                .map(|listener| get(&listener.accepted))
+                .sum(),
         ),
     ]
 }

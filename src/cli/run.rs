@@ -9,9 +9,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Global;
-use crate::gateway::ReloadError;
 use crate::config::{Config, Override};
 use crate::gateway;
+use crate::gateway::ReloadError;
 
 /// Run the gateway in the foreground, until SIGTERM or Ctrl-C
 ///
