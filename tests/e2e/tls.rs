@@ -359,10 +359,10 @@ fn a_new_certificate_is_taken_and_connected_clients_go_on() {
     let old = gateway.home().path().join("old.crt");
     fs::copy(certificate(gateway.home()), &old).unwrap();
     let subscriber = gateway.until_subscribed(1, || {
-        let args = ["-t", "a", "-C", "2"];
+        let args = ["-t", "held", "-C", "2"];
         client(&gateway, "mosquitto_sub", &args).spawn().unwrap()
     });
-    publish(&gateway, &["-t", "a", "-m", "before"]);
+    publish(&gateway, &["-t", "held", "-m", "before"]);
 
     // The key alone fits nothing, and is not tried for long.
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -375,7 +375,7 @@ fn a_new_certificate_is_taken_and_connected_clients_go_on() {
     replace(&certificate(gateway.home()), &pair.cert.pem());
     gateway.until_logged("new connections get the new certificate");
     assert!(!gets_in(&gateway, &old_trust));
-    publish(&gateway, &["-t", "a", "-m", "after"]);
+    publish(&gateway, &["-t", "held", "-m", "after"]);
     let output = finished(subscriber, PATIENCE);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "before\nafter\n");
     assert_eq!(gateway.log().matches("can't be used").count(), 1);

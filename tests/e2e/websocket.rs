@@ -11,8 +11,7 @@ use tungstenite::{ClientRequestBuilder, Message, WebSocket};
 use crate::gateway::{Gateway, Home, PATIENCE};
 use crate::mosquitto;
 use crate::wire::{
-    CONNACK, PINGRESP, PUBACK, Packet, SUBACK, connect_packet, first_packet, publish_packet,
-    subscribe_packet,
+    CONNACK, PUBACK, Packet, SUBACK, connect_packet, first_packet, publish_packet, subscribe_packet,
 };
 
 fn home() -> Home {
@@ -167,11 +166,10 @@ fn packets_may_span_frames_and_share_them() {
     assert_eq!(client.next().payload(), b"cut");
     // Many packets in one.
     let many = publish_packet("a", b"one of many", 0, 0).repeat(10_000);
-    client.send(&[&many[..], &[0xc0, 0]].concat());
+    client.send(&many);
     for _ in 0..10_000 {
         assert_eq!(client.next().payload(), b"one of many");
     }
-    assert_eq!(client.next().kind(), PINGRESP);
     assert_eq!(client.pongs.pop_front().as_deref(), Some(&b"?"[..]));
 }
 
