@@ -36,18 +36,26 @@ let
   }) (secretsIn settings);
 
   tls =
-    lib.optionals (!listen.isOff settings.mqtt.tls.listen) (
-      map
-        (key: {
-          assertion = settings.mqtt.tls.${key} != "";
-          message = ''
-            ${option "settings.mqtt.tls.${key}"} is not set, but mqtt.tls.listen is ${builtins.toJSON settings.mqtt.tls.listen}.
-            Set it to the path of a PEM file, or mqtt.tls.listen to "off".'';
-        })
-        [
-          "certificate"
-          "key"
-        ]
+    lib.concatLists (
+      lib.mapAttrsToList
+        (
+          listener: address:
+          map
+            (key: {
+              assertion = listen.isOff address || settings.mqtt.tls.${key} != "";
+              message = ''
+                ${option "settings.mqtt.tls.${key}"} is not set, but ${listener} is ${builtins.toJSON address}.
+                Set it to the path of a PEM file, or ${listener} to "off".'';
+            })
+            [
+              "certificate"
+              "key"
+            ]
+        )
+        {
+          "mqtt.tls.listen" = settings.mqtt.tls.listen;
+          "mqtt.websocket.tls_listen" = settings.mqtt.websocket.tls_listen;
+        }
     )
     ++ [
       {
@@ -135,6 +143,8 @@ let
       })
       [
         "certificate"
+        "client_ca"
+        "client_crl"
         "key"
       ];
 
@@ -177,6 +187,8 @@ let
   listeners = lib.filterAttrs (_: address: !listen.isOff address) {
     "mqtt.listen" = settings.mqtt.listen;
     "mqtt.tls.listen" = settings.mqtt.tls.listen;
+    "mqtt.websocket.listen" = settings.mqtt.websocket.listen;
+    "mqtt.websocket.tls_listen" = settings.mqtt.websocket.tls_listen;
     "metrics.listen" = settings.metrics.listen;
   };
   pairs = lib.filter ({ one, other }: one < other) (
@@ -212,6 +224,8 @@ let
   addressOf = {
     mqtt = settings.mqtt.listen;
     mqttTls = settings.mqtt.tls.listen;
+    mqttWebSocket = settings.mqtt.websocket.listen;
+    mqttWebSocketTls = settings.mqtt.websocket.tls_listen;
     metrics = settings.metrics.listen;
   };
 

@@ -102,6 +102,8 @@ in
     openFirewall = lib.mapAttrs openFirewall {
       mqtt = "mqtt.listen";
       mqttTls = "mqtt.tls.listen";
+      mqttWebSocket = "mqtt.websocket.listen";
+      mqttWebSocketTls = "mqtt.websocket.tls_listen";
       metrics = "metrics.listen";
     };
   };

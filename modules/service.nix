@@ -31,6 +31,8 @@ let
   listeners = lib.filter (address: !listen.isOff address) [
     settings.mqtt.listen
     settings.mqtt.tls.listen
+    settings.mqtt.websocket.listen
+    settings.mqtt.websocket.tls_listen
     settings.metrics.listen
   ];
   isPrivileged = address: listen.port address != 0 && listen.port address < 1024;
@@ -61,6 +63,8 @@ in
       lib.filter (address: !listen.isOff address && listen.port address != 0) (
         lib.optional cfg.openFirewall.mqtt settings.mqtt.listen
         ++ lib.optional cfg.openFirewall.mqttTls settings.mqtt.tls.listen
+        ++ lib.optional cfg.openFirewall.mqttWebSocket settings.mqtt.websocket.listen
+        ++ lib.optional cfg.openFirewall.mqttWebSocketTls settings.mqtt.websocket.tls_listen
         ++ lib.optional cfg.openFirewall.metrics settings.metrics.listen
       )
     );

@@ -6,15 +6,17 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
 use crate::apps::{AppError, Apps, AppsConfig};
-use crate::broker::{self, Broker, BrokerConfig, Listener, TlsError};
-use crate::config::{Config, ListenAddress, TlsConfig};
+use crate::broker::{
+    Broker, BrokerConfig, ClientFiles, Listener, Protocols, TlsError, TlsFiles, TlsReloader,
+};
+use crate::config::{ClientCertificates, Config, ListenAddress, MqttConfig, TlsConfig};
 use crate::event::Event;
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
@@ -47,8 +49,7 @@ pub struct Gateway {
     outputs: Arc<Outputs>,
     health: Health,
     admin: AdminListener,
-    mqtt_addr: SocketAddr,
-    mqtt_tls_addr: Option<SocketAddr>,
+    addresses: MqttAddresses,
     metrics: Option<(SocketAddr, TcpListener)>,
     shutdown_timeout: Duration,
     started: Instant,
@@ -65,24 +66,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let started = Instant::now();
     let health = Health::default();
     // The listeners first: an address in use is found out before anything is touched.
-    let (mqtt_addr, mqtt) = listen(&config.mqtt.listen, "mqtt.listen").await?;
-    let mut listeners = vec![Listener {
-        socket: mqtt,
-        tls: None,
-    }];
-    let mut mqtt_tls_addr = None;
-    if let TlsConfig {
-        listen: Some(address),
-        certificate: Some(certificate),
-        key: Some(key),
-    } = &config.mqtt.tls
-    {
-        let tls = Some(broker::server_config(certificate, key)?);
-        let (address, socket) = listen(address, "mqtt.tls.listen").await?;
-        tracing::info!(%address, "MQTT with TLS");
-        mqtt_tls_addr = Some(address);
-        listeners.push(Listener { socket, tls });
-    }
+    let (addresses, listeners) = mqtt_listeners(&config.mqtt).await?;
     let metrics = match &config.metrics.listen {
         Some(address) => Some(listen(address, "metrics.listen").await?),
         None => None,
@@ -146,13 +130,92 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         outputs,
         health,
         admin,
-        mqtt_addr,
-        mqtt_tls_addr,
+        addresses,
         metrics,
         shutdown_timeout: Duration::from_millis(config.shutdown.timeout_ms),
         started,
     };
     Ok(gateway)
+}
+
+/// Where MQTT clients connect.
+#[derive(Clone, Copy)]
+struct MqttAddresses {
+    tcp: SocketAddr,
+    tls: Option<SocketAddr>,
+    websocket: Option<SocketAddr>,
+    websocket_tls: Option<SocketAddr>,
+}
+
+/// Binds all listeners for MQTT. Files are read first: they are what is wrong more often.
+async fn mqtt_listeners(config: &MqttConfig) -> Result<(MqttAddresses, Vec<Listener>), StartError> {
+    let with_tls = config.tls.listen.is_some() || config.websocket.tls_listen.is_some();
+    let tls = match with_tls {
+        true => Some(TlsReloader::load(
+            tls_files(&config.tls),
+            SystemTime::now(),
+        )?),
+        false => None,
+    };
+    let path: Arc<str> = config.websocket.path.as_str().into();
+    let mut listeners = Vec::new();
+    let mut bind = async |address: Option<&ListenAddress>, key, tls, websocket| {
+        let Some(address) = address else {
+            return Ok(None);
+        };
+        let (address, socket) = listen(address, key).await?;
+        let protocols = Protocols { tls, websocket };
+        let listener = protocols.transport().as_str();
+        tracing::info!(%address, listener, "listening for MQTT clients");
+        listeners.push(Listener { socket, protocols });
+        Ok::<_, ListenError>(Some(address))
+    };
+    let websocket = &config.websocket;
+    let addresses = MqttAddresses {
+        tcp: bind(Some(&config.listen), "mqtt.listen", None, None)
+            .await?
+            .expect("this listener can't be off"),
+        tls: bind(
+            config.tls.listen.as_ref(),
+            "mqtt.tls.listen",
+            tls.clone(),
+            None,
+        )
+        .await?,
+        websocket: bind(
+            websocket.listen.as_ref(),
+            "mqtt.websocket.listen",
+            None,
+            Some(path.clone()),
+        )
+        .await?,
+        websocket_tls: bind(
+            websocket.tls_listen.as_ref(),
+            "mqtt.websocket.tls_listen",
+            tls,
+            Some(path),
+        )
+        .await?,
+    };
+    Ok((addresses, listeners))
+}
+
+/// The files of a configuration that has a listener with TLS.
+fn tls_files(config: &TlsConfig) -> TlsFiles {
+    const CHECKED: &str = "a configuration without this file was refused";
+    let clients = match config.client_certificates {
+        ClientCertificates::Off => None,
+        wanted => Some(ClientFiles {
+            ca: config.client_ca.clone().expect(CHECKED),
+            crl: config.client_crl.clone(),
+            required: wanted == ClientCertificates::Required,
+        }),
+    };
+    TlsFiles {
+        certificate: config.certificate.clone().expect(CHECKED),
+        key: config.key.clone().expect(CHECKED),
+        clients,
+    }
 }
 
 /// Binds, and says which port it is where port 0 was asked for.
@@ -244,7 +307,7 @@ impl Sink for Outputs {
 impl Gateway {
     /// The address of the MQTT listener without TLS.
     pub fn mqtt_addr(&self) -> SocketAddr {
-        self.mqtt_addr
+        self.addresses.tcp
     }
 
     /// The address of the metrics listener, unless it is off.
@@ -271,7 +334,7 @@ impl Gateway {
             let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
             let (outputs, health, started) =
                 (self.outputs.clone(), self.health.clone(), self.started);
-            let (mqtt, mqtt_tls) = (self.mqtt_addr, self.mqtt_tls_addr);
+            let addresses = self.addresses;
             let metrics = self.metrics_addr();
             let store = self.store.path().to_owned();
             let apps = self.apps.clone();
@@ -282,8 +345,10 @@ impl Gateway {
                     "ready": health.ready().is_ok(),
                     "uptime_s": started.elapsed().as_secs(),
                     "store": store,
-                    "mqtt_listen": mqtt,
-                    "mqtt_tls_listen": mqtt_tls,
+                    "mqtt_listen": addresses.tcp,
+                    "mqtt_tls_listen": addresses.tls,
+                    "mqtt_websocket_listen": addresses.websocket,
+                    "mqtt_websocket_tls_listen": addresses.websocket_tls,
                     "metrics_listen": metrics,
                     "broker": broker.stats(),
                     "pipeline": pipeline.status(),
@@ -330,7 +395,7 @@ impl Gateway {
         let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
         let ready = {
             let (apps, health, started) = (self.apps.clone(), self.health.clone(), self.started);
-            let mqtt = self.mqtt_addr;
+            let mqtt = self.addresses.tcp;
             health.not_ready("apps", "starting");
             let (settled, all_settled) = oneshot::channel();
             // A thread of its own, and not the runtime's, whose end would wait for it.

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet, QoS};
-use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::access::Permissions;
 use super::codec::{DecodeError, Decoder, Encoder, Incoming, Version};
+use super::doorway::Guest;
 use super::fanout::{Publisher, Subscriber};
+use super::listener::{Protocols, Transport};
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::rate::RateLimit;
@@ -50,18 +51,20 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 /// A connection that has been idle for so long gives its large buffers back.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Serves a client until it goes, with TLS if there is a configuration for it.
-pub async fn serve(
+/// Serves a client until it goes.
+pub(super) async fn serve(
     socket: TcpStream,
-    tls: Option<Arc<ServerConfig>>,
+    protocols: Protocols,
     peer: SocketAddr,
+    guest: Guest,
     shared: Arc<Shared>,
 ) {
     // Without it, small acks wait for the peer's delayed acks.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%peer, %error, "can't set TCP_NODELAY");
     }
-    let stream = match Stream::new(socket, tls) {
+    let transport = protocols.transport();
+    let stream = match protocols.stream(socket) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::error!(%peer, %error, "can't begin TLS");
@@ -75,35 +78,52 @@ pub async fn serve(
         read_size: SMALL_READ,
         output: BytesMut::new(),
         first_bytes: 0,
+        transport,
+        peer,
     };
+    let stats = shared.stats.of(transport);
     let patience = shared.config.connect_timeout;
     let connect = tokio::select! {
         connect = timeout(patience, wire.first_packet()) => connect,
+        () = guest.shown_out() => Ok(Err(FirstPacketError::NoPlace)),
         () = shared.leaves(Phase::Running) => return,
     };
+    if wire.stream.is_handshaking() {
+        stats.tls_failures.fetch_add(1, Ordering::Relaxed);
+    }
     match connect {
         Ok(Ok(packet)) => {
+            if !guest.stay() {
+                stats.refused.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
             let version = wire.decoder.version().expect("a packet has been decoded");
             connected(wire, version, packet, peer, shared).await;
         }
         Ok(Err(error)) => {
-            shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+            stats.refused.fetch_add(1, Ordering::Relaxed);
             if shared.may_log() {
-                tracing::info!(%peer, %error, "connection refused before CONNECT");
+                let listener = transport.as_str();
+                tracing::info!(%peer, listener, %error, "connection refused before CONNECT");
             }
-            if matches!(
+            if matches!(&error, FirstPacketError::Io(error) if error.kind() == io::ErrorKind::InvalidData)
+            {
+                // TLS or HTTP has told the client why.
+                wire.write_last(guest).await;
+            } else if matches!(
                 error,
                 FirstPacketError::Decode(DecodeError::UnsupportedVersion { .. })
             ) {
                 // A 3.1.1 CONNACK with "unacceptable protocol version" is what every client reads.
                 wire.output.extend_from_slice(&[0x20, 2, 0, 1]);
-                wire.write_last().await;
+                wire.write_last(guest).await;
             }
         }
         Err(_) => {
-            shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+            stats.refused.fetch_add(1, Ordering::Relaxed);
             if shared.may_log() {
-                tracing::info!(%peer, "connection closed: no CONNECT within mqtt.connect_timeout_ms");
+                let listener = transport.as_str();
+                tracing::info!(%peer, listener, "connection closed: no CONNECT within mqtt.connect_timeout_ms");
             }
         }
     }
@@ -183,9 +203,18 @@ async fn connected(
         }
     };
     if shared.may_log() {
-        tracing::info!(client = client_id, %peer, version = version.as_str(), "client connected");
+        let names = wire.stream.certificate_names();
+        tracing::info!(
+            client = client_id,
+            %peer,
+            listener = wire.transport.as_str(),
+            version = version.as_str(),
+            certificate = names.and_then(|names| names.common_name),
+            "client connected"
+        );
     }
-    shared.stats.connections.fetch_add(1, Ordering::Relaxed);
+    let clients = &shared.stats.of(wire.transport).clients;
+    clients.fetch_add(1, Ordering::Relaxed);
     let mut connection = Connection {
         wire,
         session,
@@ -221,12 +250,14 @@ async fn refuse(
     shared: &Shared,
     refused: ConnectRefused,
 ) {
-    shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+    let stats = shared.stats.of(wire.transport);
+    stats.refused.fetch_add(1, Ordering::Relaxed);
     if shared.may_log() {
-        tracing::info!(%peer, error = %refused, "connection refused");
+        let listener = wire.transport.as_str();
+        tracing::info!(%peer, listener, error = %refused, "connection refused");
     }
     Encoder(version).connack_refused(&refused, &mut wire.output);
-    wire.write_last().await;
+    wire.write_last(shared.doorway.enter(peer.ip())).await;
 }
 
 /// A socket with its buffers.
@@ -238,6 +269,8 @@ struct Wire {
     output: BytesMut,
     /// Bytes that came in until the first packet was whole.
     first_bytes: u64,
+    transport: Transport,
+    peer: SocketAddr,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +279,8 @@ enum FirstPacketError {
     Decode(#[from] DecodeError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("it took its time, and its place was needed for another (mqtt.max_connections)")]
+    NoPlace,
 }
 
 impl Wire {
@@ -317,8 +352,9 @@ impl Wire {
         self.output.is_empty() && !self.stream.is_sending()
     }
 
-    /// Sends the rest, if the client takes it soon, and ends the connection in an orderly way.
-    async fn write_last(&mut self) {
+    /// Sends the rest, if the client takes it soon and nobody else needs its place, and ends the
+    /// connection in an orderly way.
+    async fn write_last(&mut self, guest: Guest) {
         let send = async {
             while !self.is_sent() {
                 self.stream.ready(false, true).await?;
@@ -339,7 +375,10 @@ impl Wire {
             }
         };
         // Whether it worked makes no difference: the connection is closed.
-        let _ = timeout(LAST_WRITE, send).await;
+        tokio::select! {
+            _ = timeout(LAST_WRITE, send) => {}
+            () = guest.shown_out() => {}
+        }
     }
 }
 
@@ -481,9 +520,11 @@ impl Connection {
                 shared.end_parked(&client, parked).await;
             }
         }
-        shared.stats.connections.fetch_sub(1, Ordering::Relaxed);
+        let clients = &shared.stats.of(wire.transport).clients;
+        clients.fetch_sub(1, Ordering::Relaxed);
         if !matches!(end, End::Lost(_)) {
-            wire.write_last().await;
+            let guest = shared.doorway.enter(wire.peer.ip());
+            wire.write_last(guest).await;
         }
     }
 
@@ -683,6 +724,10 @@ impl Connection {
             Ok(0) => return Some(End::Lost("the client closed the connection".into())),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // It is told why, as after any other rule that it breaks.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Some(End::Close(Close::Refused(error.to_string())));
+            }
             Err(error) => return Some(End::Lost(format!("read failed: {error}"))),
         };
         let bytes = &self.shared.stats.bytes_received;

@@ -5,12 +5,15 @@
 
 mod access;
 mod archive;
+mod certificate;
 mod codec;
 mod connection;
+mod doorway;
 mod fanout;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod link;
 mod listener;
 mod mailbox;
 mod message;
@@ -23,15 +26,16 @@ mod stored;
 mod stream;
 mod subscription;
 mod tls;
+mod tls_reload;
+mod upgrade;
+mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
-use rustls::ServerConfig;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::event::{Event, unix_time_ns};
@@ -39,16 +43,22 @@ use crate::pipeline::Pipeline;
 use crate::store::{Store, StoreError};
 use access::Permissions;
 use archive::{Archive, Restored};
+use doorway::Doorway;
 use fanout::{Fanout, Publisher, Subscriber};
+use listener::ListenerStats;
 use mailbox::{Bounds, Mailbox, Mailboxes};
 use message::{Delivery, Message, SessionKey};
 use registry::{Due, Parked, Registry};
 use session::{Limits, Session, Will};
 
-pub use tls::{TlsError, server_config};
+pub use certificate::CertificateNames;
+pub use listener::{Listener, Protocols, Transport};
+pub use tls::{ClientFiles, TlsError, TlsFiles};
+pub use tls_reload::TlsReloader;
 
 /// Connections beyond `max_connections` that may be between accept and CONNECT, so that a full
 /// gateway can still tell a client that it is full, and a known client can take over its session.
+/// When these are taken too, one in the [`doorway`] makes room.
 const HANDSHAKES: usize = 64;
 
 /// How the edge is set up. The keys of `mqtt` in the configuration, with their units.
@@ -91,15 +101,18 @@ enum Phase {
 /// What the edge has done so far.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Connected clients, now.
-    pub connections: AtomicU64,
-    pub accepted: AtomicU64,
-    /// Connections that never became a client.
-    pub refused: AtomicU64,
+    /// One for each [`Transport`].
+    listeners: [ListenerStats; 4],
     pub messages_received: AtomicU64,
     pub messages_denied: AtomicU64,
     pub packets_received: AtomicU64,
     pub bytes_received: AtomicU64,
+}
+
+impl Stats {
+    fn of(&self, transport: Transport) -> &ListenerStats {
+        &self.listeners[transport as usize]
+    }
 }
 
 /// The running edge.
@@ -122,16 +135,14 @@ struct Shared {
     next_key: AtomicU64,
     phase: watch::Receiver<Phase>,
     sockets: Arc<Semaphore>,
+    doorway: Arc<Doorway>,
     /// Makes assigned client ids unique over restarts.
     started_ns: u64,
     log_quota: Mutex<LogQuota>,
-}
-
-/// A socket that MQTT clients connect to.
-pub struct Listener {
-    pub socket: TcpListener,
-    /// None: without TLS.
-    pub tls: Option<Arc<ServerConfig>>,
+    /// Of the listeners, for the metrics.
+    transports: Vec<Transport>,
+    /// Shared by all listeners with TLS, if there are any.
+    tls: Option<Arc<TlsReloader>>,
 }
 
 impl Broker {
@@ -154,6 +165,7 @@ impl Broker {
             max_total_bytes: config.max_total_queued_bytes,
             max_stored_bytes: config.max_stored_bytes,
         };
+        let tls = listeners.iter().find_map(|one| one.protocols.tls.clone());
         let shared = Arc::new(Shared {
             limits: Limits {
                 max_packet_bytes: config.max_packet_bytes as u32,
@@ -172,17 +184,26 @@ impl Broker {
             next_key: AtomicU64::new(restored.first_number.max(message::NO_SESSION + 1)),
             phase: phase_seen,
             sockets: Arc::new(Semaphore::new(config.max_connections + HANDSHAKES)),
+            doorway: Arc::default(),
             started_ns: unix_time_ns(),
             log_quota: Mutex::new(LogQuota {
                 since: Instant::now(),
                 used: 0,
                 left_out: 0,
             }),
+            transports: listeners
+                .iter()
+                .map(|one| one.protocols.transport())
+                .collect(),
+            tls,
             config,
         });
         shared.restore(restored);
-        for Listener { socket, tls } in listeners {
-            tokio::spawn(listener::accept(socket, tls, shared.clone()));
+        if let Some(tls) = &shared.tls {
+            tokio::spawn(tls.clone().watch());
+        }
+        for listener in listeners {
+            tokio::spawn(listener::accept(listener, shared.clone()));
         }
         tokio::spawn(shared.clone().reap_sessions());
         Ok(Broker {
@@ -211,11 +232,15 @@ impl Broker {
         let (connected, parked) = self.shared.registry.counts();
         let stats = &self.shared.stats;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let sum = |counter: fn(&ListenerStats) -> &AtomicU64| {
+            let counters = stats.listeners.iter().map(counter);
+            counters.map(get).sum()
+        };
         BrokerStats {
             connected,
             parked,
-            accepted: get(&stats.accepted),
-            refused: get(&stats.refused),
+            accepted: sum(|listener| &listener.accepted),
+            refused: sum(|listener| &listener.refused),
             messages_received: get(&stats.messages_received),
             messages_denied: get(&stats.messages_denied),
             packets_received: get(&stats.packets_received),
@@ -230,14 +255,10 @@ impl Broker {
     /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
     pub fn record_metrics(&self) {
         let stats = self.stats();
-        metrics::gauge!("headgate_mqtt_clients").set(stats.connected as f64);
         metrics::gauge!("headgate_mqtt_parked_sessions").set(stats.parked as f64);
         metrics::gauge!("headgate_mqtt_subscriptions").set(stats.subscriptions as f64);
         metrics::gauge!("headgate_mqtt_retained_messages").set(stats.retained as f64);
-        metrics::counter!("headgate_mqtt_connections_total", "result" => "accepted")
-            .absolute(stats.accepted);
-        metrics::counter!("headgate_mqtt_connections_total", "result" => "refused")
-            .absolute(stats.refused);
+        self.record_listeners();
         metrics::counter!("headgate_mqtt_received_messages_total")
             .absolute(stats.messages_received);
         metrics::counter!("headgate_mqtt_denied_messages_total").absolute(stats.messages_denied);
@@ -248,6 +269,40 @@ impl Broker {
         metrics::counter!("headgate_mqtt_dropped_messages_total").absolute(stats.messages_dropped);
         if let Some(archive) = &self.shared.mailboxes.archive {
             archive.record_metrics();
+        }
+    }
+
+    fn record_listeners(&self) {
+        for &transport in &self.shared.transports {
+            let listener = transport.as_str();
+            let stats = self.shared.stats.of(transport);
+            let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            metrics::gauge!("headgate_mqtt_clients", "listener" => listener)
+                .set(get(&stats.clients) as f64);
+            for (result, counter) in [("accepted", &stats.accepted), ("refused", &stats.refused)] {
+                metrics::counter!(
+                    "headgate_mqtt_connections_total", "listener" => listener, "result" => result
+                )
+                .absolute(get(counter));
+            }
+            if self.shared.tls.is_some() {
+                metrics::counter!(
+                    "headgate_mqtt_tls_handshake_failures_total", "listener" => listener
+                )
+                .absolute(get(&stats.tls_failures));
+            }
+        }
+        if let Some(tls) = &self.shared.tls {
+            tls.record_metrics();
+        }
+    }
+
+    /// Reads the files of `mqtt.tls` again, if there is a listener with TLS. On an error all stays
+    /// as it was.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        match &self.shared.tls {
+            Some(tls) => tls.reload(SystemTime::now()),
+            None => Ok(()),
         }
     }
 

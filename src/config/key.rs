@@ -54,6 +54,8 @@ pub enum Kind {
     },
     /// true or false.
     Switch,
+    /// A path in a URL.
+    UrlPath,
     /// One of a few words.
     Choice(&'static [&'static str]),
     /// Directives of tracing's `EnvFilter`.

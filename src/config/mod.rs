@@ -25,6 +25,6 @@ pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
 pub use tree::{
     AdminConfig, AppsConfig, BatchConfig, Config, LogConfig, MetricsConfig, MqttConfig,
-    PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, keys,
+    PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, WebSocketConfig, keys,
 };
-pub use value::{AddressError, ListenAddress, LogFormat, SizeError, Value};
+pub use value::{AddressError, ClientCertificates, ListenAddress, LogFormat, SizeError, Value};

@@ -262,14 +262,17 @@ impl Resolver {
     fn check_combinations(&mut self) {
         self.check_listeners();
         self.check_tls();
+        self.check_client_certificates();
         self.check_socket();
         self.check_queues();
     }
 
     fn check_listeners(&mut self) {
-        const LISTENERS: [(&str, &str); 3] = [
+        const LISTENERS: [(&str, &str); 5] = [
             ("mqtt.listen", "MQTT"),
             ("mqtt.tls.listen", "MQTT with TLS"),
+            ("mqtt.websocket.listen", "MQTT over WebSocket"),
+            ("mqtt.websocket.tls_listen", "MQTT over WebSocket with TLS"),
             ("metrics.listen", "metrics"),
         ];
         for (index, (later, later_name)) in LISTENERS.iter().enumerate() {
@@ -292,9 +295,13 @@ impl Resolver {
     }
 
     fn check_tls(&mut self) {
-        if self.address("mqtt.tls.listen").is_none() {
+        let listeners = ["mqtt.tls.listen", "mqtt.websocket.tls_listen"];
+        let Some(listen) = listeners
+            .into_iter()
+            .find(|listen| self.address(listen).is_some())
+        else {
             return;
-        }
+        };
         for (key, file) in [
             (
                 "mqtt.tls.certificate",
@@ -310,13 +317,45 @@ impl Resolver {
                 .is_some_and(|path| path.as_os_str().is_empty())
             {
                 self.problems.push(Problem {
-                    origin: self.origin_of("mqtt.tls.listen").clone(),
-                    key: Some("mqtt.tls.listen".to_owned()),
+                    origin: self.origin_of(listen).clone(),
+                    key: Some(listen.to_owned()),
                     fault: Fault::Conflict(format!("TLS needs {key}, and it is not set")),
-                    remedy: format!(
-                        "set {key} to the file with {file}, or mqtt.tls.listen to \"off\""
-                    ),
+                    remedy: format!("set {key} to the file with {file}, or {listen} to \"off\""),
                 });
+            }
+        }
+    }
+
+    fn check_client_certificates(&mut self) {
+        const CA: &str = "mqtt.tls.client_ca";
+        const CRL: &str = "mqtt.tls.client_crl";
+        const WANTED: &str = "mqtt.tls.client_certificates";
+        let is_set = |key| {
+            let path = self.path(key);
+            path.is_some_and(|path| !path.as_os_str().is_empty())
+        };
+        let (ca, crl) = (is_set(CA), is_set(CRL));
+        let wanted = match self.settings.0.get(WANTED).map(|setting| &setting.value) {
+            Some(Value::Text(wanted)) => wanted != "off",
+            _ => return,
+        };
+        if wanted && !ca {
+            self.conflict(
+                &[WANTED],
+                Fault::Conflict(format!("certificates can't be checked without {CA}")),
+                format!(
+                    "set {CA} to a file with the certificates of those that vouch for clients, \
+                     such as /etc/headgate/clients-ca.crt, or {WANTED} to \"off\""
+                ),
+            );
+        }
+        for (key, set) in [(CA, ca), (CRL, crl)] {
+            if set && !wanted {
+                self.conflict(
+                    &[key, WANTED],
+                    Fault::Conflict(format!("clients are not asked for certificates ({WANTED})")),
+                    format!("set {WANTED} to \"required\" or \"optional\", or leave {key} out"),
+                );
             }
         }
     }

@@ -61,6 +61,7 @@ fn key_schema(key: &Key) -> Json {
             json!({"type": "string", "pattern": "^(off)?$|:[0-9]+$"})
         }
         Kind::Switch => json!({"type": "boolean"}),
+        Kind::UrlPath => json!({"type": "string", "pattern": "^/"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),
         Kind::LogFilter => json!({"type": "string", "minLength": 1}),
     };

@@ -641,6 +641,70 @@ fn tls_needs_a_certificate_and_a_key() {
 }
 
 #[test]
+fn websocket_with_tls_uses_the_files_of_tls() {
+    let errors = errors_in("[mqtt.websocket]\ntls_listen = \"[::]:8084\"");
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(
+        errors[0].contains("mqtt.websocket.tls_listen: TLS needs mqtt.tls.certificate"),
+        "{errors:?}"
+    );
+    let errors = errors_in("[mqtt.websocket]\nlisten = \"127.0.0.1:1883\"");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("MQTT over WebSocket on"), "{errors:?}");
+}
+
+#[test]
+fn the_path_of_the_websocket_is_one_that_browsers_send_as_it_is() {
+    for path in ["/", "/mqtt", "/plant/7%20a"] {
+        let text = format!("[mqtt.websocket]\npath = \"{path}\"");
+        assert_eq!(loaded(&text).config.mqtt.websocket.path, path);
+    }
+    for (path, why) in [
+        ("", "begin with /"),
+        ("mqtt", "begin with /"),
+        ("/a b", "must be escaped"),
+        ("/a?b", "must be escaped"),
+        ("/a#b", "must be escaped"),
+        ("/ä", "must be escaped"),
+        (&format!("/{}", "a".repeat(256)), "longer"),
+    ] {
+        let errors = errors_in(format!("[mqtt.websocket]\npath = \"{path}\""));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains(why), "{errors:?}");
+    }
+}
+
+#[test]
+fn certificates_of_clients_need_somebody_who_vouches_for_them_and_somebody_who_asks() {
+    let ca = "client_ca = \"ca.crt\"";
+    for wanted in ["required", "optional"] {
+        let wanted = format!("[mqtt.tls]\nclient_certificates = \"{wanted}\"");
+        let errors = errors_in(&wanted);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(
+            errors[0].contains("mqtt.tls.client_certificates: certificates can't be checked"),
+            "{errors:?}"
+        );
+        assert!(
+            loaded(&format!("{wanted}\n{ca}"))
+                .config
+                .mqtt
+                .tls
+                .client_ca
+                .is_some()
+        );
+    }
+    for key in ["client_ca", "client_crl"] {
+        let errors = errors_in(format!("[mqtt.tls]\n{key} = \"file\""));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(
+            errors[0].contains(&format!("mqtt.tls.{key}: clients are not asked")),
+            "{errors:?}"
+        );
+    }
+}
+
+#[test]
 fn a_conflict_with_a_default_blames_what_was_set() {
     let errors = errors_of_env(&[("HEADGATE_MQTT_LISTEN", "127.0.0.1:9464")]);
     assert_eq!(errors.len(), 1);

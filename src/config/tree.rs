@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::key::{Key, Kind, Preset, Section};
 use super::resolve;
 use super::section::section;
-use super::value::{ListenAddress, LogFormat, Lookup};
+use super::value::{ClientCertificates, ListenAddress, LogFormat, Lookup};
 
 // Sizes are kept as usize, and some may be larger than what 32 bits hold.
 const _: () = assert!(usize::BITS >= 64);
@@ -134,6 +134,7 @@ section! {
         max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
         .. persistence: PersistenceConfig;
         .. tls: TlsConfig;
+        .. websocket: WebSocketConfig;
     }
 }
 
@@ -154,16 +155,39 @@ section! {
 }
 
 section! {
-    /// A second MQTT listener, with TLS 1.2 and 1.3. Clients need no certificate.
+    /// A second MQTT listener, with TLS 1.2 and 1.3. The files are read at the start, when they change
+    /// and when the gateway is told to reload; connections that stand are not touched.
     TlsConfig = "mqtt.tls" {
         /// Where MQTT clients connect with TLS. Port 0 takes a free port; "off" or "" has no such
         /// listener.
         listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
         /// File with the certificate of the gateway and those that lead from it to the one that
-        /// clients trust, as PEM. Read at the start.
+        /// clients trust, as PEM.
         certificate: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
-        /// File with the private key of the certificate, as PEM. Read at the start.
+        /// File with the private key of the certificate, as PEM.
         key: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// Whether clients must show a certificate: off (they are not asked), optional (one that is
+        /// shown must be valid), required.
+        client_certificates: ClientCertificates = Kind::Choice(ClientCertificates::NAMES), Preset::Text("off");
+        /// File with the certificates of those that vouch for clients, as PEM.
+        client_ca: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// File with lists of revoked certificates of clients (CRLs), as PEM: one of each authority
+        /// in client_ca and between it and the clients. A list counts beyond its time. "" for none.
+        client_crl: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+    }
+}
+
+section! {
+    /// MQTT over WebSocket, for browsers and for networks that let nothing else through.
+    WebSocketConfig = "mqtt.websocket" {
+        /// Where MQTT clients connect with WebSocket (ws). Port 0 takes a free port; "off" or "" has
+        /// no such listener.
+        listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
+        /// Where MQTT clients connect with WebSocket and TLS (wss), with the certificate and the rules
+        /// of mqtt.tls. Port 0 takes a free port; "off" or "" has no such listener.
+        tls_listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
+        /// Path of the URL that clients connect to.
+        path: String = Kind::UrlPath, Preset::Text("/mqtt");
     }
 }
 
@@ -260,6 +284,7 @@ defaults!(
     PipelineConfig,
     BatchConfig,
     TlsConfig,
+    WebSocketConfig,
     AppsConfig,
     MetricsConfig,
     LogConfig,

@@ -49,6 +49,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether clients show certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// They are not asked.
+    Off,
+    /// One that is shown must be valid.
+    Optional,
+    Required,
+}
+
 /// Why a text is no `host:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -78,6 +88,9 @@ pub enum SizeError {
 /// Bytes of a socket's path that fit into `sun_path`, without its closing NUL.
 pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
+/// Far more than anybody types.
+const MAX_URL_PATH_BYTES: usize = 256;
+
 /// Units of sizes, largest first.
 const UNITS: [(&str, u64); 4] = [
     ("GiB", 1 << 30),
@@ -96,6 +109,7 @@ impl Kind {
             Kind::OptionalTopic => "a topic name in quotes".to_owned(),
             Kind::Address { .. } => "\"host:port\" in quotes".to_owned(),
             Kind::Switch => "true or false".to_owned(),
+            Kind::UrlPath => "a path that begins with / in quotes".to_owned(),
             Kind::Choice(words) => format!("one of {}", listed(words)),
             Kind::LogFilter => "a log level in quotes".to_owned(),
         }
@@ -117,6 +131,7 @@ impl Kind {
             Kind::Address { can_be_off: false } => "host:port".to_owned(),
             Kind::Address { can_be_off: true } => "host:port, off".to_owned(),
             Kind::Switch => "true, false".to_owned(),
+            Kind::UrlPath => "/path".to_owned(),
             Kind::Choice(words) => words.join(", "),
             Kind::LogFilter => "level, module=level".to_owned(),
         }
@@ -199,6 +214,7 @@ impl Kind {
                 Ok(on) => Ok(Value::Switch(on)),
                 Err(_) => Err(self.wrong_type(quoted(text))),
             },
+            Kind::UrlPath => read_url_path(text),
             Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
             Kind::Choice(words) => Err(Fault::NotAChoice {
                 found: quoted(text),
@@ -391,6 +407,10 @@ impl LogFormat {
     pub(super) const NAMES: &'static [&'static str] = &["text", "json"];
 }
 
+impl ClientCertificates {
+    pub(super) const NAMES: &'static [&'static str] = &["off", "optional", "required"];
+}
+
 /// Finds values by dotted key, for the structs of [`super::tree`].
 pub trait Lookup {
     fn value(&self, name: &str) -> Option<Value>;
@@ -489,6 +509,20 @@ impl FieldType for LogFormat {
     }
 }
 
+impl FieldType for ClientCertificates {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => match text.as_str() {
+                "off" => Some(ClientCertificates::Off),
+                "optional" => Some(ClientCertificates::Optional),
+                "required" => Some(ClientCertificates::Required),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 fn read_path(text: &str) -> Result<Value, Fault> {
     let refused = |why: &str| {
         Err(Fault::BadPath {
@@ -507,6 +541,24 @@ fn read_path(text: &str) -> Result<Value, Fault> {
     } else {
         Ok(Value::Path(PathBuf::from(text)))
     }
+}
+
+/// A path as browsers send it: what they would escape, or take for the end of the path, is refused.
+fn read_url_path(text: &str) -> Result<Value, Fault> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&byte);
+    let why = if !text.starts_with('/') {
+        "it doesn't begin with /"
+    } else if text.len() > MAX_URL_PATH_BYTES {
+        "it is longer than 256 bytes"
+    } else if !text.bytes().all(plain) {
+        "it contains a character that must be escaped as % and two digits in a URL"
+    } else {
+        return Ok(Value::Text(text.to_owned()));
+    };
+    Err(Fault::BadPath {
+        found: quoted(text),
+        why: why.to_owned(),
+    })
 }
 
 /// A size such as `512MiB`, `1 GiB` or `4096`, in bytes.

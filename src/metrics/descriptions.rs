@@ -6,7 +6,15 @@ use metrics::Recorder;
 const COUNTERS: &[(&str, &str)] = &[
     (
         "headgate_mqtt_connections_total",
-        "Connections of MQTT clients, by whether they were let in.",
+        "Connections of MQTT clients, by listener and by whether they were let in.",
+    ),
+    (
+        "headgate_mqtt_tls_handshake_failures_total",
+        "Connections whose TLS handshake failed or never ended, by listener.",
+    ),
+    (
+        "headgate_mqtt_tls_reload_failures_total",
+        "Times that the files of mqtt.tls could not be used after the start.",
     ),
     (
         "headgate_mqtt_received_messages_total",
@@ -41,7 +49,14 @@ const COUNTERS: &[(&str, &str)] = &[
 ];
 
 const GAUGES: &[(&str, &str)] = &[
-    ("headgate_mqtt_clients", "MQTT clients that are connected."),
+    (
+        "headgate_mqtt_clients",
+        "MQTT clients that are connected, by listener.",
+    ),
+    (
+        "headgate_mqtt_tls_certificate_expiry_seconds",
+        "When the TLS certificate in use expires, in Unix time.",
+    ),
     (
         "headgate_mqtt_parked_sessions",
         "Sessions kept for clients that are gone and may come back.",

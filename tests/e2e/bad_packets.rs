@@ -443,6 +443,25 @@ fn idle_connections_keep_nobody_out() {
 }
 
 #[test]
+fn a_thousand_silent_connections_keep_nobody_out_for_a_moment() {
+    // Nobody is let go because of the time.
+    let home = Home::new()
+        .set("mqtt.connect_timeout_ms", 600_000)
+        .set("mqtt.max_connections", 100);
+    beside_neighbours(home, |gateway, _| {
+        let mut silent = Vec::new();
+        for _ in 0..10 {
+            silent.extend((0..100).map(|_| Wire::open(gateway)));
+            let mut client = Wire::connect(gateway, "client");
+            client.publish("a", b"x");
+            client.close();
+            until_alone(gateway);
+        }
+        gateway.until_logged("its place was needed for another");
+    });
+}
+
+#[test]
 fn a_client_beyond_the_limit_is_told_and_gets_in_when_another_leaves() {
     let home = Home::new().set("mqtt.max_connections", NEIGHBOURS + 1);
     beside_neighbours(home, |gateway, neighbours| {

@@ -19,3 +19,4 @@ mod operations;
 mod preinstalled;
 mod restarts;
 mod tls;
+mod websocket;

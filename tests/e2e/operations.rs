@@ -99,10 +99,16 @@ fn metrics_count_what_came_in_what_the_apps_made_of_it_and_what_went_out() {
 
     let samples = scrape(&gateway);
     for (sample, expected) in [
-        ("headgate_mqtt_clients", 2.0),
+        ("headgate_mqtt_clients{listener=\"tcp\"}", 2.0),
         ("headgate_mqtt_subscriptions", 1.0),
-        ("headgate_mqtt_connections_total{result=\"accepted\"}", 2.0),
-        ("headgate_mqtt_connections_total{result=\"refused\"}", 0.0),
+        (
+            "headgate_mqtt_connections_total{listener=\"tcp\",result=\"accepted\"}",
+            2.0,
+        ),
+        (
+            "headgate_mqtt_connections_total{listener=\"tcp\",result=\"refused\"}",
+            0.0,
+        ),
         ("headgate_mqtt_received_messages_total", 200.0),
         ("headgate_mqtt_delivered_messages_total", 100.0),
         ("headgate_mqtt_dropped_messages_total", 0.0),

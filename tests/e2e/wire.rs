@@ -108,6 +108,23 @@ pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// The packet that `bytes` begin with, if it has come whole, and its length.
+pub fn first_packet(bytes: &[u8]) -> Option<(Packet, usize)> {
+    let mut length = 0;
+    for (place, byte) in bytes.iter().skip(1).enumerate() {
+        length |= usize::from(byte & 127) << (7 * place);
+        if byte & 128 == 0 {
+            let body = 2 + place;
+            let packet = Packet {
+                first: bytes[0],
+                body: bytes.get(body..body + length)?.to_vec(),
+            };
+            return Some((packet, body + length));
+        }
+    }
+    None
+}
+
 /// A 3.1.1 PUBLISH. The id is left out at QoS 0.
 pub fn publish_packet(topic: impl AsRef<[u8]>, payload: &[u8], qos: u8, id: u16) -> Vec<u8> {
     let mut body = string(topic);
@@ -236,21 +253,9 @@ impl Wire {
     }
 
     fn parse(&mut self) -> Option<Packet> {
-        let bytes = &self.input[self.at..];
-        let mut length = 0;
-        for (place, byte) in bytes.iter().skip(1).enumerate() {
-            length |= usize::from(byte & 127) << (7 * place);
-            if byte & 128 == 0 {
-                let body = 2 + place;
-                let packet = Packet {
-                    first: bytes[0],
-                    body: bytes.get(body..body + length)?.to_vec(),
-                };
-                self.at += body + length;
-                return Some(packet);
-            }
-        }
-        None
+        let (packet, length) = first_packet(&self.input[self.at..])?;
+        self.at += length;
+        Some(packet)
     }
 
     /// What comes before the gateway closes the connection, which it must.

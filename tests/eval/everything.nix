@@ -35,6 +35,14 @@
           listen = "[::]:8883";
           certificate = "/etc/headgate/mqtt.crt";
           key = "${config.services.headgate.credentialsDirectory}/mqtt.key";
+          client_certificates = "required";
+          client_ca = "/etc/headgate/clients.crt";
+          client_crl = "/var/lib/headgate-crl/revoked.pem";
+        };
+        websocket = {
+          listen = "[::]:8083";
+          tls_listen = "[::]:8084";
+          path = "/plant";
         };
       };
       pipeline = {
@@ -62,6 +70,8 @@
     openFirewall = {
       mqtt = true;
       mqttTls = true;
+      mqttWebSocket = true;
+      mqttWebSocketTls = true;
       metrics = true;
     };
 

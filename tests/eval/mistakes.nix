@@ -252,6 +252,21 @@ in
         };
       };
 
+  "test: WebSocket with TLS without a key" =
+    aarch64
+      [
+        "services.headgate.settings.mqtt.tls.key is not set, but mqtt.websocket.tls_listen is \"0.0.0.0:8084\""
+        "or mqtt.websocket.tls_listen to \"off\""
+      ]
+      {
+        settings.mqtt.websocket.tls_listen = "0.0.0.0:8084";
+        settings.mqtt.tls.certificate = "/etc/mqtt.crt";
+      };
+
+  "test: authorities of clients that the service can't see" = aarch64 [
+    "services.headgate.settings.mqtt.tls.client_ca (/home/ada/clients.crt)"
+  ] { settings.mqtt.tls.client_ca = "/home/ada/clients.crt"; };
+
   "test: a TLS key in the Nix store" =
     aarch64
       [

@@ -148,6 +148,8 @@ in
     expr = everything.networking.firewall.allowedTCPPorts;
     expected = [
       883
+      8083
+      8084
       8883
       9464
     ];
