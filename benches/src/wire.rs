@@ -172,13 +172,15 @@ pub struct Connection {
     filled: usize,
     /// How long to let bytes gather after a read that brought few.
     gathering: Option<Duration>,
-    /// What the last read brought.
-    read: usize,
+    /// Whether the last read brought so little.
+    was_small: bool,
     is_drained: bool,
 }
 
-/// Bytes for which a read is worth its cost: a few messages, or some dozens of acknowledgements.
-const WORTHWHILE_READ: usize = 256;
+/// A read of fewer bytes and fewer packets is hardly worth its cost: a message, or some
+/// acknowledgements.
+const FEW_BYTES: usize = 256;
+const FEW_PACKETS: usize = 16;
 
 impl Connection {
     /// `timeout`: how long one call may wait for bytes.
@@ -189,7 +191,7 @@ impl Connection {
             buffer: vec![0; 256 * 1024],
             filled: 0,
             gathering: None,
-            read: WORTHWHILE_READ,
+            was_small: false,
             is_drained: true,
         })
     }
@@ -219,7 +221,7 @@ impl Connection {
         arrived: impl FnOnce() -> T,
         mut each: impl FnMut(&T, Frame<'_>) -> Result<()>,
     ) -> Result<bool> {
-        if let Some(time) = self.gathering.filter(|_| self.read < WORTHWHILE_READ) {
+        if let Some(time) = self.gathering.filter(|_| self.was_small) {
             thread::sleep(time);
         }
         if self.filled == self.buffer.len() {
@@ -239,15 +241,17 @@ impl Connection {
             }
             Err(error) => return Err(error).context("can't read from the broker"),
         };
-        self.read = read;
         self.is_drained = read < self.buffer.len() - self.filled;
         let context = arrived();
         let end = self.filled + read;
         let mut start = 0;
+        let mut packets = 0;
         while let Some(frame) = next_frame(&self.buffer[start..end])? {
             start += frame.whole.len();
+            packets += 1;
             each(&context, frame)?;
         }
+        self.was_small = read < FEW_BYTES && packets < FEW_PACKETS;
         self.buffer.copy_within(start..end, 0);
         self.filled = end - start;
         Ok(true)
