@@ -52,6 +52,13 @@ pub fn peak_resident_bytes(pid: u32) -> Result<u64> {
     status_bytes(pid, "VmHWM:")
 }
 
+/// Files, sockets among them, that process `pid` has open.
+pub fn open_files(pid: u32) -> Result<usize> {
+    let path = format!("/proc/{pid}/fd");
+    let files = fs::read_dir(&path).with_context(|| format!("can't list {path}"))?;
+    Ok(files.count())
+}
+
 fn status_bytes(pid: u32, key: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;

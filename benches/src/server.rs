@@ -364,6 +364,11 @@ impl Gateway<'_> {
         Ok(answered)
     }
 
+    /// All that it has said.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.process.log).context("can't read the gateway's log")
+    }
+
     /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         crate::process::resident_bytes(self.pid())

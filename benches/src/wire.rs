@@ -20,6 +20,7 @@ pub const PUBREL: u8 = 0x60;
 pub const PUBCOMP: u8 = 0x70;
 pub const SUBSCRIBE: u8 = 0x80;
 pub const SUBACK: u8 = 0x90;
+pub const UNSUBSCRIBE: u8 = 0xA0;
 pub const PINGREQ: u8 = 0xC0;
 pub const DISCONNECT: u8 = 0xE0;
 
