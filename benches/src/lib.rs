@@ -5,6 +5,8 @@
 //! only lengths, sequence numbers and times are looked at.
 #![deny(unsafe_code)]
 
+mod contest;
+mod crowd;
 pub mod load;
 pub mod process;
 pub mod reading;
@@ -12,5 +14,6 @@ pub mod report;
 pub mod server;
 pub mod sink;
 pub mod statistics;
+pub mod stream;
 pub mod suite;
 pub mod wire;

@@ -11,6 +11,7 @@ use headgate_bench::load::{Load, Pace, Span};
 use headgate_bench::report::{self, Machine};
 use headgate_bench::server::Mosquitto;
 use headgate_bench::statistics::figure;
+use headgate_bench::stream::Endpoint;
 use headgate_bench::suite::{self, Part, Suite};
 
 #[derive(Parser)]
@@ -40,10 +41,10 @@ struct SuiteArguments {
     #[arg(long)]
     quick: bool,
     /// Rounds of each measurement; servers that are compared take turns.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Seconds that each load lasts.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// Measures only these parts.
     #[arg(long, value_delimiter = ',')]
@@ -64,6 +65,9 @@ struct LoadArguments {
     /// The broker's address.
     #[arg(long, default_value = "127.0.0.1:1883")]
     broker: SocketAddr,
+    /// Speaks TLS, and trusts the certificates in this file, for the name localhost.
+    #[arg(long, value_name = "FILE")]
+    cafile: Option<PathBuf>,
     #[arg(long, default_value_t = 4)]
     publishers: usize,
     #[arg(long, default_value_t = 1)]
@@ -76,9 +80,9 @@ struct LoadArguments {
     /// What the subscribers subscribe to.
     #[arg(long, default_value = "#")]
     filter: String,
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     qos: u8,
-    /// Messages that a publisher may have unacknowledged at QoS 1.
+    /// Messages that a publisher may have unacknowledged at QoS 1 and 2.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     window: u16,
     /// Bytes of a payload.
@@ -166,7 +170,10 @@ fn run_suite(arguments: SuiteArguments) -> Result<()> {
 
 fn run_load(arguments: LoadArguments) -> Result<()> {
     let outcome = Load {
-        broker: arguments.broker,
+        broker: match arguments.cafile {
+            Some(file) => Endpoint::trusting(arguments.broker, &file)?,
+            None => Endpoint::plain(arguments.broker),
+        },
         publishers: arguments.publishers,
         topics: (0..arguments.topics)
             .map(|topic| arguments.topic.replace("{}", &topic.to_string()))

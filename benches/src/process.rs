@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// User and system CPU time that process `pid` has used since it started, in ticks of 10 ms.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
@@ -24,6 +24,24 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
 }
 
+/// Lets this process, and those that it starts, have as many files open as its user may have; how
+/// many these are.
+#[allow(unsafe_code)]
+pub fn raise_open_files() -> Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: getrlimit writes one rlimit, which outlives the call.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    ensure!(got == 0, "can't ask how many files may be open");
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: setrlimit only reads one rlimit.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    ensure!(set == 0, "can't raise the limit of open files");
+    Ok(limit.rlim_cur)
+}
+
 /// Resident memory of process `pid`, in bytes.
 pub fn resident_bytes(pid: u32) -> Result<u64> {
     status_bytes(pid, "VmRSS:")
@@ -32,6 +50,13 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
 /// The most memory that process `pid` has had resident so far, in bytes.
 pub fn peak_resident_bytes(pid: u32) -> Result<u64> {
     status_bytes(pid, "VmHWM:")
+}
+
+/// Files, sockets among them, that process `pid` has open.
+pub fn open_files(pid: u32) -> Result<usize> {
+    let path = format!("/proc/{pid}/fd");
+    let files = fs::read_dir(&path).with_context(|| format!("can't list {path}"))?;
+    Ok(files.count())
 }
 
 fn status_bytes(pid: u32, key: &str) -> Result<u64> {

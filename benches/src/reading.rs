@@ -12,12 +12,12 @@ use anyhow::{Result, ensure};
 /// Readings a publisher can make: nine digits.
 pub const MAX_SEQUENCE: u64 = 999_999_999;
 
-/// Publishers that can be told apart: three digits.
-pub const MAX_PUBLISHERS: usize = 1_000;
+/// Publishers that can be told apart: four digits.
+pub const MAX_PUBLISHERS: usize = 10_000;
 
 const SEQUENCE_KEY: &[u8] = b"\"seq\":";
 const TIME_KEY: &[u8] = b"\"t\":";
-const SEQUENCE_BASE: u64 = 1_000_000_000_000;
+const SEQUENCE_BASE: u64 = 10_000_000_000_000;
 const TIME_BASE: u64 = 1_000_000_000_000_000;
 
 /// Width of the time in digits.
@@ -48,7 +48,7 @@ pub fn template(publisher: usize, size: usize) -> Result<(Vec<u8>, usize, usize)
     );
     let least = text.len() + 2;
     ensure!(size >= least, "a payload has {least} bytes at least");
-    let sequence_at = find(text.as_bytes(), SEQUENCE_KEY).map(|key| key + 6 + 4);
+    let sequence_at = find(text.as_bytes(), SEQUENCE_KEY).map(|key| key + 6 + 5);
     let time_at = find(text.as_bytes(), TIME_KEY).map(|key| key + 4);
     text.extend(std::iter::repeat_n('x', size - least));
     text.push_str("\"}");
@@ -134,21 +134,24 @@ mod tests {
 
     #[test]
     fn a_reading_is_valid_json_of_exactly_the_wanted_size() {
-        for size in [94, 100, 1000] {
+        for size in [95, 100, 1000] {
             assert_eq!(template(0, size).unwrap().0.len(), size);
         }
-        assert!(template(0, 93).is_err());
+        assert!(template(0, 94).is_err());
         let json: serde_json::Value = serde_json::from_slice(&reading(3, 42, 7)).unwrap();
         assert_eq!(json["value"], 212.0);
-        assert_eq!(json["seq"], 1_003_000_000_042_u64);
+        assert_eq!(json["seq"], 10_003_000_000_042_u64);
     }
 
     #[test]
     fn numbers_are_found_wherever_an_app_has_moved_them() {
         let mut finder = Finder::default();
         for sequence in [0, 1, 99, MAX_SEQUENCE] {
-            let payload = reading(999, sequence, 123_456_789);
-            assert_eq!(finder.sequence(&payload), Some((999, sequence)));
+            let payload = reading(MAX_PUBLISHERS - 1, sequence, 123_456_789);
+            assert_eq!(
+                finder.sequence(&payload),
+                Some((MAX_PUBLISHERS - 1, sequence))
+            );
             assert_eq!(finder.time(&payload), Some(123_456_789));
             // Keys in another order, with spaces, and every number through a double.
             let json: serde_json::Value = serde_json::from_slice(&payload).unwrap();
@@ -157,7 +160,10 @@ mod tests {
                 json["t"].as_f64().unwrap(),
                 json["seq"].as_f64().unwrap()
             );
-            assert_eq!(finder.sequence(moved.as_bytes()), Some((999, sequence)));
+            assert_eq!(
+                finder.sequence(moved.as_bytes()),
+                Some((MAX_PUBLISHERS - 1, sequence))
+            );
             assert_eq!(finder.time(moved.as_bytes()), Some(123_456_789));
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::stream::{Endpoint, SERVER_NAME};
 use crate::{reading, wire};
 
 /// How long a server may take to get ready, or to end when told to.
@@ -111,14 +112,38 @@ impl Drop for Process {
 
 /// A broker under load.
 pub trait Broker {
-    fn address(&self) -> SocketAddr;
+    fn endpoint(&self) -> Endpoint;
     fn pid(&self) -> u32;
+}
+
+/// A certificate for a server on this machine and its key, as files.
+pub struct Certificate {
+    folder: TempDir,
+}
+
+impl Certificate {
+    pub fn new() -> Result<Self> {
+        let folder = TempDir::new()?;
+        let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()])?;
+        let certificate = Certificate { folder };
+        fs::write(certificate.path(), made.cert.pem())?;
+        fs::write(certificate.key(), made.signing_key.serialize_pem())?;
+        Ok(certificate)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("server.crt")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.path().join("server.key")
+    }
 }
 
 /// mosquitto with a configuration of its own.
 pub struct Mosquitto {
     process: Process,
-    address: SocketAddr,
+    endpoint: Endpoint,
     _folder: TempDir,
 }
 
@@ -139,29 +164,39 @@ impl Mosquitto {
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     }
 
-    pub fn start(program: &Path) -> Result<Self> {
+    /// With a certificate, its only listener speaks TLS.
+    pub fn start(program: &Path, certificate: Option<&Certificate>) -> Result<Self> {
         let folder = TempDir::new()?;
         let address = free_address()?;
+        let mut options = format!("listener {} {}\n", address.port(), address.ip());
+        let mut endpoint = Endpoint::plain(address);
+        if let Some(certificate) = certificate {
+            options += &format!("certfile {}\n", certificate.path().display());
+            options += &format!("keyfile {}\n", certificate.key().display());
+            // Started by root, it would become a user who may not read these files.
+            options += "user root\n";
+            endpoint = Endpoint::trusting(address, &certificate.path())?;
+        }
+        options += MOSQUITTO_OPTIONS;
         let config = folder.path().join("mosquitto.conf");
-        let listener = format!("listener {} {}\n", address.port(), address.ip());
-        fs::write(&config, listener + MOSQUITTO_OPTIONS)?;
+        fs::write(&config, options)?;
         let mut process = Process::start(
             Command::new(program).arg("-c").arg(&config),
             "mosquitto",
             folder.path().join("log"),
         )?;
-        process.await_ready(|| wire::connect(address, "ready").is_ok())?;
+        process.await_ready(|| wire::connect(&endpoint, "ready").is_ok())?;
         Ok(Mosquitto {
             process,
-            address,
+            endpoint,
             _folder: folder,
         })
     }
 }
 
 impl Broker for Mosquitto {
-    fn address(&self) -> SocketAddr {
-        self.address
+    fn endpoint(&self) -> Endpoint {
+        self.endpoint.clone()
     }
 
     fn pid(&self) -> u32 {
@@ -174,8 +209,9 @@ impl Broker for Mosquitto {
 pub struct Site {
     program: PathBuf,
     folder: TempDir,
-    mqtt: SocketAddr,
+    mqtt: Endpoint,
     metrics: SocketAddr,
+    settings: Vec<(&'static str, String)>,
 }
 
 impl Site {
@@ -190,9 +226,28 @@ impl Site {
         Ok(Site {
             program: program.to_owned(),
             folder: TempDir::new()?,
-            mqtt: free_address()?,
+            mqtt: Endpoint::plain(free_address()?),
             metrics: free_address()?,
+            settings: Vec::new(),
         })
+    }
+
+    /// Lets clients connect with TLS.
+    pub fn with_tls(mut self, certificate: &Certificate) -> Result<Self> {
+        let address = free_address()?;
+        self.mqtt = Endpoint::trusting(address, &certificate.path())?;
+        let path = |path: PathBuf| path.display().to_string();
+        Ok(self
+            .set("HEADGATE_MQTT_LISTEN", free_address()?.to_string())
+            .set("HEADGATE_MQTT_TLS_LISTEN", address.to_string())
+            .set("HEADGATE_MQTT_TLS_CERTIFICATE", path(certificate.path()))
+            .set("HEADGATE_MQTT_TLS_KEY", path(certificate.key())))
+    }
+
+    /// Sets a variable of the configuration.
+    pub fn set(mut self, variable: &'static str, value: String) -> Self {
+        self.settings.push((variable, value));
+        self
     }
 
     /// Starts the gateway and waits until it says that it is ready.
@@ -223,9 +278,14 @@ impl Site {
         let mut command = Command::new(&self.program);
         command
             .env("HEADGATE_STORE_PATH", folder.join("store"))
-            .env("HEADGATE_MQTT_LISTEN", self.mqtt.to_string())
+            .env("HEADGATE_MQTT_LISTEN", self.mqtt.address.to_string())
             .env("HEADGATE_METRICS_LISTEN", self.metrics.to_string())
-            .env("HEADGATE_ADMIN_SOCKET", folder.join("admin.sock"));
+            .env("HEADGATE_ADMIN_SOCKET", folder.join("admin.sock"))
+            .envs(
+                self.settings
+                    .iter()
+                    .map(|(variable, value)| (variable, value)),
+            );
         command
     }
 
@@ -275,10 +335,10 @@ impl Gateway<'_> {
         // Of a publisher that no load has, so that a late result is not taken for one of a load.
         let (payload, ..) = reading::template(reading::MAX_PUBLISHERS - 1, 100)?;
         let (frame, ..) = wire::publish(topic, 0, &payload);
-        let mut subscriber = wire::connect(self.site.mqtt, "probe-subscriber")?;
+        let mut subscriber = wire::connect(&self.site.mqtt, "probe-subscriber")?;
         wire::subscribe(&mut subscriber, filter, 0)?;
-        let mut receiver = wire::Receiver::new(subscriber, Duration::from_millis(20))?;
-        let mut publisher = wire::connect(self.site.mqtt, "probe-publisher")?;
+        let mut receiver = wire::Connection::new(subscriber, Duration::from_millis(20))?;
+        let mut publisher = wire::connect(&self.site.mqtt, "probe-publisher")?;
         let start = Instant::now();
         let answered = loop {
             publisher.write_all(&frame)?;
@@ -304,6 +364,11 @@ impl Gateway<'_> {
         Ok(answered)
     }
 
+    /// All that it has said.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.process.log).context("can't read the gateway's log")
+    }
+
     /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         crate::process::resident_bytes(self.pid())
@@ -323,8 +388,8 @@ impl Gateway<'_> {
 }
 
 impl Broker for Gateway<'_> {
-    fn address(&self) -> SocketAddr {
-        self.site.mqtt
+    fn endpoint(&self) -> Endpoint {
+        self.site.mqtt.clone()
     }
 
     fn pid(&self) -> u32 {

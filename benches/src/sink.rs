@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::wire::{self, Receiver};
+use crate::stream::Stream;
+use crate::wire::{self, Connection};
 
 type Subscribers = Arc<Mutex<Vec<TcpStream>>>;
 
@@ -28,11 +29,12 @@ pub fn serve(listener: TcpListener) -> Result<()> {
 
 fn attend(mut stream: TcpStream, subscribers: &Subscribers) -> Result<()> {
     stream.set_nodelay(true)?;
-    let mut receiver = Receiver::new(stream.try_clone()?, Duration::from_secs(600))?;
+    let mut connection =
+        Connection::new(Stream::Plain(stream.try_clone()?), Duration::from_secs(600))?;
     let mut onward = Vec::new();
     let mut answers = Vec::new();
     loop {
-        receiver.receive(
+        connection.receive(
             || (),
             |(), frame| {
                 match frame.kind() {
@@ -50,10 +52,17 @@ fn attend(mut stream: TcpStream, subscribers: &Subscribers) -> Result<()> {
                     }
                     wire::PUBLISH => {
                         let (identifier, _) = frame.publish()?;
-                        if frame.qos() == 1 {
-                            answers.extend(wire::packet(wire::PUBACK, &identifier.to_be_bytes()));
+                        let answer = [0, wire::PUBACK, wire::PUBREC][usize::from(frame.qos())];
+                        if answer != 0 {
+                            answers.extend(wire::packet(answer, &identifier.to_be_bytes()));
                         }
                         onward.extend_from_slice(frame.whole);
+                    }
+                    wire::PUBREC => {
+                        answers.extend(wire::packet(wire::PUBREL | 0b10, &frame.acknowledged()?));
+                    }
+                    wire::PUBREL => {
+                        answers.extend(wire::packet(wire::PUBCOMP, &frame.acknowledged()?));
                     }
                     _ => {}
                 }

@@ -9,17 +9,21 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
-use crate::load::{Load, Outcome, Pace, Span};
+use crate::contest::{LOST, RECEIVED, Side};
+use crate::load::{Load, Pace, Span};
 use crate::process;
 use crate::report::{Floor, Line, Section};
-use crate::server::{Broker, Gateway, Mosquitto, Site};
+use crate::server::{Broker, Gateway, Site};
 use crate::statistics::{Rounds, figure};
 
-const PUBLISHERS: usize = 4;
-const PAYLOAD_BYTES: usize = 100;
+pub(crate) const PUBLISHERS: usize = 4;
+pub(crate) const PAYLOAD_BYTES: usize = 100;
 
-/// Unacknowledged messages of a publisher at QoS 1.
-const WINDOW: u16 = 1000;
+/// Unacknowledged messages of a publisher at QoS 1 and 2.
+pub(crate) const WINDOW: u16 = 1000;
+
+/// A steady load that leaves every broker time.
+pub(crate) const STEADY_RATE: u64 = 5_000;
 
 /// The app that results are measured through, and an other that only has to be there.
 const CONVERTING_APP: &str = "unit-convert";
@@ -32,8 +36,12 @@ const APP_RESULTS: &str = "converted/#";
 /// The parts of the suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// The broker alone, at QoS 0 and 1, against mosquitto.
+    /// The broker alone, at QoS 0, 1 and 2, against mosquitto.
     Broker,
+    /// The broker alone with TLS, at QoS 0 and 1, against mosquitto.
+    Tls,
+    /// Latency and CPU time of the broker alone at a steady rate, against mosquitto.
+    Steady,
     /// From a publisher through an app to a subscriber, flat out.
     App,
     /// Latency through an app at a steady rate.
@@ -44,8 +52,12 @@ pub enum Part {
     Start,
     /// 1,000 topics under one wildcard subscription.
     Topics,
-    /// One message to 50 subscribers.
+    /// One message to 1,000 subscribers.
     FanOut,
+    /// 1,000 publishers to one subscriber.
+    FanIn,
+    /// Memory with 10,000 clients that have nothing to do.
+    Connections,
     /// One, two and four apps on the same topics.
     Apps,
 }
@@ -65,21 +77,29 @@ impl Suite {
     /// Measures one part.
     pub fn run(&self, part: Part) -> Result<Vec<Section>> {
         match part {
-            Part::Broker => Ok(vec![self.broker(0, 5.0)?, self.broker(1, 4.0)?]),
+            Part::Broker => Ok(vec![
+                self.broker(0, 5.0)?,
+                self.broker(1, 5.0)?,
+                self.broker(2, 3.0)?,
+            ]),
+            Part::Tls => Ok(vec![self.tls(0, 2.0)?, self.tls(1, 2.0)?]),
+            Part::Steady => Ok(vec![self.steady(0)?, self.steady(1)?]),
             Part::App => self.app().map(|section| vec![section]),
             Part::Latency => self.latency().map(|section| vec![section]),
             Part::Idle => self.idle().map(|section| vec![section]),
             Part::Start => self.start().map(|section| vec![section]),
             Part::Topics => self.topics().map(|section| vec![section]),
             Part::FanOut => self.fan_out().map(|section| vec![section]),
+            Part::FanIn => self.fan_in().map(|section| vec![section]),
+            Part::Connections => self.connections().map(|section| vec![section]),
             Part::Apps => self.many_apps().map(|section| vec![section]),
         }
     }
 
     /// Flat out on the plant's topics, one subscriber to everything.
-    fn load(&self, broker: &dyn Broker) -> Load {
+    pub(crate) fn load(&self, broker: &dyn Broker) -> Load {
         Load {
-            broker: broker.address(),
+            broker: broker.endpoint(),
             publishers: PUBLISHERS,
             topics: plant_topics(PUBLISHERS),
             subscribers: 1,
@@ -91,118 +111,6 @@ impl Suite {
             span: Span::Time(self.time),
             copies: 1,
             server: Some(broker.pid()),
-        }
-    }
-
-    fn broker(&self, qos: u8, floor: f64) -> Result<Section> {
-        let mut section = self.against_mosquitto(|broker| Load {
-            qos,
-            ..self.load(broker)
-        })?;
-        section.title = format!("Broker alone, QoS {qos}");
-        section.conditions = format!(
-            "{PUBLISHERS} publishers flat out for {:?}, 1 subscriber to `#`, {PAYLOAD_BYTES} B, QoS \
-             {qos} on both sides{}. {}",
-            self.time,
-            match qos {
-                0 => String::new(),
-                _ => format!(", up to {WINDOW} messages of a publisher unacknowledged"),
-            },
-            self.mosquitto_conditions()?
-        );
-        for line in &mut section.lines {
-            if line.what == RATIO {
-                line.floor = Some(Floor::AtLeast(floor));
-            }
-            // QoS 0 allows a broker to drop messages for a subscriber that does not keep up.
-            if qos == 1 && line.what == format!("headgate: {LOST}") {
-                line.floor = Some(Floor::AtMost(0.0));
-            }
-        }
-        Ok(section)
-    }
-
-    fn topics(&self) -> Result<Section> {
-        const TOPICS: usize = 1_000;
-        let mut section = self.against_mosquitto(|broker| Load {
-            topics: plant_topics(TOPICS),
-            filter: "plant/+/temperature_f".to_owned(),
-            ..self.load(broker)
-        })?;
-        section.title = format!("{} topics", figure(TOPICS as f64));
-        section.conditions = format!(
-            "{PUBLISHERS} publishers flat out for {:?} over {TOPICS} topics in turn, 1 subscriber to \
-             `plant/+/temperature_f`, {PAYLOAD_BYTES} B, QoS 0. {}",
-            self.time,
-            self.mosquitto_conditions()?
-        );
-        Ok(section)
-    }
-
-    fn fan_out(&self) -> Result<Section> {
-        const SUBSCRIBERS: usize = 50;
-        // A count, not a time: what a broker without limits queues up in seconds takes it minutes to
-        // deliver to so many.
-        let messages = 10_000 * self.time.as_secs().max(1);
-        let mut section = self.against_mosquitto(|broker| Load {
-            publishers: 1,
-            topics: plant_topics(1),
-            subscribers: SUBSCRIBERS,
-            span: Span::Messages(messages),
-            ..self.load(broker)
-        })?;
-        section.title = format!("Fan-out to {SUBSCRIBERS} subscribers");
-        section.conditions = format!(
-            "1 publisher sends {} messages flat out, {SUBSCRIBERS} subscribers to `#`, {PAYLOAD_BYTES} B, QoS \
-             0; what is received counts once for each subscriber, CPU time once for each message \
-             published. {}",
-            figure(messages as f64),
-            self.mosquitto_conditions()?
-        );
-        Ok(section)
-    }
-
-    /// The same load on the gateway and, where it is installed, on mosquitto, in turns.
-    fn against_mosquitto(&self, load: impl Fn(&dyn Broker) -> Load) -> Result<Section> {
-        let site = Site::new(&self.gateway)?;
-        let gateway = site.start()?;
-        let mosquitto = self
-            .mosquitto
-            .as_deref()
-            .map(Mosquitto::start)
-            .transpose()?;
-        let mut ours = Side::default();
-        let mut theirs = Side::default();
-        for _ in 0..self.rounds {
-            ours.add(load(&gateway).run().context("headgate under load")?);
-            if let Some(mosquitto) = &mosquitto {
-                theirs.add(load(mosquitto).run().context("mosquitto under load")?);
-            }
-        }
-        gateway.stop()?;
-        let mut lines = ours.lines("headgate");
-        if mosquitto.is_some() {
-            lines.extend(theirs.lines("mosquitto"));
-            let ratio = ours.per_second.median() / theirs.per_second.median();
-            lines.push(Line::new(RATIO, "times", [ratio].into_iter().collect()));
-        }
-        Ok(Section {
-            title: String::new(),
-            conditions: String::new(),
-            lines,
-        })
-    }
-
-    fn mosquitto_conditions(&self) -> Result<String> {
-        match &self.mosquitto {
-            Some(program) => Ok(format!(
-                "{} with `max_queued_messages 0`, `max_inflight_messages 0` (both: no limit) and \
-                 `set_tcp_nodelay true`.",
-                Mosquitto::version(program)?
-            )),
-            None => {
-                Ok("mosquitto is not installed, so there is nothing to compare with.".to_owned())
-            }
         }
     }
 
@@ -234,14 +142,13 @@ impl Suite {
     }
 
     fn latency(&self) -> Result<Section> {
-        const RATE: u64 = 5_000;
         let site = Site::new(&self.gateway)?;
         let gateway = self.with_apps(&site, &[CONVERTING_APP])?;
         let [mut p50, mut p99, mut p999, mut worst, mut own] = <[Rounds; 5]>::default();
         let mut side = Side::default();
         for _ in 0..self.rounds {
             let outcome = Load {
-                pace: Pace::PerSecond(RATE),
+                pace: Pace::PerSecond(STEADY_RATE),
                 ..self.app_load(&gateway)
             }
             .run()?;
@@ -257,10 +164,10 @@ impl Suite {
         Ok(Section {
             title: format!(
                 "Latency through a WASM app at {} events/s",
-                figure(RATE as f64)
+                figure(STEADY_RATE as f64)
             ),
             conditions: format!(
-                "{PUBLISHERS} publishers, {RATE} evenly spaced events/s in all for {:?}, `{CONVERTING_APP}`, \
+                "{PUBLISHERS} publishers, {STEADY_RATE} evenly spaced events/s in all for {:?}, `{CONVERTING_APP}`, \
                  1 subscriber, {PAYLOAD_BYTES} B, QoS 0. From when an event was due to be published to \
                  when its result was read from the subscriber's socket, so whatever the generator is late \
                  counts as latency.",
@@ -444,68 +351,8 @@ impl Suite {
     }
 }
 
-const RECEIVED: &str = "received";
-const LOST: &str = "lost";
-const RATIO: &str = "headgate ÷ mosquitto";
-
-/// What the rounds of one server gave.
-#[derive(Default)]
-struct Side {
-    per_second: Rounds,
-    server_us: Rounds,
-    generator_us: Rounds,
-    lost: Rounds,
-    duplicates: Rounds,
-}
-
-impl Side {
-    fn add(&mut self, outcome: Outcome) {
-        self.per_second.push(outcome.per_second());
-        self.server_us.push(outcome.server_us().unwrap_or_default());
-        self.generator_us.push(outcome.generator_us());
-        self.lost.push(outcome.lost as f64);
-        self.duplicates.push(outcome.duplicates as f64);
-    }
-
-    /// A loss in any round is a loss: the median would hide it.
-    fn lost_in_all(&self) -> Rounds {
-        [self.lost.sum()].into_iter().collect()
-    }
-
-    fn lines(&self, name: &str) -> Vec<Line> {
-        let duplicates = [self.duplicates.sum()].into_iter().collect();
-        vec![
-            Line::new(
-                format!("{name}: {RECEIVED}"),
-                "msg/s",
-                self.per_second.clone(),
-            ),
-            Line::new(
-                format!("{name}: its CPU time"),
-                "µs/msg",
-                self.server_us.clone(),
-            ),
-            Line::new(
-                format!("{name}: the generator's CPU time"),
-                "µs/msg",
-                self.generator_us.clone(),
-            ),
-            Line::new(
-                format!("{name}: {LOST}"),
-                "messages in all rounds",
-                self.lost_in_all(),
-            ),
-            Line::new(
-                format!("{name}: duplicates"),
-                "messages in all rounds",
-                duplicates,
-            ),
-        ]
-    }
-}
-
 /// Topics that the converting app takes in.
-fn plant_topics(count: usize) -> Vec<String> {
+pub(crate) fn plant_topics(count: usize) -> Vec<String> {
     (0..count)
         .map(|line| format!("plant/line{line}/temperature_f"))
         .collect()

@@ -4,18 +4,23 @@
 //! (<http://docs.oasis-open.org/mqtt/mqtt/v3.1.1/os/mqtt-v3.1.1-os.html>).
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::stream::{Endpoint, Stream};
+
 pub const CONNECT: u8 = 0x10;
 pub const CONNACK: u8 = 0x20;
 pub const PUBLISH: u8 = 0x30;
 pub const PUBACK: u8 = 0x40;
+pub const PUBREC: u8 = 0x50;
+pub const PUBREL: u8 = 0x60;
+pub const PUBCOMP: u8 = 0x70;
 pub const SUBSCRIBE: u8 = 0x80;
 pub const SUBACK: u8 = 0x90;
+pub const UNSUBSCRIBE: u8 = 0xA0;
 pub const PINGREQ: u8 = 0xC0;
 pub const DISCONNECT: u8 = 0xE0;
 
@@ -26,12 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_S: u16 = 600;
 
 /// Connects as MQTT client `id` with a clean session and waits for the broker's yes.
-pub fn connect(address: SocketAddr, id: &str) -> Result<TcpStream> {
-    let mut stream =
-        TcpStream::connect(address).with_context(|| format!("can't connect to {address}"))?;
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+pub fn connect(broker: &Endpoint, id: &str) -> Result<Stream> {
+    let address = broker.address;
+    let mut stream = Stream::open(broker, PATIENCE)?;
     let mut body = Vec::new();
     push_text(&mut body, "MQTT");
     body.push(4);
@@ -51,7 +53,7 @@ pub fn connect(address: SocketAddr, id: &str) -> Result<TcpStream> {
 }
 
 /// Subscribes to `filter` and waits for the broker's yes.
-pub fn subscribe(stream: &mut TcpStream, filter: &str, qos: u8) -> Result<()> {
+pub fn subscribe(stream: &mut Stream, filter: &str, qos: u8) -> Result<()> {
     let mut body = 1_u16.to_be_bytes().to_vec();
     push_text(&mut body, filter);
     body.push(qos);
@@ -117,6 +119,12 @@ impl<'a> Frame<'a> {
         self.first & 0xF0
     }
 
+    /// Of an acknowledgement.
+    pub fn acknowledged(&self) -> Result<[u8; 2]> {
+        let identifier = self.body.first_chunk().copied();
+        identifier.context("an acknowledgement without an identifier")
+    }
+
     /// Of a PUBLISH.
     pub fn qos(&self) -> u8 {
         self.first >> 1 & 0b11
@@ -157,41 +165,54 @@ pub fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>> {
     bail!("a packet length of more than four bytes")
 }
 
-/// Takes packets out of a socket in pieces as large as they come.
-pub struct Receiver {
-    stream: TcpStream,
+/// Takes packets out of a stream in pieces as large as they come.
+pub struct Connection {
+    stream: Stream,
     buffer: Vec<u8>,
     /// Bytes at the buffer's start that have come in and are not yet a whole packet.
     filled: usize,
     /// How long to let bytes gather after a read that brought few.
     gathering: Option<Duration>,
-    /// What the last read brought.
-    read: usize,
+    /// Whether the last read brought so little.
+    was_small: bool,
+    is_drained: bool,
 }
 
-/// Bytes for which a read is worth its cost: a few messages, or some dozens of acknowledgements.
-const WORTHWHILE_READ: usize = 256;
+/// A read of fewer bytes and fewer packets is hardly worth its cost: a message, or some
+/// acknowledgements.
+const FEW_BYTES: usize = 256;
+const FEW_PACKETS: usize = 16;
 
-impl Receiver {
+impl Connection {
     /// `timeout`: how long one call may wait for bytes.
-    pub fn new(stream: TcpStream, timeout: Duration) -> Result<Self> {
-        stream.set_read_timeout(Some(timeout))?;
-        Ok(Receiver {
+    pub fn new(stream: Stream, timeout: Duration) -> Result<Self> {
+        stream.socket().set_read_timeout(Some(timeout))?;
+        Ok(Connection {
             stream,
             buffer: vec![0; 256 * 1024],
             filled: 0,
             gathering: None,
-            read: WORTHWHILE_READ,
+            was_small: false,
+            is_drained: true,
         })
     }
 
     /// Lets bytes gather for `time` after a read that brought few. A broker that writes every packet
     /// on its own would otherwise cost a read each, and the reader would take the CPU away from it.
     pub fn gathering(self, time: Option<Duration>) -> Self {
-        Receiver {
+        Connection {
             gathering: time,
             ..self
         }
+    }
+
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+
+    /// Whether the last read took all that there was.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained
     }
 
     /// Reads once. `arrived` is called with what came in, before it is taken apart, and `each` with
@@ -201,7 +222,7 @@ impl Receiver {
         arrived: impl FnOnce() -> T,
         mut each: impl FnMut(&T, Frame<'_>) -> Result<()>,
     ) -> Result<bool> {
-        if let Some(time) = self.gathering.filter(|_| self.read < WORTHWHILE_READ) {
+        if let Some(time) = self.gathering.filter(|_| self.was_small) {
             thread::sleep(time);
         }
         if self.filled == self.buffer.len() {
@@ -221,14 +242,17 @@ impl Receiver {
             }
             Err(error) => return Err(error).context("can't read from the broker"),
         };
-        self.read = read;
+        self.is_drained = read < self.buffer.len() - self.filled;
         let context = arrived();
         let end = self.filled + read;
         let mut start = 0;
+        let mut packets = 0;
         while let Some(frame) = next_frame(&self.buffer[start..end])? {
             start += frame.whole.len();
+            packets += 1;
             each(&context, frame)?;
         }
+        self.was_small = read < FEW_BYTES && packets < FEW_PACKETS;
         self.buffer.copy_within(start..end, 0);
         self.filled = end - start;
         Ok(true)

@@ -47,6 +47,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Builds the gateway, then lets clients churn and flood for minutes beside one that must miss nothing
+    Soak {
+        /// Handed to the soak: --minutes, --seed
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Feeds the parsers and the MQTT session with bytes that nobody has thought of
     Fuzz {
         /// All, if none is named
@@ -95,27 +101,9 @@ fn main() -> Result<()> {
         }
         Command::Bench { args } => {
             guest::build_apps(&tree)?;
-            let manifest = tree.root.join("Cargo.toml");
-            // The benchmark starts the gateway's binary.
-            child::run(
-                child::cargo()
-                    .args(["build", "--release", "--bin", "headgate", "--manifest-path"])
-                    .arg(&manifest),
-            )?;
-            child::replace(
-                child::cargo()
-                    .args([
-                        "run",
-                        "--release",
-                        "--bin",
-                        "headgate-bench",
-                        "--manifest-path",
-                    ])
-                    .arg(&manifest)
-                    .arg("--")
-                    .args(args),
-            )
+            run_beside_gateway(&tree, "headgate-bench", &args)
         }
+        Command::Soak { args } => run_beside_gateway(&tree, "headgate-soak", &args),
         Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
         #[cfg(unix)]
         Command::VmTest(options) => vm::run(&tree, &options),
@@ -123,4 +111,18 @@ fn main() -> Result<()> {
         Command::Nix { write: true } => nix::run(&tree, nix::Made::Write),
         Command::Nix { write: false } => nix::run(&tree, nix::Made::Check),
     }
+}
+
+/// Runs a program that starts the gateway's binary, which lies beside its own.
+fn run_beside_gateway(tree: &Tree, program: &str, args: &[String]) -> Result<()> {
+    let manifest = tree.root.join("Cargo.toml");
+    let cargo = |command: &str, program: &str| {
+        let mut cargo = child::cargo();
+        cargo
+            .args([command, "--release", "--bin", program, "--manifest-path"])
+            .arg(&manifest);
+        cargo
+    };
+    child::run(&mut cargo("build", "headgate"))?;
+    child::replace(cargo("run", program).arg("--").args(args))
 }
