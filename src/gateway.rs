@@ -19,6 +19,7 @@ use crate::broker::{
 };
 use crate::config::{ClientCertificates, Config, ListenAddress, MqttConfig, TlsConfig};
 use crate::dead_letters::DeadLetters;
+use crate::descriptors;
 use crate::event::Event;
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
@@ -78,6 +79,7 @@ pub fn edge_threads() -> usize {
 /// Starts all rooms. Must be called in a tokio runtime.
 pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let started = Instant::now();
+    descriptors::raise_limit(config.mqtt.max_connections);
     let health = Health::default();
     // The listeners first: an address in use is found out before anything is touched.
     let (addresses, listeners) = mqtt_listeners(&config.mqtt).await?;
@@ -275,7 +277,11 @@ pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
         response_information: mqtt.response_information.clone(),
         max_retained_messages: mqtt.max_retained_messages,
         system_topics_every: Duration::from_secs(mqtt.system_topics_every_s.into()),
+        max_retained_bytes: mqtt.max_retained_bytes,
+        max_total_subscriptions: mqtt.max_total_subscriptions,
         max_messages_per_s: mqtt.max_messages_per_s,
+        max_bytes_per_s: mqtt.max_bytes_per_s,
+        max_total_bytes_per_s: mqtt.max_total_bytes_per_s,
     }
 }
 

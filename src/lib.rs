@@ -9,6 +9,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod dead_letters;
+mod descriptors;
 pub mod event;
 pub mod gateway;
 pub mod http;

@@ -250,7 +250,9 @@ async fn connected(
         identity,
         publisher: Publisher::new(shared.fanout.clone()),
         tap: shared.pipeline.tap(),
-        rate: RateLimit::new(shared.config.max_messages_per_s, now),
+        rate: RateLimit::new(shared.config.max_messages_per_s.into(), now),
+        byte_rate: RateLimit::new(shared.config.max_bytes_per_s, now),
+        paused_with_all: None,
         effects: Vec::new(),
         tickets: Vec::new(),
         taken: VecDeque::new(),
@@ -502,7 +504,11 @@ struct Connection {
     identity: Identity,
     publisher: Publisher,
     tap: Tap,
+    /// Of messages, and of bytes.
     rate: RateLimit,
+    byte_rate: RateLimit,
+    /// Until when nothing is read because all clients together send too much.
+    paused_with_all: Option<Instant>,
     effects: Vec<Effect>,
     /// Messages that were handed on, but not yet acknowledged.
     tickets: Vec<Ticket>,
@@ -708,7 +714,13 @@ impl Connection {
             // The socket takes more at once.
             let goes_on = self.wire.output.is_empty() && more;
 
-            let paused = self.rate.paused_until();
+            self.paused_with_all = self.paused_with_all.filter(|until| *until > now);
+            let paused = [
+                self.rate.paused_until(),
+                self.byte_rate.paused_until(),
+                self.paused_with_all,
+            ];
+            let paused = paused.into_iter().flatten().max();
             self.behind.retain(|mailbox| mailbox.is_pressed());
             let stuck = !self.tickets.is_empty();
             // In a shutdown only for acknowledgements.
@@ -764,6 +776,7 @@ impl Connection {
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
                     self.rate.refill(now);
+                    self.byte_rate.refill(now);
                     if login_deadline.is_some_and(|deadline| deadline <= now) {
                         return End::Expired;
                     }
@@ -899,7 +912,22 @@ impl Connection {
         };
         let bytes = &self.shared.stats.bytes_received;
         bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.spend_bytes(count as u64);
         self.on_input()
+    }
+
+    fn spend_bytes(&mut self, count: u64) {
+        let config = &self.shared.config;
+        // Without limits, no time is read.
+        if config.max_bytes_per_s > 0 || config.max_total_bytes_per_s > 0 {
+            let now = Instant::now();
+            self.byte_rate.spend(count, now);
+            if config.max_total_bytes_per_s > 0 {
+                let mut total = self.shared.total_byte_rate.lock();
+                total.spend(count, now);
+                self.paused_with_all = total.paused_until();
+            }
+        }
     }
 
     /// Works on all packets that have come in whole.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -58,8 +58,9 @@ struct Subscriptions {
     trie: TopicTrie<Entry>,
     /// Those in the trie, by name.
     groups: FxHashMap<SubscriptionKey, Arc<ShareGroup>>,
-    /// How many clients' subscriptions there are; each member of a group has one.
-    len: usize,
+    /// How many clients' subscriptions there are; each member of a group has one. Changed with the
+    /// lock only.
+    len: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +73,7 @@ enum Entry {
 struct Retained {
     tree: RetainedTree,
     max: usize,
+    max_bytes: usize,
     archive: Option<Archive>,
 }
 
@@ -140,22 +142,25 @@ impl PartialEq for Target {
 /// A retained message found no place.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "a message is not retained: there are {max} already; raise mqtt.max_retained_messages or \
-     delete some by publishing an empty retained message"
+    "a message is not retained: there are {max} already, or they would take more than {max_bytes} \
+     bytes; raise mqtt.max_retained_messages or mqtt.max_retained_bytes, or delete some by \
+     publishing an empty retained message"
 )]
 pub struct RetainedFull {
     max: usize,
+    max_bytes: usize,
 }
 
 impl Fanout {
     /// What is retained goes to `archive`, too.
-    pub fn new(max_retained: usize, archive: Option<Archive>) -> Self {
+    pub fn new(max_retained: usize, max_retained_bytes: usize, archive: Option<Archive>) -> Self {
         Fanout {
             subscriptions: RwLock::default(),
             generation: AtomicU64::new(1),
             retained: Mutex::new(Retained {
                 tree: RetainedTree::default(),
                 max: max_retained,
+                max_bytes: max_retained_bytes,
                 archive,
             }),
             system: Mutex::default(),
@@ -231,10 +236,12 @@ impl Fanout {
                     group
                 }
             };
-            subscriptions.len += usize::from(group.join(subscriber));
+            let added = usize::from(group.join(subscriber));
+            subscriptions.len.fetch_add(added, Ordering::Relaxed);
         } else {
-            let before = subscriptions.remove(key, subscriber.key);
-            subscriptions.len += 1 - before;
+            if subscriptions.remove(key, subscriber.key) == 0 {
+                subscriptions.len.fetch_add(1, Ordering::Relaxed);
+            }
             let entry = Entry::One(subscriber);
             subscriptions.trie.insert(&key.filter, entry);
         }
@@ -249,7 +256,7 @@ impl Fanout {
         let mut guard = self.subscriptions.write();
         for subscription in subscriptions {
             let removed = guard.remove(subscription, key);
-            guard.len -= removed;
+            guard.len.fetch_sub(removed, Ordering::Relaxed);
         }
         self.changed();
     }
@@ -260,7 +267,12 @@ impl Fanout {
     }
 
     pub fn subscription_count(&self) -> usize {
-        self.subscriptions.read().len
+        self.subscriptions.read().len.load(Ordering::Relaxed)
+    }
+
+    /// The same, for those who want to know it often.
+    pub fn subscription_counter(&self) -> Arc<AtomicUsize> {
+        self.subscriptions.read().len.clone()
     }
 
     /// Gives what one member of a share group did not get to another one. What nobody else may
@@ -309,9 +321,18 @@ impl Fanout {
             }
             return Ok(());
         }
-        let full = retained.tree.len() >= retained.max;
-        if full && !retained.tree.contains(&message.topic) {
-            return Err(RetainedFull { max: retained.max });
+        let before = retained.tree.get(&message.topic);
+        let grows = message.queued_bytes()
+            - before
+                .map_or(0, |before| before.queued_bytes())
+                .min(message.queued_bytes());
+        if before.is_none() && retained.tree.len() >= retained.max
+            || grows > 0 && retained.tree.bytes() + grows > retained.max_bytes
+        {
+            return Err(RetainedFull {
+                max: retained.max,
+                max_bytes: retained.max_bytes,
+            });
         }
         let kept = Message {
             topic: message.topic.clone(),

@@ -238,6 +238,8 @@ fn limits() -> Limits {
         max_inflight: MAX_INFLIGHT,
         receive_maximum: RECEIVE_MAXIMUM,
         max_subscriptions: MAX_SUBSCRIPTIONS,
+        all_subscriptions: Arc::default(),
+        max_total_subscriptions: 1000,
         session_expiry_max: Duration::from_secs(100),
         max_keep_alive: None,
         response_information: "response/%c".into(),

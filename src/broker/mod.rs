@@ -51,6 +51,7 @@ use fanout::{Fanout, Publisher, Subscriber};
 use listener::ListenerStats;
 use mailbox::{Bounds, Mailbox, Mailboxes};
 use message::{Delivery, Message, SessionKey};
+use rate::RateLimit;
 use registry::{Due, Eviction, Parked, Registry};
 use session::{Limits, Session, Will};
 
@@ -90,8 +91,15 @@ pub struct BrokerConfig {
     pub max_retained_messages: usize,
     /// How often the topics below `$SYS` are brought up to date. Zero: there are none.
     pub system_topics_every: Duration,
+    pub max_retained_bytes: usize,
+    /// Of all clients together.
+    pub max_total_subscriptions: usize,
     /// Per client. 0: no limit.
     pub max_messages_per_s: u32,
+    /// Per client. 0: no limit.
+    pub max_bytes_per_s: u64,
+    /// From all clients together. 0: no limit.
+    pub max_total_bytes_per_s: u64,
 }
 
 /// How far the shutdown has come.
@@ -145,6 +153,7 @@ struct Shared {
     fanout: Arc<Fanout>,
     mailboxes: Arc<Mailboxes>,
     pipeline: Arc<Pipeline>,
+    total_byte_rate: Mutex<RateLimit>,
     stats: Stats,
     next_key: AtomicU64,
     phase: watch::Receiver<Phase>,
@@ -174,6 +183,7 @@ impl Broker {
             Archive::open(store, config.max_total_stored_bytes, dead_letters.clone())?;
         let fanout = Arc::new(Fanout::new(
             config.max_retained_messages,
+            config.max_retained_bytes,
             Some(archive.clone()),
         ));
         let bounds = Bounds {
@@ -189,6 +199,8 @@ impl Broker {
                 max_inflight: config.max_inflight,
                 receive_maximum: config.receive_maximum,
                 max_subscriptions: config.max_subscriptions,
+                all_subscriptions: fanout.subscription_counter(),
+                max_total_subscriptions: config.max_total_subscriptions,
                 session_expiry_max: config.session_expiry_max,
                 max_keep_alive: (!config.max_keep_alive.is_zero()).then_some(config.max_keep_alive),
                 response_information: config.response_information.clone(),
@@ -198,6 +210,10 @@ impl Broker {
             fanout: fanout.clone(),
             mailboxes: Arc::new(Mailboxes::new(bounds, Some(archive), dead_letters)),
             pipeline,
+            total_byte_rate: Mutex::new(RateLimit::new(
+                config.max_total_bytes_per_s,
+                Instant::now(),
+            )),
             stats: Stats::default(),
             next_key: AtomicU64::new(restored.first_number.max(message::NO_SESSION + 1)),
             phase: phase_seen,

@@ -1,43 +1,43 @@
-//! How fast one client may publish: a token bucket, with time passed in.
+//! How fast clients may send: a token bucket, with time passed in.
 
 use std::time::{Duration, Instant};
 
-/// Lets `per_second` messages through a second, up to a second's worth at once.
+/// Lets `per_second` messages or bytes through a second, up to a second's worth at once.
 #[derive(Debug)]
 pub struct RateLimit {
     /// 0: no limit.
-    per_second: u32,
+    per_second: u64,
     /// Below zero after a burst that was larger than what was left.
     tokens: f64,
     refilled: Instant,
 }
 
 impl RateLimit {
-    pub fn new(per_second: u32, now: Instant) -> Self {
+    pub fn new(per_second: u64, now: Instant) -> Self {
         RateLimit {
             per_second,
-            tokens: per_second.into(),
+            tokens: per_second as f64,
             refilled: now,
         }
     }
 
-    pub fn spend(&mut self, messages: u64, now: Instant) {
+    pub fn spend(&mut self, count: u64, now: Instant) {
         if self.per_second > 0 {
             self.refill(now);
-            self.tokens -= messages as f64;
+            self.tokens -= count as f64;
         }
     }
 
     pub fn refill(&mut self, now: Instant) {
-        let gained = now.duration_since(self.refilled).as_secs_f64() * f64::from(self.per_second);
-        self.tokens = (self.tokens + gained).min(self.per_second.into());
+        let gained = now.duration_since(self.refilled).as_secs_f64() * self.per_second as f64;
+        self.tokens = (self.tokens + gained).min(self.per_second as f64);
         self.refilled = now;
     }
 
     /// Until when nothing more is to be read from the client.
     pub fn paused_until(&self) -> Option<Instant> {
         (self.tokens < 0.0).then(|| {
-            let missing = -self.tokens / f64::from(self.per_second);
+            let missing = -self.tokens / self.per_second as f64;
             self.refilled + Duration::from_secs_f64(missing) + Duration::from_millis(1)
         })
     }

@@ -13,6 +13,8 @@ use crate::event::{Topic, TopicFilter};
 pub struct RetainedTree {
     root: Node,
     len: usize,
+    /// Of all messages, as they are counted in queues.
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -33,15 +35,19 @@ impl RetainedTree {
         self.len
     }
 
-    pub fn contains(&self, topic: &Topic) -> bool {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn get(&self, topic: &Topic) -> Option<&Arc<Message>> {
         let mut node = &self.root;
         for level in levels(topic.as_str()) {
             match node.children.get(level) {
                 Some(child) => node = child,
-                None => return false,
+                None => return None,
             }
         }
-        node.message.is_some()
+        node.message.as_ref()
     }
 
     /// Puts the message in the place of its topic's.
@@ -51,15 +57,22 @@ impl RetainedTree {
         for level in levels(topic.as_str()) {
             node = node.children.entry(level.into()).or_default();
         }
-        self.len += usize::from(node.message.replace(message).is_none());
+        self.bytes += message.queued_bytes();
+        match node.message.replace(message) {
+            Some(before) => self.bytes -= before.queued_bytes(),
+            None => self.len += 1,
+        }
     }
 
     /// Returns whether there was a message.
     pub fn remove(&mut self, topic: &Topic) -> bool {
         let levels: Vec<&str> = levels(topic.as_str()).collect();
-        let removed = self.root.remove(&levels);
-        self.len -= usize::from(removed);
-        removed
+        let Some(removed) = self.root.remove(&levels) else {
+            return false;
+        };
+        self.len -= 1;
+        self.bytes -= removed.queued_bytes();
+        true
     }
 
     /// Calls `found` with each message that a subscription to `filter` gets.
@@ -71,14 +84,11 @@ impl RetainedTree {
 }
 
 impl Node {
-    /// Whether there was a message.
-    fn remove(&mut self, levels: &[&str]) -> bool {
+    fn remove(&mut self, levels: &[&str]) -> Option<Arc<Message>> {
         let Some((level, rest)) = levels.split_first() else {
-            return self.message.take().is_some();
+            return self.message.take();
         };
-        let Some(child) = self.children.get_mut(*level) else {
-            return false;
-        };
+        let child = self.children.get_mut(*level)?;
         let removed = child.remove(rest);
         if child.children.is_empty() && child.message.is_none() {
             self.children.remove(*level);
@@ -130,7 +140,7 @@ mod tests {
             let mut tree = RetainedTree::default();
             for topic in &topics {
                 tree.insert(Arc::new(Message::new(topic.clone(), Bytes::from_static(b"x"))));
-                prop_assert!(tree.contains(topic));
+                prop_assert!(tree.get(topic).is_some());
             }
             for index in removed {
                 if !topics.is_empty() {
@@ -140,6 +150,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(tree.len(), topics.len());
+            let bytes = topics.iter().map(|topic| tree.get(topic).unwrap().queued_bytes());
+            prop_assert_eq!(tree.bytes(), bytes.sum::<usize>());
             let mut found = Vec::new();
             tree.for_each(&filter, |message| found.push(message.topic.clone()));
             found.sort();

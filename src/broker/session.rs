@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -55,6 +56,9 @@ pub struct Limits {
     /// QoS 2 messages from the client that it has not released.
     pub receive_maximum: u16,
     pub max_subscriptions: usize,
+    /// How many subscriptions all clients together have, now, and may have.
+    pub all_subscriptions: Arc<AtomicUsize>,
+    pub max_total_subscriptions: usize,
     pub session_expiry_max: Duration,
     /// None: the client's own wish stands.
     pub max_keep_alive: Option<Duration>,
@@ -997,7 +1001,11 @@ impl Session {
                 continue;
             }
             let is_new = !self.subscriptions.contains_key(&key);
-            if is_new && self.subscriptions.len() >= self.limits.max_subscriptions {
+            let limits = &self.limits;
+            let all = limits.all_subscriptions.load(Ordering::Relaxed) + granted.len();
+            let is_full = self.subscriptions.len() >= limits.max_subscriptions
+                || all >= limits.max_total_subscriptions;
+            if is_new && is_full {
                 codes.push(self.v5_reason(
                     SubscribeReasonCode::QuotaExceeded,
                     SubscribeReasonCode::Failure,
@@ -1298,6 +1306,8 @@ mod tests {
             max_inflight: 2,
             receive_maximum: 2,
             max_subscriptions: 3,
+            all_subscriptions: Arc::default(),
+            max_total_subscriptions: 1000,
             session_expiry_max: Duration::from_secs(100),
             max_keep_alive: None,
             response_information: String::new(),

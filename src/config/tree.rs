@@ -122,6 +122,8 @@ section! {
         max_total_queued_bytes: usize = bytes(KIB, 64 * GIB), Preset::Text("128MiB");
         /// Most subscriptions of one client.
         max_subscriptions: usize = integer(1, 100_000), Preset::Text("1000");
+        /// Most subscriptions of all clients together.
+        max_total_subscriptions: usize = integer(1, 10_000_000), Preset::Text("100000");
         /// Longest that the session of a client that has gone is kept, in seconds.
         session_expiry_max_s: u32 = integer(0, 0xffff_ffff), Preset::Text("86400");
         /// Where MQTT 5 clients that ask for response information are told to expect responses, such
@@ -129,9 +131,16 @@ section! {
         response_information: String = Kind::OptionalTopic, Preset::Text("");
         /// Most retained messages of all topics. 0 keeps none.
         max_retained_messages: usize = integer(0, 10_000_000), Preset::Text("100000");
+        /// Most bytes of retained messages: topics, payloads, properties and bookkeeping.
+        max_retained_bytes: usize = bytes(0, 64 * GIB), Preset::Text("64MiB");
         /// Most messages a second that one client may publish; it is read more slowly beyond that.
         /// 0 sets no limit.
         max_messages_per_s: u32 = integer(0, 10_000_000), Preset::Text("0");
+        /// Most bytes a second that one client may send; it is read more slowly beyond that. 0 sets no
+        /// limit.
+        max_bytes_per_s: u64 = bytes(0, 64 * GIB), Preset::Text("0");
+        /// Most bytes a second that all clients together may send. 0 sets no limit.
+        max_total_bytes_per_s: u64 = bytes(0, 64 * GIB), Preset::Text("0");
         /// Seconds after which the topics below $SYS/broker are brought up to date. 0 has none.
         system_topics_every_s: u32 = integer(0, 86_400), Preset::Text("10");
         .. auth: AuthConfig;
