@@ -53,7 +53,7 @@ pub enum Reason {
     TooLarge,
     /// It waited for a session that ended.
     SessionEnded,
-    /// Its publisher must not publish to the topic.
+    /// Its publisher must not publish to the topic, or its subscriber must not have it any more.
     Denied,
     /// There were too many retained messages to retain it, too. It was passed on.
     RetainedFull,

@@ -285,7 +285,7 @@ pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
     }
 }
 
-fn access_config(config: &Config) -> AccessConfig {
+pub(crate) fn access_config(config: &Config) -> AccessConfig {
     let auth = config.mqtt.auth.clone();
     AccessConfig {
         anonymous: auth.anonymous,

@@ -401,10 +401,11 @@ mod tests {
     use crate::apps::tests::house::{guest, manifest};
     use crate::apps::{AppState, AppsConfig, Compiler};
     use crate::broker::Broker;
+    use crate::broker::access::Access;
     use crate::config::{Config, Source};
     use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
     use crate::event::{Event, Topic};
-    use crate::gateway::broker_config;
+    use crate::gateway::{access_config, broker_config};
     use crate::pipeline::{Pipeline, PipelineConfig, Routes, Sink};
     use crate::store::{Store, StoreConfig};
 
@@ -454,8 +455,16 @@ mod tests {
             overrides: Vec::new(),
             superuser: false,
         });
-        let defaults = broker_config(&defaults.unwrap().config);
-        let broker = Broker::start(defaults, Vec::new(), pipeline, store.clone()).unwrap();
+        let defaults = defaults.unwrap().config;
+        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
+        let broker = Broker::start(
+            broker_config(&defaults),
+            Access::load(access_config(&defaults)).unwrap(),
+            Vec::new(),
+            pipeline,
+            store.clone(),
+            dead_letters.clone(),
+        );
         let apps = Apps::open(
             config,
             store,
@@ -466,10 +475,9 @@ mod tests {
         .unwrap();
         let socket = folder.path().join("admin.sock");
         let listener = AdminListener::bind(&socket).unwrap();
-        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
         let state = AdminState {
             apps,
-            broker: Arc::new(broker),
+            broker: Arc::new(broker.unwrap()),
             dead_letters: dead_letters.clone(),
             status: Arc::new(|| json!({ "version": "1" })),
             reload: Arc::new(|| Err("mqtt.auth.acl_file: acl.toml:3: wrong".into())),

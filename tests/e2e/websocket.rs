@@ -217,7 +217,8 @@ fn who_breaks_the_rules_of_websocket_is_told_and_closed() {
         let frame = [0x83, 0x81, 0, 0, 0, 0, 0];
         client.websocket.get_mut().write_all(&frame).unwrap();
     };
-    let cases: [(&str, fn(&mut Client<TcpStream>), u16, &str); 3] = [
+    type Misbehave = fn(&mut Client<TcpStream>);
+    let cases: [(&str, Misbehave, u16, &str); 3] = [
         ("text", text, 1003, "a text frame; MQTT comes in binary"),
         ("unmasked", unmasked, 1002, "a frame without a mask"),
         (

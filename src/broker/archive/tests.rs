@@ -501,7 +501,7 @@ fn readers_get_everything_once_and_in_order_while_it_is_written() {
         }
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
-                sync(&archive).unwrap();
+                sync(archive).unwrap();
             }
         });
         for thread in threads {
