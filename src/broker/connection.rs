@@ -26,6 +26,7 @@ use super::listener::{Protocols, Transport};
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::rate::RateLimit;
+use super::reasons::Ending;
 use super::registry::{Details, Eviction, Online, Parked};
 use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
 use super::stream::Stream;
@@ -367,6 +368,8 @@ async fn answer_refused(
 ) {
     let stats = shared.stats.of(wire.transport);
     stats.refused.fetch_add(1, Ordering::Relaxed);
+    let refusals = &shared.stats.refusals;
+    refusals.count(wire.transport, refused.code);
     Encoder::new(version).connack_refused(&refused, &mut wire.output);
     let peer = wire.peer;
     wire.write_last(shared.doorway.enter(peer.ip())).await;
@@ -587,6 +590,13 @@ impl Connection {
             }
             End::Lost(text) => text,
         };
+        let ending = match (self.session.refused(), &end) {
+            (Some(reason), _) => Ending::Refused(reason),
+            (None, End::Close(_)) => Ending::ByClient,
+            (None, _) => Ending::Lost,
+        };
+        let endings = &self.shared.stats.endings;
+        endings.count(self.wire.transport, ending);
         if self.shared.may_log() {
             tracing::info!(
                 client = self.client_id,

@@ -33,7 +33,7 @@ pub struct Protocols {
 }
 
 /// The name of what is spoken below MQTT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     Tcp,
     Tls,

@@ -19,6 +19,7 @@ mod listener;
 mod mailbox;
 mod message;
 mod rate;
+mod reasons;
 mod registry;
 mod retained;
 mod session;
@@ -37,6 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
+use rumqttd::protocol::ConnectReturnCode;
 use rustc_hash::FxHashSet;
 use tokio::sync::{Semaphore, watch};
 
@@ -52,6 +54,7 @@ use listener::ListenerStats;
 use mailbox::{Bounds, Mailbox, Mailboxes};
 use message::{Delivery, Message, SessionKey};
 use rate::RateLimit;
+use reasons::{Ending, Reasons};
 use registry::{Due, Eviction, Parked, Registry};
 use session::{Limits, Session, Will};
 
@@ -117,6 +120,9 @@ enum Phase {
 pub struct Stats {
     /// One for each [`Transport`].
     listeners: [ListenerStats; 4],
+    /// Why connections have ended, and why CONNECTs were refused.
+    endings: Reasons<Ending>,
+    refusals: Reasons<ConnectReturnCode>,
     pub messages_received: AtomicU64,
     pub messages_denied: AtomicU64,
     pub packets_received: AtomicU64,
@@ -355,6 +361,7 @@ impl Broker {
         if let Some(tls) = &self.shared.tls {
             tls.record_metrics();
         }
+        reasons::record(&self.shared.stats.endings, &self.shared.stats.refusals);
     }
 
     /// Reads the files of `mqtt.tls` again, if there is a listener with TLS. On an error all stays

@@ -372,6 +372,7 @@ pub struct Session {
     known_topics: FxHashMap<Bytes, (Topic, bool)>,
     known_generation: u64,
     closed: bool,
+    refused: Option<DisconnectReasonCode>,
 }
 
 impl Session {
@@ -410,6 +411,7 @@ impl Session {
             known_topics: FxHashMap::default(),
             known_generation: 0,
             closed: false,
+            refused: None,
         };
         session.connect(request, permissions, false, now, out);
         session
@@ -464,6 +466,7 @@ impl Session {
             known_topics: FxHashMap::default(),
             known_generation: 0,
             closed: true,
+            refused: None,
         }
     }
 
@@ -599,6 +602,7 @@ impl Session {
         self.sent_alias_max = request.topic_alias_max.min(SENT_ALIAS_MAX);
         self.known_topics.clear();
         self.closed = false;
+        self.refused = None;
         self.encoder
             .connack(resumed, ConnectReturnCode::Success, properties, out);
     }
@@ -663,7 +667,13 @@ impl Session {
     ) -> Effect {
         self.encoder.disconnect(reason, text, out);
         self.closed = true;
+        self.refused.get_or_insert(reason);
         Effect::Close(Close::Refused(text.to_owned()))
+    }
+
+    /// Why the connection ends, if it ends from this side.
+    pub fn refused(&self) -> Option<DisconnectReasonCode> {
+        self.refused
     }
 
     /// The connection's bytes can't be read on.
@@ -994,8 +1004,9 @@ impl Session {
                 return;
             }
             if !self.permissions.may_subscribe(&key.filter) {
+                // "Unspecified error": Eclipse's conformance suite wants it here.
                 codes.push(self.v5_reason(
-                    SubscribeReasonCode::NotAuthorized,
+                    SubscribeReasonCode::Unspecified,
                     SubscribeReasonCode::Failure,
                 ));
                 continue;

@@ -9,6 +9,20 @@ const COUNTERS: &[(&str, &str)] = &[
         "Connections of MQTT clients, by listener and by whether they were let in.",
     ),
     (
+        "headgate_mqtt_disconnections_total",
+        "Connections of MQTT clients that have ended, by listener and reason.",
+    ),
+    (
+        "headgate_mqtt_refused_connects_total",
+        "CONNECT packets that were refused, by listener and reason code.",
+    ),
+    (
+        "headgate_mqtt_sent_messages_total",
+        "PUBLISH packets to clients.",
+    ),
+    ("headgate_mqtt_sent_packets_total", "MQTT packets to clients."),
+    ("headgate_mqtt_sent_bytes_total", "Bytes sent to MQTT clients."),
+    (
         "headgate_mqtt_tls_handshake_failures_total",
         "Connections whose TLS handshake failed or never ended, by listener.",
     ),
