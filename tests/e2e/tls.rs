@@ -120,7 +120,7 @@ fn a_client_that_does_not_trust_the_certificate_stays_out() {
 
 #[test]
 fn who_speaks_no_tls_is_cut_off_and_disturbs_nobody() {
-    let gateway = home().set("mqtt.connect_timeout_ms", 500).start();
+    let gateway = home().set("mqtt.connect_timeout_ms", 5000).start();
     for bytes in [
         b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0".as_slice(),
         b"GET / HTTP/1.1\r\n\r\n",
@@ -180,7 +180,7 @@ fn websocket_goes_over_tls_too() {
 
 #[test]
 fn a_handshake_that_stalls_or_fails_is_counted() {
-    let gateway = home().set("mqtt.connect_timeout_ms", 500).start();
+    let gateway = home().set("mqtt.connect_timeout_ms", 5000).start();
     let mut silent = TcpStream::connect(address(&gateway)).unwrap();
     silent.read_to_end(&mut Vec::new()).unwrap();
     let mut no_tls = TcpStream::connect(address(&gateway)).unwrap();

@@ -302,7 +302,7 @@ fn another_path_can_be_set() {
 
 #[test]
 fn a_request_byte_by_byte_is_answered_and_one_that_never_ends_is_closed_in_time() {
-    let gateway = home().set("mqtt.connect_timeout_ms", 1000).start();
+    let gateway = home().set("mqtt.connect_timeout_ms", 5000).start();
     let mut slow = socket(&gateway);
     let mut silent = socket(&gateway);
     slow.write_all(&REQUEST.as_bytes()[..REQUEST.len() - 1])
