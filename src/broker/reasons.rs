@@ -2,16 +2,21 @@
 
 use parking_lot::Mutex;
 use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode};
-use rustc_hash::FxHashMap;
 
 use super::listener::Transport;
 
-/// Counts of one kind of ending.
-#[derive(Debug, Default)]
-pub struct Reasons<R>(Mutex<FxHashMap<(Transport, R), u64>>);
+/// Counts of one kind of ending. There are few reasons, so that looking at each is fine.
+#[derive(Debug)]
+pub struct Reasons<R>(Mutex<Vec<(Transport, R, u64)>>);
+
+impl<R> Default for Reasons<R> {
+    fn default() -> Self {
+        Reasons(Mutex::default())
+    }
+}
 
 /// Why a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// DISCONNECT from the client.
     ByClient,
@@ -31,13 +36,18 @@ impl Ending {
     }
 }
 
-impl<R: Copy + Eq + std::hash::Hash> Reasons<R> {
+impl<R: Copy + PartialEq> Reasons<R> {
     pub fn count(&self, transport: Transport, reason: R) {
-        *self.0.lock().entry((transport, reason)).or_default() += 1;
+        let mut counts = self.0.lock();
+        let mut known = counts.iter_mut();
+        match known.find(|(on, why, _)| (*on, *why) == (transport, reason)) {
+            Some((_, _, count)) => *count += 1,
+            None => counts.push((transport, reason, 1)),
+        }
     }
 
     fn for_each(&self, mut found: impl FnMut(&'static str, R, u64)) {
-        for (&(transport, reason), &count) in self.0.lock().iter() {
+        for &(transport, reason, count) in self.0.lock().iter() {
             found(transport.as_str(), reason, count);
         }
     }
