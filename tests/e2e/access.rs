@@ -245,11 +245,7 @@ fn a_wrong_file_is_named_at_the_start_and_changes_nothing_later() {
     assert!(error.contains("acl.toml:1: "), "{error}");
     gateway.signal(libc::SIGHUP);
     gateway.until_logged("nothing was reloaded");
-    assert_eq!(
-        publish(&mut anna, "a", "x"),
-        0x10,
-        "nobody subscribed, and it may"
-    );
+    assert_eq!(publish(&mut anna, "a", "x"), 0);
     assert_eq!(publish(&mut anna, "b", "x"), 0x87);
 
     write(
