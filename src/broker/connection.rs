@@ -328,7 +328,7 @@ async fn log_in(
         Err(_) => "too many logins at once: it had no turn within mqtt.connect_timeout_ms".into(),
     };
     if shared.may_log() {
-        tracing::warn!(client = request.client_id, %peer, reason, "login refused");
+        tracing::warn!(client = request.client_id, %peer, %reason, "login refused");
     }
     Err(ConnectRefused {
         code,

@@ -245,11 +245,7 @@ fn a_wrong_file_is_named_at_the_start_and_changes_nothing_later() {
     assert!(error.contains("acl.toml:1: "), "{error}");
     gateway.signal(libc::SIGHUP);
     gateway.until_logged("nothing was reloaded");
-    assert_eq!(
-        publish(&mut anna, "a", "x"),
-        0x10,
-        "nobody subscribed, and it may"
-    );
+    assert_eq!(publish(&mut anna, "a", "x"), 0);
     assert_eq!(publish(&mut anna, "b", "x"), 0x87);
 
     write(
@@ -299,7 +295,7 @@ fn rules_decide_on_what_is_published_and_received() {
     assert_eq!(subscribe(&mut olga, "#"), 1);
     assert_eq!(subscribe(&mut press, "#"), 0x80);
 
-    assert_eq!(publish(&mut press, "secret/press", "hidden"), 0x10);
+    assert_eq!(publish(&mut press, "secret/press", "hidden"), 0);
     assert_eq!(publish(&mut press, "plant/other/t", "no"), 0x87);
     assert_eq!(publish(&mut press, "plant/press/t", "seen"), 0);
     assert_eq!(next_topic(&mut olga), "plant/press/t");
@@ -318,7 +314,7 @@ fn rules_decide_on_what_is_published_and_received() {
     // From now on the same clients may do something else.
     write(&home, "acl.toml", &rules.replace("secret/#", "plant/#"));
     assert!(gateway.cli(&["reload"]).status.success());
-    assert_eq!(publish(&mut press, "plant/press/t", "hidden"), 0x10);
+    assert_eq!(publish(&mut press, "plant/press/t", "hidden"), 0);
     assert_eq!(publish(&mut press, "secret/press", "seen"), 0);
     assert_eq!(next_topic(&mut olga), "secret/press");
     olga.assert_quiet();

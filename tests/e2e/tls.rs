@@ -302,6 +302,18 @@ fn where_a_certificate_is_optional_none_is_better_than_a_wrong_one() {
 }
 
 #[test]
+fn a_certificate_takes_the_place_of_a_login() {
+    let authority = Authority::new("plant");
+    let home = mutual("optional", &authority).set("mqtt.auth.anonymous", "never");
+    let gateway = home.start();
+    assert!(!gets_in(&gateway, &[]));
+    gateway.until_logged("nobody may connect without a login");
+    let press = authority.issue(&home, "press", |_| {});
+    assert!(gets_in(&gateway, &press));
+    gateway.until_logged("user=\"press\" login=\"certificate\"");
+}
+
+#[test]
 fn a_certificate_on_the_revocation_list_is_refused_from_the_moment_it_is_listed() {
     let authority = Authority::new("plant");
     let home = mutual("required", &authority).set("mqtt.tls.client_crl", "revoked.pem");
