@@ -627,6 +627,45 @@ mod tests {
         .unwrap();
     }
 
+    #[allow(unsafe_code)]
+    #[test]
+    fn a_store_from_before_mqtt_state_gets_the_databases_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let app = record(b"wasm", Desired::Running);
+        fs::create_dir_all(config.path.join("lmdb")).unwrap();
+        {
+            let mut options = EnvOpenOptions::new();
+            options.max_dbs(MAX_DATABASES);
+            // SAFETY: nobody else has the file open.
+            let env = unsafe { options.open(config.path.join("lmdb")) }.unwrap();
+            let txn = env.write_txn().unwrap();
+            env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
+                let meta = opener.create_database::<Str, Bytes>(txn, Some("meta"))?;
+                meta.put(txn, SCHEMA_KEY, &1u32.to_le_bytes())?;
+                let apps = opener.create_database::<Str, Bytes>(txn, Some("apps"))?;
+                apps.put(txn, "a", &app.encode())?;
+                let components = opener.create_database::<Bytes, Bytes>(txn, Some("components"))?;
+                components.put(txn, app.component.as_bytes(), b"wasm")?;
+                Ok(CommitOrAbort::<_, ()>::Commit(meta))
+            })
+            .unwrap();
+        }
+        for _ in 0..2 {
+            let store = Store::open(&config).unwrap();
+            assert_eq!(store.apps().unwrap(), [("a".into(), Ok(app.clone()))]);
+            let mut changes = store.write_mqtt().unwrap();
+            changes.put_queued(1, 2, b"delivery").unwrap();
+            changes.commit().unwrap();
+            let queue = Queue {
+                number: 1,
+                first: 2,
+                last: 2,
+            };
+            assert_eq!(store.read_mqtt().unwrap().queues().unwrap(), [queue]);
+        }
+    }
+
     #[test]
     fn a_path_that_is_a_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();

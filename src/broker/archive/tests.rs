@@ -17,11 +17,20 @@ use crate::store::StoreConfig;
 const PLENTY: u64 = 1 << 30;
 
 fn store_of(folder: &Path, map_bytes: usize) -> Store {
-    Store::open(&StoreConfig {
+    let config = StoreConfig {
         path: folder.join("store"),
         map_bytes,
-    })
-    .unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Store::open(&config) {
+            // A process that another test is about to start has a copy of the lock until it is
+            // started.
+            Err(StoreError::InUse { .. }) if Instant::now() < deadline => std::thread::yield_now(),
+            Ok(store) => return store,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 fn opened(folder: &Path) -> (Archive, Restored) {
