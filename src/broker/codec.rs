@@ -65,6 +65,8 @@ pub struct IncomingPublish {
     pub qos: QoS,
     /// 0 at QoS 0.
     pub packet_id: u16,
+    /// The client says that it has sent it before.
+    pub dup: bool,
     pub retain: bool,
     pub topic: Bytes,
     pub payload: Bytes,
@@ -203,6 +205,7 @@ impl Decoder {
             Packet::Publish(publish, properties) => Incoming::Publish(IncomingPublish {
                 qos,
                 packet_id,
+                dup: first & 0b1000 != 0,
                 retain: publish.retain,
                 topic: publish.topic,
                 payload: publish.payload,

@@ -608,6 +608,7 @@ impl Connection {
         let will = self.session.on_connection_lost();
         // In a shutdown nobody is told that somebody has gone: all have.
         let will = will.filter(|_| !matches!(end, End::ShutDown));
+        let will = self.shared.allowed_will(will, &self.session, &self.mailbox, now);
         let will = match will {
             Some(will) if !expiry.is_zero() && !will.delay.is_zero() => {
                 Some((now + will.delay, will))

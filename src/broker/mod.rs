@@ -42,7 +42,7 @@ use rumqttd::protocol::ConnectReturnCode;
 use rustc_hash::FxHashSet;
 use tokio::sync::{Semaphore, watch};
 
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{DeadLetters, Reason};
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Pipeline;
 use crate::store::{Store, StoreError};
@@ -502,6 +502,28 @@ impl Shared {
         mailbox.put_back(left.into());
     }
 
+    /// The will, if the rules still let it be published.
+    fn allowed_will(
+        &self,
+        will: Option<Will>,
+        session: &Session,
+        mailbox: &Mailbox,
+        now: Instant,
+    ) -> Option<Will> {
+        will.filter(|will| {
+            let is_allowed = session.allows(will);
+            if !is_allowed {
+                self.deny_will(will, mailbox, now);
+            }
+            is_allowed
+        })
+    }
+
+    fn deny_will(&self, will: &Will, mailbox: &Mailbox, now: Instant) {
+        self.stats.messages_denied.fetch_add(1, Ordering::Relaxed);
+        mailbox.dead_letter(Reason::Denied, &will.message, now);
+    }
+
     /// A parked session is over; what was waiting for that happens.
     async fn end_parked(&self, client_id: &str, parked: Parked) {
         let now = Instant::now();
@@ -511,8 +533,10 @@ impl Shared {
             will,
             ..
         } = parked;
+        let will = will.map(|(_, will)| will);
+        let will = self.allowed_will(will, &session, &mailbox, now);
         self.end_session(client_id, &mut session, &mailbox, now);
-        if let Some((_, will)) = will {
+        if let Some(will) = will {
             self.publish_alone(will.into_message(now), now).await;
         }
     }
@@ -558,7 +582,10 @@ impl Shared {
             let now = Instant::now();
             for due in self.registry.take_due(now) {
                 match due {
-                    Due::Will(will) => self.publish_alone(will.into_message(now), now).await,
+                    Due::Will(will, true, _) => {
+                        self.publish_alone(will.into_message(now), now).await;
+                    }
+                    Due::Will(will, false, mailbox) => self.deny_will(&will, &mailbox, now),
                     Due::Expired(client, parked) => {
                         self.stats.expired.fetch_add(1, Ordering::Relaxed);
                         self.end_parked(&client, *parked).await;

@@ -114,8 +114,8 @@ impl Parked {
 /// What time has brought for a parked session.
 #[derive(Debug)]
 pub enum Due {
-    /// Its will is to be published; it stays.
-    Will(Will),
+    /// Its will is to be published, if it may be; it stays.
+    Will(Will, bool, Arc<Mailbox>),
     /// It is over.
     Expired(String, Box<Parked>),
 }
@@ -226,7 +226,8 @@ impl Registry {
                 && parked.will.as_ref().is_some_and(|(due, _)| *due <= now)
                 && let Some((_, will)) = parked.will.take()
             {
-                due.push(Due::Will(will));
+                let is_allowed = parked.session.allows(&will);
+                due.push(Due::Will(will, is_allowed, parked.mailbox.clone()));
             }
             true
         });

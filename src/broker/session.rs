@@ -129,7 +129,7 @@ pub struct ConnectRequest {
 /// What is published when a client goes without saying so.
 #[derive(Debug)]
 pub struct Will {
-    message: Arc<Message>,
+    pub message: Arc<Message>,
     /// Life of the message from its publication on.
     expiry: Option<Duration>,
     /// How long after the connection's end it is published, unless the session ends before.
@@ -351,6 +351,8 @@ pub struct Session {
     last_packet_id: u16,
     /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
     unreleased: FxHashSet<u16>,
+    /// Those of `unreleased` that may have been released since the store was told, before a crash.
+    unsure: FxHashSet<u16>,
     subscriptions: FxHashMap<SubscriptionKey, SubscriptionOptions>,
     /// Whose session it is; none for an anonymous client. Nobody else may go on with it.
     user: Option<String>,
@@ -396,6 +398,7 @@ impl Session {
             undeliverable: Vec::new(),
             last_packet_id: 0,
             unreleased: FxHashSet::default(),
+            unsure: FxHashSet::default(),
             subscriptions: FxHashMap::default(),
             user: request.user.clone(),
             encoder: Encoder::new(request.version),
@@ -450,6 +453,10 @@ impl Session {
             done: Vec::new(),
             undeliverable: Vec::new(),
             last_packet_id: record.last_packet_id.wrapping_add(skipped),
+            unsure: match record.expires {
+                None => record.unreleased.iter().copied().collect(),
+                Some(_) => FxHashSet::default(),
+            },
             unreleased: record.unreleased.into_iter().collect(),
             subscriptions: subscriptions.collect(),
             user: record.user,
@@ -607,6 +614,11 @@ impl Session {
             .connack(resumed, ConnectReturnCode::Success, properties, out);
     }
 
+    /// Whether the will may be published now: the rules may have changed since CONNECT.
+    pub fn allows(&self, will: &Will) -> bool {
+        self.permissions.may_publish(will.message.topic.as_str())
+    }
+
     pub fn key(&self) -> SessionKey {
         self.key
     }
@@ -735,6 +747,7 @@ impl Session {
                 self.on_pubrec(rec.pkid, accepted, now, out);
             }
             Packet::PubRel(rel, _) => {
+                self.unsure.remove(&rel.pkid);
                 let reason = match self.unreleased.remove(&rel.pkid) {
                     true => PubCompReason::Success,
                     false => PubCompReason::PacketIdentifierNotFound,
@@ -860,6 +873,10 @@ impl Session {
             }
         }
         if publish.qos == QoS::ExactlyOnce {
+            let is_new = !publish.dup && self.unsure.remove(&publish.packet_id);
+            if is_new {
+                self.unreleased.remove(&publish.packet_id);
+            }
             if self.unreleased.contains(&publish.packet_id) {
                 // Sent again before it was released: it has been handed on already.
                 self.encoder

@@ -684,7 +684,7 @@ fn invalid_filters_are_refused_and_the_connection_goes_on() {
 
 #[test]
 fn a_topic_of_the_gateways_own_is_acknowledged_and_goes_nowhere() {
-    let gateway = Home::new().start();
+    let gateway = Home::new().set("mqtt.system_topics_every_s", 0).start();
     let mut wire = Wire::connect(&gateway, "c");
     wire.subscribe("$SYS/#", 0);
     wire.publish("$SYS/broker/version", b"mine");

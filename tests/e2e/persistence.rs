@@ -141,6 +141,32 @@ fn a_qos_2_message_is_not_taken_twice_though_the_gateway_was_stopped_in_between(
 }
 
 #[test]
+fn a_new_qos_2_message_is_taken_after_a_crash_though_its_id_was_in_use_before() {
+    let gateway = Home::new().start();
+    let (mut sender, _) = connect_kept(&gateway, "sender");
+    sender.send(&publish_packet("a", b"first", 2, 8));
+    assert_eq!(sender.next().kind(), PUBREC);
+    sender.reset();
+    gateway.until_status(
+        "parked sessions",
+        |s| s["broker"]["parked"].as_u64(),
+        Some(1),
+    );
+    let (mut sender, present) = connect_kept(&gateway, "sender");
+    assert!(present);
+    sender.send(&[0x62, 2, 0, 8]);
+    assert_eq!(sender.next().kind(), PUBCOMP);
+    let gateway = gateway.kill().start();
+    let mut observer = Wire::connect(&gateway, "observer");
+    observer.subscribe("#", 0);
+    let (mut sender, present) = connect_kept(&gateway, "sender");
+    assert!(present);
+    sender.send(&publish_packet("a", b"second", 2, 8));
+    assert_eq!(sender.next().kind(), PUBREC);
+    assert_eq!(observer.next_message().payload(), b"second");
+}
+
+#[test]
 fn a_slow_client_gets_from_the_disk_what_had_no_room_in_memory() {
     let home = Home::new()
         .set("mqtt.max_queued_bytes", "64KiB")

@@ -1,5 +1,6 @@
 //! What the files that decide on access have in common.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -27,7 +28,15 @@ pub(super) fn load<T>(
     let contents = contents.map_err(|error| AccessError {
         key,
         place: path.display().to_string(),
-        reason: error.to_string(),
+        reason: match (error.kind(), key) {
+            (ErrorKind::NotFound, "mqtt.auth.password_file") => {
+                format!("{error}; make it with `headgate user add NAME`")
+            }
+            (ErrorKind::NotFound, _) => {
+                format!("{error}; make it, or set the key to \"\"")
+            }
+            _ => error.to_string(),
+        },
     })?;
     parse(&contents).map_err(|Flaw { line, reason }| AccessError {
         key,

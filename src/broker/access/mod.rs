@@ -255,28 +255,29 @@ impl Files {
         }
     }
 
-    /// What the rules come to for a client; nothing for one that couldn't log in any more.
+    /// What the rules come to for a client: nothing for a user that the password file had and has no
+    /// more. One whose password or key has changed is the same user still: what waits for its session
+    /// goes by its name, until it logs in again.
     fn rules_for(&self, client: &Client) -> ClientRules {
         let Client {
             identity,
             client_id,
         } = client;
-        let Some(acl) = self.acl.as_ref().filter(|_| self.vouch_for(identity)) else {
+        let user = self.passwords.as_ref().zip(identity.user());
+        let user = user.and_then(|(passwords, user)| passwords.get(user));
+        let is_gone = user.is_none() && matches!(identity.proof, Proof::Password { .. });
+        let Some(acl) = self.acl.as_ref().filter(|_| !is_gone) else {
             return ClientRules::default();
         };
-        let groups: &[String] = match &identity.proof {
-            Proof::Nothing | Proof::Certificate => &[],
-            Proof::Token { groups, .. } => groups,
-            Proof::Password { .. } | Proof::Remembered => {
-                let user = self.passwords.as_ref().zip(identity.user());
-                let user = user.and_then(|(passwords, user)| passwords.get(user));
-                user.map_or(&[], |user| &user.groups)
-            }
-        };
+        // However a user was shown, it is in its groups.
+        let mut groups = user.map_or_else(Vec::new, |user| user.groups.clone());
+        if let Proof::Token { groups: more, .. } = &identity.proof {
+            groups.extend(more.iter().cloned());
+        }
         acl.for_client(&Subject {
             user: identity.user(),
             client_id,
-            groups,
+            groups: &groups,
         })
     }
 }
