@@ -608,7 +608,9 @@ impl Connection {
         let will = self.session.on_connection_lost();
         // In a shutdown nobody is told that somebody has gone: all have.
         let will = will.filter(|_| !matches!(end, End::ShutDown));
-        let will = self.shared.allowed_will(will, &self.session, &self.mailbox, now);
+        let will = self
+            .shared
+            .allowed_will(will, &self.session, &self.mailbox, now);
         let will = match will {
             Some(will) if !expiry.is_zero() && !will.delay.is_zero() => {
                 Some((now + will.delay, will))
@@ -860,6 +862,12 @@ impl Connection {
         if self.wants_deliveries() && self.taken.is_empty() {
             self.mailbox.take(TAKEN_AT_ONCE, &mut self.taken)?;
         }
+        // What comes from the disk and has expired there has done so by then.
+        let now = if self.taken.is_empty() {
+            now
+        } else {
+            Instant::now()
+        };
         while self.wants_deliveries() {
             let Some(delivery) = self.taken.pop_front() else {
                 break;

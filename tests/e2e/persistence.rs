@@ -167,6 +167,29 @@ fn a_new_qos_2_message_is_taken_after_a_crash_though_its_id_was_in_use_before() 
 }
 
 #[test]
+fn what_expires_on_disk_is_not_sent() {
+    let gateway = Home::new().start();
+    leave_subscribed(&gateway, "keeper", "a", 1);
+    let mut publisher = Wire::connect_v5(&gateway, "publisher");
+    let mut publish = |payload: &str, expiry_s: u32| {
+        let properties = [&[5, 2][..], &expiry_s.to_be_bytes()].concat();
+        let body = [&string("a")[..], &[0, 7], &properties, payload.as_bytes()].concat();
+        publisher.send(&packet(0x32, &body));
+        publisher.next();
+    };
+    publish("short", 1);
+    publish("long", 3600);
+    let gateway = gateway.terminate().home.start();
+    let dead_letters = || gateway.json(&["dead-letters"])["letters"].to_string();
+    // It lives for a second, and nothing tells of its end.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    assert_eq!(keeper.next_message().payload(), b"long");
+    keeper.assert_quiet();
+    assert!(dead_letters().contains("expired"), "{}", dead_letters());
+}
+
+#[test]
 fn a_slow_client_gets_from_the_disk_what_had_no_room_in_memory() {
     let home = Home::new()
         .set("mqtt.max_queued_bytes", "64KiB")

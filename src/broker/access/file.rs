@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::AccessError;
-use crate::regular_file::RegularFile;
+use crate::regular_file::{ReadError, RegularFile};
 
 /// A line for each of 100,000 users has about 12 MB.
 const MAX_FILE_BYTES: u64 = 32 << 20;
@@ -28,11 +28,13 @@ pub(super) fn load<T>(
     let contents = contents.map_err(|error| AccessError {
         key,
         place: path.display().to_string(),
-        reason: match (error.kind(), key) {
-            (ErrorKind::NotFound, "mqtt.auth.password_file") => {
+        reason: match (&error, key) {
+            (ReadError::Io(cause), "mqtt.auth.password_file")
+                if cause.kind() == ErrorKind::NotFound =>
+            {
                 format!("{error}; make it with `headgate user add NAME`")
             }
-            (ErrorKind::NotFound, _) => {
+            (ReadError::Io(cause), _) if cause.kind() == ErrorKind::NotFound => {
                 format!("{error}; make it, or set the key to \"\"")
             }
             _ => error.to_string(),
