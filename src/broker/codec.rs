@@ -175,10 +175,11 @@ impl Decoder {
             let _ = bytes.split_to(size);
             return Ok(Some(Incoming::Control(Packet::Disconnect(
                 Disconnect {
-                    reason_code: if reason == 0x04 {
-                        DisconnectReasonCode::DisconnectWithWillMessage
-                    } else {
+                    // The others differ in nothing that matters here.
+                    reason_code: if reason == 0 {
                         DisconnectReasonCode::NormalDisconnection
+                    } else {
+                        DisconnectReasonCode::DisconnectWithWillMessage
                     },
                 },
                 None,

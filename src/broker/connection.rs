@@ -313,6 +313,10 @@ async fn log_in(
             busy(request.version, ConnectReturnCode::ConnectionRateExceeded),
             "too many failed logins; try again in a minute",
         ),
+        Ok(Err(LoginRefused::Busy)) => (
+            busy(request.version, ConnectReturnCode::ServerBusy),
+            "too many logins at once; try again",
+        ),
         Ok(Err(_)) => (
             ConnectReturnCode::BadUserNamePassword,
             "the user name or the password is wrong",

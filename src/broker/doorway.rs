@@ -29,10 +29,10 @@ struct Guests {
 /// An IPv4 address; of an IPv6 address the half that is a network's, since the other half can be
 /// chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Origin(IpAddr);
+pub(super) struct Origin(IpAddr);
 
 impl Origin {
-    fn of(address: IpAddr) -> Origin {
+    pub(super) fn of(address: IpAddr) -> Origin {
         Origin(match address.to_canonical() {
             IpAddr::V6(address) => {
                 let network = address.to_bits() & !u128::from(u64::MAX);

@@ -136,19 +136,22 @@ impl Mailbox {
         }
     }
 
-    /// For a session of an earlier run, whose client is away: `stored` is on disk for it.
+    /// For a session of an earlier run, whose client is away: of `stored` is on disk for it, and takes
+    /// so many bytes.
     pub fn restored(
         key: SessionKey,
         client_id: &str,
         next_sequence: u64,
-        stored: Range<u64>,
+        stored: Option<(Range<u64>, usize)>,
         all: Arc<Mailboxes>,
     ) -> Self {
         let mailbox = Mailbox::new(key, client_id, true, all);
         mailbox.offline.store(true, Ordering::Relaxed);
+        let (stored, stored_bytes) = stored.unwrap_or_default();
         *mailbox.queue.lock() = Queue {
             next_sequence,
             stored,
+            stored_bytes,
             offline: true,
             ..Queue::default()
         };

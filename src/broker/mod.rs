@@ -238,7 +238,8 @@ impl Broker {
             tls,
             config,
         });
-        shared.restore(restored);
+        let wills = shared.restore(restored);
+        tokio::spawn(shared.clone().publish_wills(wills));
         if let Some(tls) = &shared.tls {
             tokio::spawn(tls.clone().watch());
         }
@@ -451,13 +452,13 @@ impl Shared {
     }
 
     /// Takes up the sessions and retained messages of an earlier run.
-    fn restore(&self, restored: Restored) {
+    /// Returns the wills that came due while no gateway ran.
+    fn restore(&self, restored: Restored) -> Vec<Will> {
         let now = Instant::now();
         self.fanout.restore_retained(restored.retained);
         for (client_id, mut record) in restored.sessions {
             let key = record.number;
-            let stored = restored.queued.get(&key);
-            let stored = stored.map_or(0..0, |(first, last)| *first..last + 1);
+            let stored = restored.queued.get(&key).cloned();
             let expires = record.expires_at(now);
             let will = record.will.take().map(Will::restore);
             let next = record.next_sequence;
@@ -482,6 +483,15 @@ impl Shared {
                 will,
             };
             self.registry.restore(client_id, parked);
+        }
+        let due = restored.wills.into_iter();
+        due.map(|stored| Will::restore(stored).1).collect()
+    }
+
+    async fn publish_wills(self: Arc<Self>, wills: Vec<Will>) {
+        let now = Instant::now();
+        for will in wills {
+            self.publish_alone(will.into_message(now), now).await;
         }
     }
 

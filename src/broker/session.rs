@@ -773,15 +773,23 @@ impl Session {
             }
             Packet::PingReq(_) => self.encoder.pingresp(out),
             Packet::Disconnect(disconnect, properties) => {
-                if disconnect.reason_code != DisconnectReasonCode::DisconnectWithWillMessage {
-                    self.will = None;
+                let expiry = properties.and_then(|p| p.session_expiry_interval);
+                // Zero can't become another value now (MQTT 5.0, 3.14.2.2.2).
+                if self.session_expiry.is_zero() && expiry.is_some_and(|expiry| expiry > 0) {
+                    effects.push(self.refuse(
+                        DisconnectReasonCode::ProtocolError,
+                        "DISCONNECT with a session expiry for a session that was to have none",
+                        out,
+                    ));
+                    return;
                 }
-                if let Some(expiry) = properties.and_then(|p| p.session_expiry_interval) {
-                    // Zero can't become another value now (MQTT 5.0, 3.14.2.2.2).
-                    if !self.session_expiry.is_zero() {
-                        self.session_expiry =
-                            Duration::from_secs(expiry.into()).min(self.limits.session_expiry_max);
-                    }
+                if let Some(expiry) = expiry {
+                    self.session_expiry =
+                        Duration::from_secs(expiry.into()).min(self.limits.session_expiry_max);
+                }
+                // With any other reason, it is due (MQTT 5.0, 3.14.4-3).
+                if disconnect.reason_code == DisconnectReasonCode::NormalDisconnection {
+                    self.will = None;
                 }
                 self.closed = true;
                 effects.push(Effect::Close(Close::ByClient));

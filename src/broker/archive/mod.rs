@@ -14,7 +14,7 @@ mod restore;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -67,8 +67,8 @@ pub struct Archive {
 pub struct Restored {
     /// Client id and record. The next sequence is behind all that is queued.
     pub sessions: Vec<(String, SessionRecord)>,
-    /// First and last sequence of what is queued, by the session's number.
-    pub queued: FxHashMap<u64, (u64, u64)>,
+    /// The sequences of what is queued, and its bytes in the store, by the session's number.
+    pub queued: FxHashMap<u64, (Range<u64>, usize)>,
     pub retained: Vec<Message>,
     /// Of sessions that ended while no gateway ran; due now.
     pub wills: Vec<StoredWill>,

@@ -1,11 +1,13 @@
 //! What the store has when the gateway starts.
 
+use std::ops::ControlFlow;
+
 use rustc_hash::FxHashMap;
 
 use super::{Restored, State};
 use crate::broker::stored::{self, Clock};
 use crate::dead_letters::DeadLetters;
-use crate::store::{Counter, MqttSnapshot, Queue, Store, StoreError};
+use crate::store::{Counter, MqttSnapshot, Queue, Store, StoreError, queued_cost};
 
 /// Bits of a session's number that count the sessions of one run of the gateway.
 const RUN_BITS: u32 = 40;
@@ -96,7 +98,12 @@ pub(super) fn restore(
             Some(&index) => {
                 let session = &mut restored.sessions[index].1;
                 session.next_sequence = session.next_sequence.max(last.saturating_add(1));
-                restored.queued.insert(number, (first, last));
+                let mut bytes = 0;
+                snapshot.each_queued(number, first, |_, value| {
+                    bytes += queued_cost(value.len()) as usize;
+                    ControlFlow::Continue(())
+                })?;
+                restored.queued.insert(number, (first..last + 1, bytes));
             }
             None if all_sessions_known => {
                 state.waiting.gone.insert(number);
