@@ -16,6 +16,7 @@ mod bad_packets;
 mod bad_starts;
 mod clients;
 mod dead_letters;
+mod defects;
 mod loss;
 mod operations;
 mod persistence;
