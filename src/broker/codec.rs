@@ -479,19 +479,23 @@ impl Encoder {
     }
 
     /// A DISCONNECT, where the version knows one from the server.
+    /// Leaves the text out where the packet would be larger than `max_bytes` (MQTT 5.0, 3.14.2-3).
     pub fn disconnect(
         &mut self,
         reason_code: DisconnectReasonCode,
         text: &str,
+        max_bytes: usize,
         out: &mut BytesMut,
     ) {
         if self.version == Version::V4 {
             return;
         }
+        // Packet type, lengths, reason code and the head of the text take 9 bytes at most.
+        let fits = text.len() + 9 <= max_bytes;
         // Without properties the codec writes a frame of the wrong length.
         let properties = DisconnectProperties {
             session_expiry_interval: None,
-            reason_string: Some(text.to_owned()),
+            reason_string: fits.then(|| text.to_owned()),
             user_properties: Vec::new(),
             server_reference: None,
         };
@@ -703,7 +707,12 @@ mod tests {
     #[test]
     fn a_disconnect_is_framed_as_its_length_says() {
         let mut out = BytesMut::new();
-        Encoder::new(Version::V5).disconnect(DisconnectReasonCode::ServerBusy, "busy", &mut out);
+        Encoder::new(Version::V5).disconnect(
+            DisconnectReasonCode::ServerBusy,
+            "busy",
+            100,
+            &mut out,
+        );
         assert_eq!(out.len(), 2 + usize::from(out[1]));
         assert_eq!(out[2], 0x89);
     }

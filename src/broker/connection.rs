@@ -1058,7 +1058,7 @@ impl Connection {
     fn publish(&mut self, message: Message, now: Instant) {
         if message.retain {
             self.owes_sync |= message.qos != QoS::AtMostOnce;
-            if let Err(error) = self.shared.fanout.retain(&message) {
+            if let Err(error) = self.shared.fanout.retain(&message, now) {
                 self.mailbox
                     .dead_letter(Reason::RetainedFull, &message, now);
                 if self.shared.may_log() {

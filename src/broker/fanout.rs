@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use rumqttd::protocol::QoS;
@@ -75,6 +75,8 @@ struct Retained {
     max: usize,
     max_bytes: usize,
     archive: Option<Archive>,
+    /// When expired messages were looked for last.
+    swept: Option<Instant>,
 }
 
 /// A client with one of its subscriptions.
@@ -162,6 +164,7 @@ impl Fanout {
                 max: max_retained,
                 max_bytes: max_retained_bytes,
                 archive,
+                swept: None,
             }),
             system: Mutex::default(),
             topics: Mutex::default(),
@@ -298,6 +301,11 @@ impl Fanout {
         left
     }
 
+    /// Removes retained messages that have expired.
+    pub fn sweep_retained(&self, now: Instant) {
+        self.retained.lock().sweep(now);
+    }
+
     pub fn retained_count(&self) -> usize {
         self.retained.lock().tree.len()
     }
@@ -311,7 +319,7 @@ impl Fanout {
     }
 
     /// Keeps a message that says so; an empty one deletes (MQTT 5.0, 3.3.1.3).
-    pub fn retain(&self, message: &Message) -> Result<(), RetainedFull> {
+    pub fn retain(&self, message: &Message, now: Instant) -> Result<(), RetainedFull> {
         let mut retained = self.retained.lock();
         if message.payload.is_empty() {
             if retained.tree.remove(&message.topic)
@@ -321,14 +329,10 @@ impl Fanout {
             }
             return Ok(());
         }
-        let before = retained.tree.get(&message.topic);
-        let grows = message.queued_bytes()
-            - before
-                .map_or(0, |before| before.queued_bytes())
-                .min(message.queued_bytes());
-        if before.is_none() && retained.tree.len() >= retained.max
-            || grows > 0 && retained.tree.bytes() + grows > retained.max_bytes
-        {
+        if !retained.has_room(message) {
+            retained.sweep(now);
+        }
+        if !retained.has_room(message) {
             return Err(RetainedFull {
                 max: retained.max,
                 max_bytes: retained.max_bytes,
@@ -449,6 +453,32 @@ impl Subscriber {
             group,
             sequence: 0,
             is_stored: false,
+        }
+    }
+}
+
+impl Retained {
+    fn has_room(&self, message: &Message) -> bool {
+        let before = self.tree.get(&message.topic);
+        let bytes_before = before.map_or(0, |before| before.queued_bytes());
+        let bytes = message.queued_bytes();
+        let has_place = before.is_some() || self.tree.len() < self.max;
+        let has_bytes =
+            bytes <= bytes_before || self.tree.bytes() - bytes_before + bytes <= self.max_bytes;
+        has_place && has_bytes
+    }
+
+    /// Removes what has expired. Looks at all messages, so it is not done more often than is worth it.
+    fn sweep(&mut self, now: Instant) {
+        const PAUSE: Duration = Duration::from_secs(1);
+        if self.swept.is_some_and(|swept| now < swept + PAUSE) {
+            return;
+        }
+        self.swept = Some(now);
+        for topic in self.tree.take_expired(now) {
+            if let Some(archive) = &self.archive {
+                archive.forget_retained(&topic);
+            }
         }
     }
 }

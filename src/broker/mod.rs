@@ -554,7 +554,7 @@ impl Shared {
     /// Publishes a message for which there is no connection.
     async fn publish_alone(&self, message: Message, now: Instant) {
         if message.retain
-            && let Err(error) = self.fanout.retain(&message)
+            && let Err(error) = self.fanout.retain(&message, now)
         {
             tracing::warn!(topic = %message.topic, %error);
         }

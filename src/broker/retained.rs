@@ -1,6 +1,7 @@
 //! Retained messages, found by topic filter without looking at all of them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 
@@ -73,6 +74,20 @@ impl RetainedTree {
         self.len -= 1;
         self.bytes -= removed.queued_bytes();
         true
+    }
+
+    /// Removes what has expired, and returns the topics.
+    pub fn take_expired(&mut self, now: Instant) -> Vec<Topic> {
+        let mut expired = Vec::new();
+        self.root.visit(&["#"], &mut |message: &Arc<Message>| {
+            if message.is_expired(now) {
+                expired.push(message.topic.clone());
+            }
+        });
+        for topic in &expired {
+            self.remove(topic);
+        }
+        expired
     }
 
     /// Calls `found` with each message that a subscription to `filter` gets.

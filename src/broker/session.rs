@@ -677,7 +677,8 @@ impl Session {
         text: &str,
         out: &mut BytesMut,
     ) -> Effect {
-        self.encoder.disconnect(reason, text, out);
+        self.encoder
+            .disconnect(reason, text, self.max_packet_bytes, out);
         self.closed = true;
         self.refused.get_or_insert(reason);
         Effect::Close(Close::Refused(text.to_owned()))

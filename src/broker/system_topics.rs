@@ -25,6 +25,7 @@ pub(super) async fn publish(shared: Arc<Shared>) {
     let started = Instant::now();
     loop {
         let now = Instant::now();
+        shared.fanout.sweep_retained(now);
         let mut values = values(&shared, now.duration_since(started));
         values.extend(loads.update(&totals(&shared), every));
         for (name, value) in values {
