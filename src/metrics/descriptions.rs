@@ -20,8 +20,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_mqtt_sent_messages_total",
         "PUBLISH packets to clients.",
     ),
-    ("headgate_mqtt_sent_packets_total", "MQTT packets to clients."),
-    ("headgate_mqtt_sent_bytes_total", "Bytes sent to MQTT clients."),
+    (
+        "headgate_mqtt_sent_packets_total",
+        "MQTT packets to clients.",
+    ),
+    (
+        "headgate_mqtt_sent_bytes_total",
+        "Bytes sent to MQTT clients.",
+    ),
     (
         "headgate_mqtt_tls_handshake_failures_total",
         "Connections whose TLS handshake failed or never ended, by listener.",
