@@ -18,6 +18,7 @@ use rumqttd::protocol::{
 };
 
 use super::session::ConnectRefused;
+use super::well_formed;
 
 /// Protocol version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ pub enum DecodeError {
     #[error("malformed packet: {0}")]
     Malformed(String),
     #[error("protocol error: {0}")]
-    Protocol(&'static str),
+    Protocol(String),
     #[error("packet of {size} bytes; mqtt.max_packet_bytes allows {limit}")]
     TooLarge { size: usize, limit: usize },
     #[error("protocol {name:?} level {level} is not MQTT 3.1.1 (level 4) or 5.0 (level 5)")]
@@ -100,12 +101,16 @@ impl DecodeError {
     }
 }
 
-const CONNECT: u8 = 1;
-const PUBLISH: u8 = 3;
-const PUBREL: u8 = 6;
-const SUBSCRIBE: u8 = 8;
-const UNSUBSCRIBE: u8 = 10;
-const DISCONNECT: u8 = 14;
+pub const CONNECT: u8 = 1;
+pub const PUBLISH: u8 = 3;
+pub const PUBACK: u8 = 4;
+pub const PUBREC: u8 = 5;
+pub const PUBREL: u8 = 6;
+pub const PUBCOMP: u8 = 7;
+pub const SUBSCRIBE: u8 = 8;
+pub const UNSUBSCRIBE: u8 = 10;
+const PINGREQ: u8 = 12;
+pub const DISCONNECT: u8 = 14;
 
 /// Cuts a client's bytes into packets. The first packet decides on the version.
 #[derive(Debug)]
@@ -123,7 +128,7 @@ impl Decoder {
         }
     }
 
-    /// Known from the first packet on.
+    /// Known from the first packet on, even if that one is refused.
     pub fn version(&self) -> Option<Version> {
         self.version
     }
@@ -169,25 +174,6 @@ impl Decoder {
         } else {
             (QoS::AtMostOnce, 0)
         };
-        if kind == DISCONNECT && remaining == 1 {
-            // A reason code without properties: valid, but the codec wants properties.
-            let reason = bytes[body];
-            let _ = bytes.split_to(size);
-            return Ok(Some(Incoming::Control(Packet::Disconnect(
-                Disconnect {
-                    // The others differ in nothing that matters here.
-                    reason_code: if reason == 0 {
-                        DisconnectReasonCode::NormalDisconnection
-                    } else {
-                        DisconnectReasonCode::DisconnectWithWillMessage
-                    },
-                },
-                None,
-            ))));
-        }
-        if kind == SUBSCRIBE && version == Version::V4 {
-            check_subscribe_options(&bytes[body..size])?;
-        }
         // After the protocol's name and level, 2 + 4 + 1 bytes.
         let connect_flags = bytes[body..size].get(7).copied().unwrap_or(0);
         if kind == CONNECT && connect_flags & 1 != 0 {
@@ -196,12 +182,20 @@ impl Decoder {
             ));
         }
 
+        self.version = Some(version);
+        well_formed::check(version, first, &bytes[body..size])?;
+
         let packet = match version {
             Version::V4 => V4.read_mut(bytes, self.max_packet_bytes),
+            Version::V5 if kind == DISCONNECT && remaining == 1 => {
+                // A reason code without properties: valid, but the codec wants properties.
+                let packet = bytes.split_to(size);
+                let mut longer = BytesMut::from(&[packet[0], 2, packet[body], 0][..]);
+                V5.read_mut(&mut longer, self.max_packet_bytes)
+            }
             Version::V5 => V5.read_mut(bytes, self.max_packet_bytes),
         }
         .map_err(malformed)?;
-        self.version = Some(version);
         Ok(Some(match packet {
             Packet::Publish(publish, properties) => Incoming::Publish(IncomingPublish {
                 qos,
@@ -221,15 +215,17 @@ impl Decoder {
 fn check_fixed_header(first: u8, version: Option<Version>) -> Result<(), DecodeError> {
     let (kind, flags) = (first >> 4, first & 0x0f);
     if version.is_none() && kind != CONNECT {
-        return Err(DecodeError::Protocol("the first packet must be CONNECT"));
+        return Err(DecodeError::Protocol(
+            "the first packet must be CONNECT".into(),
+        ));
     }
     let wanted = match kind {
         PUBLISH => return Ok(()),
         PUBREL | SUBSCRIBE | UNSUBSCRIBE => 0b0010,
-        CONNECT | 4 | 5 | 7 | 12 | DISCONNECT => 0,
+        CONNECT | PUBACK | PUBREC | PUBCOMP | PINGREQ | DISCONNECT => 0,
         15 if version == Some(Version::V5) => {
             return Err(DecodeError::Protocol(
-                "AUTH without an authentication method in CONNECT",
+                "AUTH without an authentication method in CONNECT".into(),
             ));
         }
         0 | 15 => {
@@ -239,7 +235,7 @@ fn check_fixed_header(first: u8, version: Option<Version>) -> Result<(), DecodeE
         }
         _ => {
             return Err(DecodeError::Protocol(
-                "a client can't send this packet type",
+                "a client can't send this packet type".into(),
             ));
         }
     };
@@ -259,7 +255,9 @@ fn connect_version(body: &[u8]) -> Result<Option<Version>, DecodeError> {
     let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
     // "MQIsdp", the name of MQTT 3.1, is the longest that there is.
     if length > 6 {
-        return Err(DecodeError::Protocol("CONNECT names no MQTT protocol"));
+        return Err(DecodeError::Protocol(
+            "CONNECT names no MQTT protocol".into(),
+        ));
     }
     let Some((name, level)) = body.get(2..2 + length).zip(body.get(2 + length).copied()) else {
         return Ok(None);
@@ -272,7 +270,11 @@ fn connect_version(body: &[u8]) -> Result<Option<Version>, DecodeError> {
                 level,
             });
         }
-        _ => return Err(DecodeError::Protocol("CONNECT names no MQTT protocol")),
+        _ => {
+            return Err(DecodeError::Protocol(
+                "CONNECT names no MQTT protocol".into(),
+            ));
+        }
     }
     // The flags are looked at by the caller.
     if body.len() < 8 {
@@ -296,24 +298,6 @@ fn publish_header(first: u8, body: &[u8]) -> Result<(QoS, u16), DecodeError> {
     let at = 2 + usize::from(u16::from_be_bytes(*length));
     let id = body.get(at..at + 2).ok_or_else(truncated)?;
     Ok((qos, u16::from_be_bytes([id[0], id[1]])))
-}
-
-/// In MQTT 3.1.1 the upper six bits of the requested QoS are reserved (3.8.3-4).
-fn check_subscribe_options(body: &[u8]) -> Result<(), DecodeError> {
-    let mut rest = body.get(2..).unwrap_or_default();
-    while let Some(length) = rest.first_chunk::<2>() {
-        let options = 2 + usize::from(u16::from_be_bytes(*length));
-        match rest.get(options) {
-            Some(0..=2) => rest = &rest[options + 1..],
-            Some(_) => {
-                return Err(DecodeError::Malformed(
-                    "SUBSCRIBE with reserved bits set".into(),
-                ));
-            }
-            None => return Ok(()), // the codec refuses it
-        }
-    }
-    Ok(())
 }
 
 fn malformed(error: CodecError) -> DecodeError {
@@ -783,7 +767,7 @@ mod tests {
             subscribe.to_vec(),
             b"\x32\x0e\x00\x01a\x00\x01\x06\x26\x00\x01k\x00\x00hi".to_vec(),
             b"\x40\x02\x00\x01".to_vec(),
-            b"\x50\x04\x00\x01\x10\x00".to_vec(),
+            b"\x50\x04\x00\x01\x97\x00".to_vec(),
             b"\x62\x03\x00\x01\x92".to_vec(),
             b"\xa2\x06\x00\x04\x00\x00\x01a".to_vec(),
             b"\xe0\x07\x00\x05\x11\x00\x00\x00\x0a".to_vec(),

@@ -120,6 +120,17 @@ pub(super) async fn serve(
                 // A 3.1.1 CONNACK with "unacceptable protocol version" is what every client reads.
                 wire.output.extend_from_slice(&[0x20, 2, 0, 1]);
                 wire.write_last(guest).await;
+            } else if let FirstPacketError::Decode(error) = &error
+                && wire.decoder.version() == Some(Version::V5)
+            {
+                let code = match error {
+                    DecodeError::Protocol(_) => ConnectReturnCode::ProtocolError,
+                    _ => ConnectReturnCode::MalformedPacket,
+                };
+                let text = error.to_string();
+                let refused = ConnectRefused { code, text };
+                Encoder::new(Version::V5).connack_refused(&refused, &mut wire.output);
+                wire.write_last(guest).await;
             }
         }
         Err(_) => {

@@ -32,6 +32,7 @@ mod tls;
 mod tls_reload;
 mod upgrade;
 mod websocket;
+mod well_formed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -202,6 +202,12 @@ impl ConnectRequest {
                 text: "no authentication method is supported".into(),
             });
         }
+        if properties.authentication_data.is_some() {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::ProtocolError,
+                text: "authentication data without an authentication method".into(),
+            });
+        }
         if properties.receive_maximum == Some(0) || properties.max_packet_size == Some(0) {
             return Err(ConnectRefused {
                 code: ConnectReturnCode::ProtocolError,
@@ -271,6 +277,13 @@ impl Will {
             code: ConnectReturnCode::TopicNameInvalid,
             text: format!("will: {error}"),
         })?;
+        let response_topic = properties.as_ref().and_then(|p| p.response_topic.clone());
+        if let Some(Err(error)) = response_topic.map(Topic::new) {
+            return Err(ConnectRefused {
+                code: ConnectReturnCode::ProtocolError,
+                text: format!("response topic of the will: {error}"),
+            });
+        }
         let (expiry, delay, properties) = match properties {
             None => (None, None, None),
             Some(properties) => (
@@ -741,10 +754,7 @@ impl Session {
         match packet {
             Packet::PubAck(ack, _) => self.on_puback(ack.pkid, now, out),
             Packet::PubRec(rec, _) => {
-                let accepted = matches!(
-                    rec.reason,
-                    PubRecReason::Success | PubRecReason::NoMatchingSubscribers
-                );
+                let accepted = rec.reason == PubRecReason::Success;
                 self.on_pubrec(rec.pkid, accepted, now, out);
             }
             Packet::PubRel(rel, _) => {

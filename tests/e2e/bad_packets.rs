@@ -96,6 +96,18 @@ fn what_is_no_connect_never_becomes_a_client() {
             connect_packet_with(4, "c", 0, 0x06, &[string("w/#"), string("x")].concat()),
         ),
         (
+            "a password without a user name",
+            connect_packet_with(4, "c", 0, 0x42, &string("secret")),
+        ),
+        (
+            "NUL in the user name",
+            connect_packet_with(4, "c", 0, 0x82, &string("u\0")),
+        ),
+        (
+            "bytes behind the last field",
+            connect_packet_with(4, "c", 0, 0x02, b"zz"),
+        ),
+        (
             "a CONNECT of 256 MiB",
             [&[0x10, 0xff, 0xff, 0xff, 0x7f][..], &[0; 64]].concat(),
         ),
@@ -130,6 +142,75 @@ fn a_client_of_another_version_of_mqtt_is_told_so() {
         assert_eq!(wire.next().body, [0, UNACCEPTABLE_PROTOCOL_VERSION]);
         assert_eq!(wire.until_closed(), []);
     }
+}
+
+#[test]
+fn a_connect_that_breaks_a_rule_of_mqtt_5_is_answered_with_the_reason() {
+    const MALFORMED: u8 = 0x81;
+    const PROTOCOL_ERROR: u8 = 0x82;
+    let connect = |flags: u8, properties: &[u8], payload: &[u8]| {
+        let head = [b"\x00\x04MQTT\x05", &[flags, 0, 0][..]].concat();
+        let length = [properties.len() as u8];
+        packet(0x10, &[&head, &length, properties, payload].concat())
+    };
+    let property = |bytes: &[u8]| connect(0x02, bytes, b"\x00\x01c");
+    let will = |properties: &[u8]| {
+        let length = [properties.len() as u8];
+        let payload = [b"\x00\x01c", &length[..], properties, b"\x00\x01w\x00\x01x"].concat();
+        connect(0x06, b"", &payload)
+    };
+    let cases = [
+        (
+            "session expiry twice",
+            property(b"\x11\0\0\0\x01\x11\0\0\0\x02"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "request problem information 2",
+            property(b"\x17\x02"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "request response information 2",
+            property(b"\x19\x02"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "authentication data alone",
+            property(b"\x16\0\x01x"),
+            PROTOCOL_ERROR,
+        ),
+        ("a property of PUBLISH", property(b"\x23\0\x01"), MALFORMED),
+        (
+            "bytes behind the last field",
+            connect(0x02, b"", b"\x00\x01czz"),
+            MALFORMED,
+        ),
+        ("payload format 2", will(b"\x01\x02"), PROTOCOL_ERROR),
+        (
+            "NUL in the will's content type",
+            will(b"\x03\0\x02a\0"),
+            MALFORMED,
+        ),
+        (
+            "a wildcard in the will's response topic",
+            will(b"\x08\0\x03r/#"),
+            PROTOCOL_ERROR,
+        ),
+    ];
+    beside_neighbours(Home::new(), |gateway, neighbours| {
+        for (what, bytes, reason) in &cases {
+            let mut wire = Wire::open(gateway);
+            wire.send(bytes);
+            let answers = wire.until_closed();
+            let said: Vec<_> = answers
+                .iter()
+                .map(|packet| (packet.kind(), packet.body[1]))
+                .collect();
+            assert_eq!(said, [(CONNACK, *reason)], "{what}");
+            neighbours.assert_go_on();
+        }
+    });
 }
 
 #[test]
@@ -188,6 +269,26 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
             MALFORMED,
         ),
         (
+            "property payload format 2",
+            packet(0x30, b"\x00\x01a\x02\x01\x02"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "property payload format twice",
+            packet(0x30, b"\x00\x01a\x04\x01\x00\x01\x00"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "NUL in the property content type",
+            packet(0x30, b"\x00\x01a\x05\x03\x00\x02a\x00"),
+            MALFORMED,
+        ),
+        (
+            "a property of CONNECT",
+            packet(0x30, b"\x00\x01a\x03\x21\x00\x01"),
+            MALFORMED,
+        ),
+        (
             "topic alias 0",
             packet(0x30, b"\x00\x01a\x03\x23\x00\x00"),
             TOPIC_ALIAS_INVALID,
@@ -231,11 +332,26 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         (
             "SUBSCRIBE without filters",
             packet(0x82, b"\x00\x01\x00"),
-            MALFORMED,
+            PROTOCOL_ERROR,
         ),
         (
             "SUBSCRIBE with QoS 3",
             packet(0x82, b"\x00\x01\x00\x00\x01a\x03"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "SUBSCRIBE with reserved bits",
+            packet(0x82, b"\x00\x01\x00\x00\x01a\x40"),
+            MALFORMED,
+        ),
+        (
+            "SUBSCRIBE with its property twice",
+            packet(0x82, b"\x00\x01\x04\x0b\x01\x0b\x02\x00\x01a\x00"),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "NUL in a filter to SUBSCRIBE",
+            packet(0x82, b"\x00\x01\x00\x00\x03a\x00b\x00"),
             MALFORMED,
         ),
         (
@@ -255,6 +371,29 @@ fn a_client_that_breaks_a_rule_is_told_which_and_closed() {
         ),
         ("PUBREL with wrong flags", packet(0x60, &[0, 1]), MALFORMED),
         ("PUBACK cut short", packet(0x40, &[0]), MALFORMED),
+        ("PUBACK of id 0", packet(0x40, &[0, 0]), PROTOCOL_ERROR),
+        ("PUBCOMP of id 0", packet(0x70, &[0, 0]), PROTOCOL_ERROR),
+        (
+            "PUBREC with a reason that nobody knows",
+            packet(0x50, &[0, 1, 0x55]),
+            MALFORMED,
+        ),
+        (
+            "PUBREC with a server's reason",
+            packet(0x50, &[0, 1, 0x10]),
+            PROTOCOL_ERROR,
+        ),
+        ("PINGREQ with a body", packet(0xc0, b"x"), MALFORMED),
+        (
+            "DISCONNECT with a server's reason",
+            packet(0xe0, &[0x8e]),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "DISCONNECT with bytes behind it",
+            packet(0xe0, &[0, 0, 0]),
+            MALFORMED,
+        ),
         (
             "garbage",
             packet(0x32, b"garbage that looks a little like a packet"),
