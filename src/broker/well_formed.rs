@@ -331,12 +331,12 @@ mod tests {
 
     fn connect_v5(flags: u8, properties: &[u8], payload: &[u8]) -> Vec<u8> {
         let head = [0, 4, b'M', b'Q', b'T', b'T', 5, flags, 0, 0];
-        [&head, &[properties.len() as u8], properties, payload].concat()
+        [&head[..], &[properties.len() as u8], properties, payload].concat()
     }
 
     fn connect_v4(flags: u8, payload: &[u8]) -> Vec<u8> {
         let head = [0, 4, b'M', b'Q', b'T', b'T', 4, flags, 0, 0];
-        [&head, payload].concat()
+        [&head[..], payload].concat()
     }
 
     fn with_will(properties: &[u8]) -> Vec<u8> {
