@@ -336,7 +336,7 @@ mod tests {
 
     fn connect_v4(flags: u8, payload: &[u8]) -> Vec<u8> {
         let head = [0, 4, b'M', b'Q', b'T', b'T', 4, flags, 0, 0];
-        [&head, payload].concat()
+        [&head[..], payload].concat()
     }
 
     fn with_will(properties: &[u8]) -> Vec<u8> {

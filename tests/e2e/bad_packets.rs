@@ -149,9 +149,9 @@ fn a_connect_that_breaks_a_rule_of_mqtt_5_is_answered_with_the_reason() {
     const MALFORMED: u8 = 0x81;
     const PROTOCOL_ERROR: u8 = 0x82;
     let connect = |flags: u8, properties: &[u8], payload: &[u8]| {
-        let head = [b"\x00\x04MQTT\x05", &[flags, 0, 0][..]].concat();
+        let head = [&b"\x00\x04MQTT\x05"[..], &[flags, 0, 0]].concat();
         let length = [properties.len() as u8];
-        packet(0x10, &[&head, &length, properties, payload].concat())
+        packet(0x10, &[&head[..], &length, properties, payload].concat())
     };
     let property = |bytes: &[u8]| connect(0x02, bytes, b"\x00\x01c");
     let will = |properties: &[u8]| {
