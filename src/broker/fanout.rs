@@ -145,7 +145,7 @@ impl PartialEq for Target {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a message is not retained: there are {max} already, or they would take more than {max_bytes} \
-     bytes; raise mqtt.max_retained_messages or mqtt.max_retained_bytes, or delete some by \
+     bytes, or the store is nearly full; raise mqtt.max_retained_messages or mqtt.max_retained_bytes, or delete some by \
      publishing an empty retained message"
 )]
 pub struct RetainedFull {
@@ -462,7 +462,11 @@ impl Retained {
         let before = self.tree.get(&message.topic);
         let bytes_before = before.map_or(0, |before| before.queued_bytes());
         let bytes = message.queued_bytes();
-        let has_place = before.is_some() || self.tree.len() < self.max;
+        let is_stored = self
+            .archive
+            .as_ref()
+            .is_none_or(|archive| !archive.is_full());
+        let has_place = before.is_some() || self.tree.len() < self.max && is_stored;
         let has_bytes =
             bytes <= bytes_before || self.tree.bytes() - bytes_before + bytes <= self.max_bytes;
         has_place && has_bytes

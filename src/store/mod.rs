@@ -214,6 +214,22 @@ impl Store {
         Ok(store)
     }
 
+    /// How much room there is on the disk for this process.
+    #[allow(unsafe_code)]
+    pub fn free_disk_bytes(&self) -> Result<u64, StoreError> {
+        let path = &self.inner.path;
+        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
+            .expect("a path that was opened has no NUL");
+        // SAFETY: all bits zero are a valid value of this struct of integers.
+        let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: `name` ends with a NUL, and `found` is a valid place for what the call writes.
+        if unsafe { libc::statvfs(name.as_ptr(), &mut found) } != 0 {
+            let source = io::Error::last_os_error();
+            return Err(error::io(path, "cannot ask how much room there is", source));
+        }
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     /// The store's folder. Files beside the database (caches, keys, sockets) may live there too.
     pub fn path(&self) -> &Path {
         &self.inner.path

@@ -54,6 +54,9 @@ const DEAD_LETTERS_EVERY: Duration = Duration::from_secs(10);
 /// removing: LMDB needs free pages for that too.
 const MAX_FILL: f64 = 0.85;
 
+/// Bytes of the disk that are left alone, for the same reason.
+const DISK_RESERVE: u64 = 16 << 20;
+
 /// The way to the store. Cheap to clone; the last clone that goes writes the rest.
 #[derive(Clone)]
 pub struct Archive {
@@ -98,6 +101,8 @@ struct Shared {
     asked: AtomicU64,
     durable: AtomicU64,
     pressed: AtomicBool,
+    /// As `State::full` says, for those who ask often.
+    full: AtomicBool,
     commits: AtomicU64,
     failures: AtomicU64,
     damaged: AtomicU64,
@@ -184,6 +189,7 @@ impl Archive {
             asked: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             pressed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             damaged: AtomicU64::new(damaged),
@@ -368,6 +374,11 @@ impl Archive {
     /// What all that is queued takes up in the database, or will.
     pub fn queued_bytes(&self) -> u64 {
         self.shared.state.lock().queued_bytes()
+    }
+
+    /// Whether there is no room for more: what is left is for removing.
+    pub fn is_full(&self) -> bool {
+        self.shared.full.load(Ordering::Relaxed)
     }
 
     /// Whether so much waits to be written that publishers ought to pause.
@@ -675,7 +686,7 @@ impl Shared {
         if queued_bytes != committed {
             txn.set_counter(Counter::QueuedBytes, queued_bytes)?;
         }
-        let nearly_full = txn.fill()? > MAX_FILL;
+        let nearly_full = txn.fill()? > MAX_FILL || self.store.free_disk_bytes()? < DISK_RESERVE;
         txn.commit()?;
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(Written {
@@ -698,11 +709,13 @@ impl Shared {
         }
         if state.full != written.nearly_full {
             state.full = written.nearly_full;
+            self.full.store(state.full, Ordering::Relaxed);
             match state.full {
                 true => tracing::error!(
                     queued_bytes = written.queued_bytes,
-                    "the store is nearly full: no more is queued in it for MQTT clients; raise \
-                     store.max_bytes, or remove sessions or retained messages"
+                    "the store, or the disk that it is on, is nearly full: no more is queued in it for \
+                     MQTT clients, and no more retained; raise store.max_bytes, make room on the disk, \
+                     or remove sessions or retained messages"
                 ),
                 false => tracing::info!("the store has room again for what MQTT clients wait for"),
             }
@@ -730,6 +743,7 @@ impl Shared {
         state.waiting.add_earlier(changes);
         state.waiting_since.get_or_insert_with(Instant::now);
         state.full |= full;
+        self.full.store(state.full, Ordering::Relaxed);
         let first = state.retry_at.replace(Instant::now() + RETRY).is_none();
         if first {
             tracing::error!(
