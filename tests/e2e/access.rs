@@ -59,7 +59,8 @@ fn must_add_user(home: &Home, args: &[&str], password: &str) {
 
 fn connect(level: u8, id: &str, login: Option<(&str, &str)>) -> Vec<u8> {
     let (flags, rest) = match login {
-        Some(("", password)) => (PASSWORD, string(password)),
+        // In 3.1.1 a password needs a user name, if only an empty one.
+        Some(("", password)) if level == 5 => (PASSWORD, string(password)),
         Some((user, "")) => (USER, string(user)),
         Some((user, password)) => (USER | PASSWORD, [string(user), string(password)].concat()),
         None => (0, Vec::new()),

@@ -156,9 +156,15 @@ fn a_new_qos_2_message_is_taken_after_a_crash_though_its_id_was_in_use_before() 
     assert!(present);
     sender.send(&[0x62, 2, 0, 8]);
     assert_eq!(sender.next().kind(), PUBCOMP);
+    // Its acknowledgement says that all before it is on disk.
+    let mut retained = publish_packet("state", b"x", 1, 1);
+    retained[0] |= 1;
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.send(&retained);
+    publisher.next();
     let gateway = gateway.kill().start();
     let mut observer = Wire::connect(&gateway, "observer");
-    observer.subscribe("#", 0);
+    observer.subscribe("a", 0);
     let (mut sender, present) = connect_kept(&gateway, "sender");
     assert!(present);
     sender.send(&publish_packet("a", b"second", 2, 8));

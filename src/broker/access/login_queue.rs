@@ -8,8 +8,8 @@ use rustc_hash::FxHashMap;
 use crate::broker::doorway::Origin;
 
 /// Logins of one address, or of one IPv6 network, that wait or are being checked. A check takes some
-/// 50 ms, so that others wait for a second or so in the worst case.
-const MAX_FROM_ONE: usize = 16;
+/// 50 ms, two at a time, so that others wait for two seconds behind one that does its worst.
+const MAX_FROM_ONE: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct LoginQueue {
