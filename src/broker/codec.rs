@@ -112,6 +112,9 @@ pub const UNSUBSCRIBE: u8 = 10;
 const PINGREQ: u8 = 12;
 pub const DISCONNECT: u8 = 14;
 
+/// Largest CONNECT: room for the longest will, and little to hold for those who never finish one.
+const MAX_CONNECT_BYTES: usize = 128 * 1024;
+
 /// Cuts a client's bytes into packets. The first packet decides on the version.
 #[derive(Debug)]
 pub struct Decoder {
@@ -149,11 +152,12 @@ impl Decoder {
             Err(error) => return Err(malformed(error)),
         };
         let size = 1 + length_bytes + remaining;
-        if size > self.max_packet_bytes {
-            return Err(DecodeError::TooLarge {
-                size,
-                limit: self.max_packet_bytes,
-            });
+        let limit = match self.version {
+            Some(_) => self.max_packet_bytes,
+            None => self.max_packet_bytes.min(MAX_CONNECT_BYTES),
+        };
+        if size > limit {
+            return Err(DecodeError::TooLarge { size, limit });
         }
         let body = 1 + length_bytes;
         let version = match self.version {

@@ -54,7 +54,8 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 /// A connection that has been idle for so long gives its large buffers back.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Serves a client until it goes.
+/// Serves a client until it goes. Each stage has its state in a place of its own, which it gives back:
+/// most clients are connected and idle most of the time, and there may be thousands.
 pub(super) async fn serve(
     socket: TcpStream,
     protocols: Protocols,
@@ -62,6 +63,30 @@ pub(super) async fn serve(
     guest: Guest,
     shared: Arc<Shared>,
 ) {
+    let Some(first) = Box::pin(meet(socket, protocols, peer, guest, &shared)).await else {
+        return;
+    };
+    let Some((connection, online)) = Box::pin(admit(first, shared)).await else {
+        return;
+    };
+    Box::pin(connection.run(online)).await;
+}
+
+/// A socket from which a CONNECT has come.
+struct First {
+    wire: Wire,
+    version: Version,
+    connect: Packet,
+}
+
+/// Waits for the CONNECT.
+async fn meet(
+    socket: TcpStream,
+    protocols: Protocols,
+    peer: SocketAddr,
+    guest: Guest,
+    shared: &Shared,
+) -> Option<Box<First>> {
     // Without it, small acks wait for the peer's delayed acks.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%peer, %error, "can't set TCP_NODELAY");
@@ -71,7 +96,7 @@ pub(super) async fn serve(
         Ok(stream) => stream,
         Err(error) => {
             tracing::error!(%peer, %error, "can't begin TLS");
-            return;
+            return None;
         }
     };
     let mut wire = Wire {
@@ -89,19 +114,23 @@ pub(super) async fn serve(
     let connect = tokio::select! {
         connect = timeout(patience, wire.first_packet()) => connect,
         () = guest.shown_out() => Ok(Err(FirstPacketError::NoPlace)),
-        () = shared.leaves(Phase::Running) => return,
+        () = shared.leaves(Phase::Running) => return None,
     };
     if wire.stream.is_handshaking() {
         stats.tls_failures.fetch_add(1, Ordering::Relaxed);
     }
     match connect {
-        Ok(Ok(packet)) => {
+        Ok(Ok(connect)) => {
             if !guest.stay() {
                 stats.refused.fetch_add(1, Ordering::Relaxed);
-                return;
+                return None;
             }
             let version = wire.decoder.version().expect("a packet has been decoded");
-            connected(wire, version, packet, peer, shared).await;
+            return Some(Box::new(First {
+                wire,
+                version,
+                connect,
+            }));
         }
         Ok(Err(error)) => {
             stats.refused.fetch_add(1, Ordering::Relaxed);
@@ -141,34 +170,42 @@ pub(super) async fn serve(
             }
         }
     }
+    None
 }
 
-async fn connected(
-    mut wire: Wire,
-    version: Version,
-    packet: Packet,
-    peer: SocketAddr,
-    shared: Arc<Shared>,
-) {
+/// Answers the CONNECT. None: the client is not let in.
+async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection>, Arc<Online>)> {
+    let First {
+        mut wire,
+        version,
+        connect,
+    } = *first;
+    let peer = wire.peer;
     let key = shared.next_key.fetch_add(1, Ordering::Relaxed);
     let stats = &shared.stats;
     stats.packets_received.fetch_add(1, Ordering::Relaxed);
     let received = wire.first_bytes - wire.input.len() as u64;
     stats.bytes_received.fetch_add(received, Ordering::Relaxed);
     let assign_id = || shared.assign_client_id(key);
-    let mut request = match ConnectRequest::new(version, packet, key, &shared.limits, assign_id) {
+    let mut request = match ConnectRequest::new(version, connect, key, &shared.limits, assign_id) {
         Ok(request) => request,
-        Err(refused) => return refuse(wire, version, peer, &shared, refused).await,
+        Err(refused) => {
+            refuse(wire, version, peer, &shared, refused).await;
+            return None;
+        }
     };
     let client_id = request.client_id.clone();
     let certificate = wire.stream.certificate_names();
     let identity = tokio::select! {
         outcome = log_in(&request, certificate.as_ref(), peer, &shared) => outcome,
-        () = shared.leaves(Phase::Running) => return,
+        () = shared.leaves(Phase::Running) => return None,
     };
     let identity = match identity {
         Ok(identity) => identity,
-        Err(refused) => return answer_refused(wire, version, &shared, refused).await,
+        Err(refused) => {
+            answer_refused(wire, version, &shared, refused).await;
+            return None;
+        }
     };
     request.user = identity.user().map(str::to_owned);
     let permissions = shared.access.permissions(&identity, &client_id);
@@ -179,7 +216,8 @@ async fn connected(
             code: ConnectReturnCode::NotAuthorized,
             text: format!("{client_id} may not publish its will on {topic}"),
         };
-        return refuse(wire, version, peer, &shared, refused).await;
+        refuse(wire, version, peer, &shared, refused).await;
+        return None;
     }
     let max = shared.config.max_connections;
     let attached = shared.registry.attach(&client_id, &identity, max).await;
@@ -191,7 +229,8 @@ async fn connected(
             },
             text: format!("mqtt.max_connections ({max}) are connected already"),
         };
-        return refuse(wire, version, peer, &shared, refused).await;
+        refuse(wire, version, peer, &shared, refused).await;
+        return None;
     };
     if !shared.access.still_valid(&identity) {
         // A reload came between the login and the registration, where it could not be seen.
@@ -253,7 +292,7 @@ async fn connected(
     let (connections, _) = shared.registry.counts();
     let most = &shared.stats.most_connections;
     most.fetch_max(connections as u64, Ordering::Relaxed);
-    let mut connection = Connection {
+    let mut connection = Box::new(Connection {
         wire,
         session,
         key,
@@ -278,7 +317,7 @@ async fn connected(
         last_progress: now,
         client_id: client_id.clone(),
         shared: shared.clone(),
-    };
+    });
     let details = Details {
         key: connection.key,
         peer,
@@ -292,7 +331,7 @@ async fn connected(
     // Set here and nowhere else.
     let _ = online.details.set(details);
     connection.store_session();
-    connection.run(&online).await;
+    Some((connection, online))
 }
 
 /// Finds out who the client is. The log learns why it is not let in, and the client only that it
@@ -473,6 +512,9 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
+        if self.output.is_empty() && self.output.capacity() <= SMALL_READ {
+            self.output = BytesMut::new();
+        }
         self.stream.flush()?;
         Ok(written)
     }
@@ -567,8 +609,13 @@ enum End {
 }
 
 impl Connection {
-    async fn run(mut self, online: &Online) {
-        let end = self.until_end(online).await;
+    async fn run(mut self: Box<Self>, online: Arc<Online>) {
+        let end = self.until_end(&online).await;
+        Box::pin(self.leave(end, &online)).await;
+    }
+
+    /// Leaves behind what the client's session, will and subscribers are owed.
+    async fn leave(mut self: Box<Self>, end: End, online: &Online) {
         let now = Instant::now();
         let text = match &end {
             End::Close(Close::ByClient) => "disconnected by the client",
@@ -649,7 +696,7 @@ impl Connection {
             client_id,
             shared,
             ..
-        } = self;
+        } = *self;
         mailbox.put_back(taken);
         if expiry.is_zero() {
             shared.end_session(&client_id, &mut session, &mailbox, now);
@@ -947,7 +994,12 @@ impl Connection {
         let bytes = &self.shared.stats.bytes_received;
         bytes.fetch_add(count as u64, Ordering::Relaxed);
         self.spend_bytes(count as u64);
-        self.on_input()
+        let end = self.on_input();
+        // One that sends little need not keep a buffer until it sends again.
+        if self.wire.read_size == SMALL_READ && self.wire.input.is_empty() {
+            self.wire.input = BytesMut::new();
+        }
+        end
     }
 
     fn spend_bytes(&mut self, count: u64) {

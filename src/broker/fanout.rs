@@ -333,6 +333,12 @@ impl Fanout {
             retained.sweep(now);
         }
         if !retained.has_room(message) {
+            // Better none than one that is no longer true.
+            if retained.tree.remove(&message.topic)
+                && let Some(archive) = &retained.archive
+            {
+                archive.forget_retained(&message.topic);
+            }
             return Err(RetainedFull {
                 max: retained.max,
                 max_bytes: retained.max_bytes,
