@@ -21,6 +21,9 @@ mod message;
 mod rate;
 mod reasons;
 mod registry;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod rehearsal;
 mod retained;
 mod session;
 mod share_group;
