@@ -27,10 +27,29 @@
         receive_maximum = 512;
         max_queued_messages = 5000;
         max_queued_bytes = "4 MiB";
+        max_total_queued_bytes = "64 MiB";
         max_subscriptions = 50;
+        max_total_subscriptions = 5000;
         session_expiry_max_s = 3600;
+        response_information = "response/%c";
         max_retained_messages = 2000;
+        max_retained_bytes = "8 MiB";
         max_messages_per_s = 100;
+        max_bytes_per_s = "1 MiB";
+        max_total_bytes_per_s = "16 MiB";
+        system_topics_every_s = 60;
+        auth = {
+          anonymous = "never";
+          password_file = "/var/lib/headgate/passwords";
+          jwt_key = "/etc/headgate/jwt.pem";
+          acl_file = "/etc/headgate/acl.toml";
+          max_failures_per_minute = 20;
+        };
+        persistence = {
+          max_bytes_per_client = "16 MiB";
+          max_bytes = "128 MiB";
+          durable_acks = false;
+        };
         tls = {
           listen = "[::]:8883";
           certificate = "/etc/headgate/mqtt.crt";

@@ -148,9 +148,9 @@ in
     expr = everything.networking.firewall.allowedTCPPorts;
     expected = [
       883
+      8883
       8083
       8084
-      8883
       9464
     ];
   };

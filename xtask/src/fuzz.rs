@@ -58,7 +58,11 @@ pub fn run(tree: &Tree, targets: &[String], seconds: u64) -> Result<()> {
         }
         let [corpus, artifacts] = folders;
         println!("{target}, {seconds} s");
-        let program = folder.join("target").join(&host).join("release").join(target);
+        let program = folder
+            .join("target")
+            .join(&host)
+            .join("release")
+            .join(target);
         child::run(
             Command::new(program)
                 .current_dir(&folder)

@@ -125,10 +125,13 @@ impl Memory {
             self.begun.clear();
             return Vec::new();
         }
-        let again = self.unacknowledged.iter().map(|sent| match sent.is_received {
-            true => acknowledgement(PUBREL, sent.packet_id).to_vec(),
-            false => sent.packet(version, true),
-        });
+        let again = self
+            .unacknowledged
+            .iter()
+            .map(|sent| match sent.is_received {
+                true => acknowledgement(PUBREL, sent.packet_id).to_vec(),
+                false => sent.packet(version, true),
+            });
         again.collect::<Vec<_>>().concat()
     }
 
@@ -205,7 +208,10 @@ impl Memory {
             2 => {
                 self.owed.push_back(acknowledgement(PUBREC, id));
                 if !self.begun.insert(id) {
-                    assert!(first & 8 != 0, "{number} came again as if for the first time");
+                    assert!(
+                        first & 8 != 0,
+                        "{number} came again as if for the first time"
+                    );
                     return None;
                 }
             }

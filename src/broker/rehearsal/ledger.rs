@@ -249,7 +249,8 @@ impl Ledger {
             for name in &sent.groups {
                 let group = &self.groups[name];
                 let mut members = group.ever.keys();
-                let has_come = members.any(|member| self.sessions[member].seen.contains_key(number));
+                let has_come =
+                    members.any(|member| self.sessions[member].seen.contains_key(number));
                 let is_promised = group
                     .ever
                     .values()

@@ -215,11 +215,7 @@ impl Rehearsal {
     }
 
     /// A client sends what `packet` makes, if it is connected.
-    fn ask(
-        &mut self,
-        client: usize,
-        packet: impl FnOnce(&mut Memory, Version) -> Option<Vec<u8>>,
-    ) {
+    fn ask(&mut self, client: usize, packet: impl FnOnce(&mut Memory, Version) -> Option<Vec<u8>>) {
         let client = &mut self.clients[client];
         if let Some(connection) = &mut client.connection
             && let Some(packet) = packet(&mut client.memory, client.version)
@@ -364,7 +360,9 @@ impl Rehearsal {
         }
         connection.publisher.flush(self.now);
         for ticket in tickets {
-            connection.session.accepted(ticket, &mut connection.to_client);
+            connection
+                .session
+                .accepted(ticket, &mut connection.to_client);
         }
         if has_left && let Some((number, _)) = connection.will.take() {
             self.ledger.will_cancelled(number);
@@ -518,7 +516,10 @@ impl Rehearsal {
         let Some(connection) = &mut client.connection else {
             return false;
         };
-        match client.memory.read(client.version, &mut connection.to_client) {
+        match client
+            .memory
+            .read(client.version, &mut connection.to_client)
+        {
             Read::Nothing => return false,
             Read::Connected(is_present) => {
                 let again = client.memory.connected(client.version, is_present);
