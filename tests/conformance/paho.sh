@@ -79,6 +79,9 @@ path = "store"
 listen = "$address:$port"
 max_keep_alive_s = 60
 
+[mqtt.auth]
+acl_file = "acl.toml"
+
 [metrics]
 listen = "off"
 END
@@ -92,10 +95,6 @@ topics = ["#"]
 deny = ["subscribe"]
 topics = ["test/nosubscribe"]
 END
-# TODO(access): once every gateway has the key, into the file above.
-if "$gateway" config schema | grep -q acl_file; then
-    printf '\n[mqtt.auth]\nacl_file = "acl.toml"\n' >>"$home/headgate.toml"
-fi
 
 # Nothing of the caller's own settings: HEADGATE_… variables would win over the file.
 env -i PATH="$PATH" HOME="$home" "$gateway" run --config "$home/headgate.toml" >"$home/log" 2>&1 &
