@@ -13,6 +13,8 @@ pub struct Memory {
     last_packet_id: u16,
     /// Sent at QoS 1 and 2 and not acknowledged in full, in this order.
     unacknowledged: VecDeque<Outgoing>,
+    /// The CONNACK has come. This client publishes nothing before: what it sends again comes first.
+    is_connected: bool,
     /// QoS 2 messages that have come and are not released.
     begun: HashSet<u16>,
     /// Acknowledgements that it owes; forgotten when the connection breaks.
@@ -68,7 +70,7 @@ impl Memory {
         topic: &'static str,
         qos: u8,
     ) -> Option<Vec<u8>> {
-        if self.unacknowledged.len() >= RECEIVE_MAXIMUM.into() {
+        if !self.is_connected || self.unacknowledged.len() >= RECEIVE_MAXIMUM.into() {
             return None;
         }
         let packet_id = if qos > 0 { self.next_packet_id() } else { 0 };
@@ -113,6 +115,7 @@ impl Memory {
 
     /// The connection is gone.
     pub fn disconnected(&mut self) {
+        self.is_connected = false;
         self.owed.clear();
         self.asked.clear();
     }
@@ -120,6 +123,7 @@ impl Memory {
     /// A new connection. What the client sends again if the gateway has its session, and forgets
     /// if not.
     pub fn connected(&mut self, version: Version, is_present: bool) -> Vec<u8> {
+        self.is_connected = true;
         if !is_present {
             self.unacknowledged.clear();
             self.begun.clear();
