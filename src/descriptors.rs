@@ -19,6 +19,8 @@ pub fn raise_limit(connections: usize) {
              mqtt.max_connections"
         ),
         Ok(_) => {}
+        // A service manager that forbids it has set the limit itself.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         Err(error) => tracing::warn!(%error, "can't raise the limit of open files"),
     }
 }
