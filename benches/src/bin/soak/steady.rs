@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long one read may wait.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// What those who observe subscribe to.
+const FILTER: &str = "steady/#";
+
 /// What all agree on.
 #[derive(Default)]
 pub struct Steady {
@@ -139,9 +142,9 @@ impl Received {
 
 /// Sees every message of each QoS once and in order.
 pub fn observe(broker: &Endpoint, steady: &Steady, is_there: &AtomicBool) -> Result<Received> {
-    let (stream, _) = Connect::as_client("steady-observer").open(broker, PATIENCE)?;
+    let (mut stream, _) = Connect::as_client("steady-observer").open(broker, PATIENCE)?;
+    wire::subscribe(&mut stream, FILTER, 2)?;
     let mut observer = Observer::new(Connection::new(stream, LOOK)?, Received::default());
-    observer.subscribe()?;
     is_there.store(true, Ordering::Relaxed);
     let mut last = (Instant::now(), observer.received.messages);
     loop {
@@ -174,9 +177,9 @@ pub fn wander(
         is_clean: false,
         ..Connect::as_client("steady-wanderer")
     };
-    let (stream, _) = connect.open(broker, PATIENCE)?;
+    let (mut stream, _) = connect.open(broker, PATIENCE)?;
+    wire::subscribe(&mut stream, FILTER, 2)?;
     let mut observer = Observer::new(Connection::new(stream, LOOK)?, Received::default());
-    observer.subscribe()?;
     is_there.store(true, Ordering::Relaxed);
     let mut last = (Instant::now(), observer.received.messages);
     loop {
@@ -246,15 +249,6 @@ impl Observer {
             begun: HashSet::new(),
             has_gaps: false,
         }
-    }
-
-    fn subscribe(&mut self) -> Result<()> {
-        wire::subscribe(self.connection.stream(), "steady/#", 2)?;
-        self.connection
-            .stream()
-            .socket()
-            .set_read_timeout(Some(LOOK))?;
-        Ok(())
     }
 
     fn step(&mut self, acknowledges: bool, may_repeat: bool) -> Result<()> {
