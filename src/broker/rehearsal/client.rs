@@ -120,14 +120,18 @@ impl Memory {
         self.asked.clear();
     }
 
+    /// The gateway has no session of this client's.
+    pub fn forget_session(&mut self) {
+        self.unacknowledged.clear();
+        self.begun.clear();
+    }
+
     /// A new connection. What the client sends again if the gateway has its session, and forgets
     /// if not.
     pub fn connected(&mut self, version: Version, is_present: bool) -> Vec<u8> {
         self.is_connected = true;
         if !is_present {
-            self.unacknowledged.clear();
-            self.begun.clear();
-            return Vec::new();
+            self.forget_session();
         }
         let again = self
             .unacknowledged

@@ -189,8 +189,9 @@ impl Ledger {
             "message {number} came {} times to session {session}, which may have it {most} times",
             seen.copies
         );
-        // Members of a group get from others what these leave, in whatever order.
-        if is_new && through_groups.is_empty() {
+        // Members of a group get from others what these leave, in whatever order. A message that its
+        // publisher sent again may come in its first place or in its last.
+        if is_new && through_groups.is_empty() && sent.times == 1 {
             let last = promise.last.entry((sent.topic, qos)).or_default();
             assert!(
                 *last < sent.order,

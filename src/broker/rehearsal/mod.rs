@@ -274,6 +274,10 @@ impl Rehearsal {
                 (session.key(), session, parked.mailbox)
             }
             None => {
+                // A client that loses its connection before it has read that it has a new session
+                // would take the next CONNACK for one about the old session, and send again what
+                // the gateway can't know any more. MQTT has no remedy, so here it knows at once.
+                self.clients[client].memory.forget_session();
                 let limits = self.limits.clone();
                 let session =
                     Session::new(request, permissions, key, limits, self.now, &mut to_client);
@@ -675,7 +679,6 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        #[ignore = "finds a QoS 2 message that is taken twice: model or gateway, not settled yet"]
         fn whatever_happens_messages_come_as_their_qos_says(
             bytes in proptest::collection::vec(any::<u8>(), 0..600)
         ) {
