@@ -279,6 +279,7 @@ pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
         system_topics_every: Duration::from_secs(mqtt.system_topics_every_s.into()),
         max_retained_bytes: mqtt.max_retained_bytes,
         max_total_subscriptions: mqtt.max_total_subscriptions,
+        max_incoming_bytes: mqtt.max_incoming_bytes,
         max_messages_per_s: mqtt.max_messages_per_s,
         max_bytes_per_s: mqtt.max_bytes_per_s,
         max_total_bytes_per_s: mqtt.max_total_bytes_per_s,

@@ -54,6 +54,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}/logs", get(logs))
         .route("/v1/mqtt/clients", get(mqtt::clients))
         .route("/v1/mqtt/disconnect", post(mqtt::disconnect))
+        .route("/v1/mqtt/forget", post(mqtt::forget))
         .route("/v1/mqtt/subscriptions", get(mqtt::subscriptions))
         .route("/v1/mqtt/retained", get(mqtt::retained))
         .route("/v1/mqtt/topics", get(mqtt::topics))

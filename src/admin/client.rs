@@ -170,6 +170,13 @@ impl Client {
         Ok(())
     }
 
+    /// Ends the connection of an MQTT client, and its session.
+    pub async fn forget(&self, client_id: &str) -> Result<(), ClientError> {
+        let path = with_query("/v1/mqtt/forget", &[("client", client_id)]);
+        let _: serde_json::Value = self.request(Method::POST, &path, LOOK_UP_TIMEOUT).await?;
+        Ok(())
+    }
+
     /// The last `last` dead letters under a topic filter.
     pub async fn dead_letters(
         &self,

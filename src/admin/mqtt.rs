@@ -92,19 +92,33 @@ pub(super) async fn topics(
 }
 
 #[derive(Deserialize)]
-pub(super) struct DisconnectQuery {
+pub(super) struct ClientQuery {
     client: String,
 }
 
 pub(super) async fn disconnect(
     State(api): State<Api>,
-    query: QueryResult<DisconnectQuery>,
+    query: QueryResult<ClientQuery>,
 ) -> Answer<Value> {
-    let DisconnectQuery { client } = parse(query, "?client=ID")?;
+    let ClientQuery { client } = parse(query, "?client=ID")?;
     if api.state.broker.disconnect(&client) {
         return Ok(Json(json!({ "disconnected": client })));
     }
     let error =
         format!("no client {client:?} is connected; `headgate clients` lists those that are");
+    Err(Refusal::new(StatusCode::NOT_FOUND, error))
+}
+
+pub(super) async fn forget(
+    State(api): State<Api>,
+    query: QueryResult<ClientQuery>,
+) -> Answer<Value> {
+    let ClientQuery { client } = parse(query, "?client=ID")?;
+    if api.state.broker.forget(&client).await {
+        return Ok(Json(json!({ "forgotten": client })));
+    }
+    let error = format!(
+        "no client {client:?} is connected or has a session; `headgate clients` lists those that do"
+    );
     Err(Refusal::new(StatusCode::NOT_FOUND, error))
 }

@@ -215,6 +215,13 @@ impl Decoder {
     }
 }
 
+/// The size of the packet that has begun in `bytes` and has not come in whole, once it is known.
+/// To be asked when [`Decoder::next`] has found none.
+pub fn begun_size(bytes: &[u8]) -> Option<usize> {
+    let (length_bytes, remaining) = v4::length(bytes.get(1..)?.iter()).ok()?;
+    Some(1 + length_bytes + remaining)
+}
+
 /// What a client may send, and with which flags (MQTT 5.0, 2.1.2 and 2.1.3).
 fn check_fixed_header(first: u8, version: Option<Version>) -> Result<(), DecodeError> {
     let (kind, flags) = (first >> 4, first & 0x0f);
@@ -478,19 +485,23 @@ impl Encoder {
         if self.version == Version::V4 {
             return;
         }
-        // Packet type, lengths, reason code and the head of the text take 9 bytes at most.
-        let fits = text.len() + 9 <= max_bytes;
-        // Without properties the codec writes a frame of the wrong length.
         let properties = DisconnectProperties {
             session_expiry_interval: None,
-            reason_string: fits.then(|| text.to_owned()),
+            reason_string: Some(text.to_owned()),
             user_properties: Vec::new(),
             server_reference: None,
         };
+        let start = out.len();
         self.write(
             Packet::Disconnect(Disconnect { reason_code }, Some(properties)),
             out,
         );
+        if out.len() - start > max_bytes {
+            // The codec can't write a reason alone: what it makes of that says that all is well.
+            let packet = out.split_off(start);
+            let length_bytes = 1 + packet[1..].iter().take_while(|byte| **byte > 127).count();
+            out.put_slice(&[DISCONNECT << 4, 1, packet[1 + length_bytes]]);
+        }
     }
 
     fn write(&mut self, packet: Packet, out: &mut BytesMut) {

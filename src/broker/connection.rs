@@ -19,15 +19,16 @@ use tokio::time::timeout;
 
 use super::access::{Identity, Login, LoginRefused, Permissions};
 use super::certificate::CertificateNames;
-use super::codec::{DecodeError, Decoder, Encoder, Incoming, Version};
+use super::codec::{self, DecodeError, Decoder, Encoder, Incoming, Version};
 use super::doorway::Guest;
 use super::fanout::{Publisher, Subscriber};
+use super::large_packets::Place;
 use super::listener::{Protocols, Transport};
 use super::mailbox::Mailbox;
 use super::message::{Delivery, Message, SessionKey};
 use super::rate::RateLimit;
 use super::reasons::Ending;
-use super::registry::{Details, Eviction, Online, Parked};
+use super::registry::{AttachError, Details, Eviction, Online, Parked};
 use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
 use super::stream::Stream;
 use super::subscription::Subscription;
@@ -184,8 +185,10 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
     let key = shared.next_key.fetch_add(1, Ordering::Relaxed);
     let stats = &shared.stats;
     stats.packets_received.fetch_add(1, Ordering::Relaxed);
-    let received = wire.first_bytes - wire.input.len() as u64;
-    stats.bytes_received.fetch_add(received, Ordering::Relaxed);
+    let first_bytes = wire.first_bytes;
+    stats
+        .bytes_received
+        .fetch_add(first_bytes, Ordering::Relaxed);
     let assign_id = || shared.assign_client_id(key);
     let mut request = match ConnectRequest::new(version, connect, key, &shared.limits, assign_id) {
         Ok(request) => request,
@@ -214,23 +217,29 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
     {
         let refused = ConnectRefused {
             code: ConnectReturnCode::NotAuthorized,
-            text: format!("{client_id} may not publish its will on {topic}"),
+            text: format!("{client_id:?} may not publish its will on {topic}"),
         };
         refuse(wire, version, peer, &shared, refused).await;
         return None;
     }
     let max = shared.config.max_connections;
     let attached = shared.registry.attach(&client_id, &identity, max).await;
-    let Some((online, parked)) = attached else {
-        let refused = ConnectRefused {
-            code: match version {
-                Version::V4 => ConnectReturnCode::ServiceUnavailable,
-                Version::V5 => ConnectReturnCode::ServerBusy,
-            },
-            text: format!("mqtt.max_connections ({max}) are connected already"),
-        };
-        refuse(wire, version, peer, &shared, refused).await;
-        return None;
+    let (online, parked) = match attached {
+        Ok(attached) => attached,
+        Err(error) => {
+            let refused = match error {
+                AttachError::Full => ConnectRefused {
+                    code: busy(version, ConnectReturnCode::ServerBusy),
+                    text: format!("mqtt.max_connections ({max}) are connected already"),
+                },
+                AttachError::OtherUser => ConnectRefused {
+                    code: ConnectReturnCode::ClientIdentifierNotValid,
+                    text: format!("the client id {client_id:?} is in use by another user"),
+                },
+            };
+            refuse(wire, version, peer, &shared, refused).await;
+            return None;
+        }
     };
     if !shared.access.still_valid(&identity) {
         // A reload came between the login and the registration, where it could not be seen.
@@ -241,6 +250,7 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         Some(parked)
             if request.clean_start
                 || parked.expires <= now
+                // A session of nobody's does not become somebody's.
                 || parked.session.user() != identity.user() =>
         {
             shared.end_parked(&client_id, parked).await;
@@ -310,6 +320,10 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         retained_due: VecDeque::new(),
         retained: VecDeque::new(),
         behind: Vec::new(),
+        // A client need not wait for its CONNACK: more may have come together with CONNECT.
+        has_input: true,
+        place: Place::default(),
+        deaf: None,
         pipeline_full: false,
         owes_sync: false,
         sync: None,
@@ -327,9 +341,17 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         session_expiry: connection.session.session_expiry(),
         mailbox: connection.mailbox.clone(),
         inflight: AtomicUsize::new(0),
+        certificates: connection.wire.stream.certificates().map(Box::from),
     };
     // Set here and nowhere else.
     let _ = online.details.set(details);
+    if let Some(certificates) = connection.wire.stream.certificates()
+        && !shared.vouches_for(certificates)
+    {
+        // The files changed after the handshake and before this connection could be seen.
+        online.evict(Eviction::LoggedOut);
+    }
+    connection.spend_bytes(first_bytes);
     connection.store_session();
     Some((connection, online))
 }
@@ -581,6 +603,13 @@ struct Connection {
     /// Subscribers that are behind with what this client published: it is not read from while one
     /// of them catches up.
     behind: Vec<Arc<Mailbox>>,
+    /// What has come in may hold whole packets that were left for later.
+    has_input: bool,
+    /// For the packet that is coming in.
+    place: Place,
+    /// Why nothing can be sent to the client any more. What it has sent, a DISCONNECT perhaps, still
+    /// counts.
+    deaf: Option<String>,
     /// The pipeline had no room for the events of the last read.
     pipeline_full: bool,
     /// Something of the last read is on its way to the disk, and is acknowledged when it is there.
@@ -632,9 +661,15 @@ impl Connection {
                 self.session.refuse(reason, text, &mut self.wire.output);
                 text
             }
+            End::Evicted(Eviction::Forgotten) => {
+                let reason = DisconnectReasonCode::AdministrativeAction;
+                let text = "disconnected and forgotten by an operator";
+                self.session.refuse(reason, text, &mut self.wire.output);
+                text
+            }
             End::Evicted(Eviction::LoggedOut) => {
                 let reason = DisconnectReasonCode::NotAuthorized;
-                let text = "the login holds no longer: users, passwords or keys have changed";
+                let text = "the login holds no longer: users, passwords, keys or certificates have changed";
                 self.session.refuse(reason, text, &mut self.wire.output);
                 text
             }
@@ -666,7 +701,10 @@ impl Connection {
                 "client disconnected"
             );
         }
-        let expiry = self.session.session_expiry();
+        let expiry = match end {
+            End::Evicted(Eviction::Forgotten) => Duration::ZERO,
+            _ => self.session.session_expiry(),
+        };
         let will = self.session.on_connection_lost();
         // In a shutdown nobody is told that somebody has gone: all have.
         let will = will.filter(|_| !matches!(end, End::ShutDown));
@@ -741,9 +779,9 @@ impl Connection {
     }
 
     async fn until_end(&mut self, online: &Online) -> End {
-        // A client need not wait for its CONNACK: more may have come together with CONNECT.
-        if let Some(end) = self.on_input() {
-            return end;
+        if self.session.refused().is_some() {
+            let text = "the client's maximum packet size leaves no room for CONNACK";
+            return End::Close(Close::Refused(text.into()));
         }
         let shared = self.shared.clone();
         let timer = tokio::time::sleep(Duration::MAX);
@@ -769,6 +807,9 @@ impl Connection {
                 let inflight = self.session.inflight();
                 details.inflight.store(inflight, Ordering::Relaxed);
             }
+            if self.deaf.is_some() {
+                self.wire.output.clear();
+            }
             match self.wire.write() {
                 Ok(written) if written > 0 || self.wire.output.is_empty() => {
                     self.last_progress = now;
@@ -776,7 +817,9 @@ impl Connection {
                     bytes.fetch_add(written as u64, Ordering::Relaxed);
                 }
                 Ok(_) => {}
-                Err(error) => return self.read_the_rest(&error),
+                Err(error) => {
+                    self.deaf.get_or_insert(format!("write failed: {error}"));
+                }
             }
             let phase = shared.phase();
             let more = self.has_more_to_send();
@@ -803,16 +846,33 @@ impl Connection {
                 && paused.is_none()
                 && self.behind.is_empty()
                 && !stuck
+                && !self.place.is_wanted()
                 && self.wire.output.len() < WRITE_AHEAD;
-            let writes = !self.wire.is_sent();
+            if reads && (self.has_input || self.deaf.is_some()) && !self.has_to_wait() {
+                let end = match self.has_input {
+                    true => self.on_input(),
+                    false => self.on_readable(),
+                };
+                match end {
+                    Some(end) => return end,
+                    None => continue,
+                }
+            }
+            if !reads {
+                // Not the client's doing.
+                self.place.excuse(&shared.places, paused.unwrap_or(now));
+            }
+            let writes = self.deaf.is_none() && !self.wire.is_sent();
             let write_deadline = writes.then(|| self.last_progress + shared.config.write_timeout);
             // While nothing is read, nothing can be heard: the keep-alive is not counted.
             let heard_deadline = if reads { self.session.deadline() } else { None };
             let idle_deadline = (self.wire.read_size > SMALL_READ).then(|| now + IDLE);
             let login_deadline = self.identity.expires();
+            let packet_deadline = self.place.deadline();
             let deadline = [
                 write_deadline,
                 heard_deadline,
+                packet_deadline,
                 paused,
                 idle_deadline,
                 login_deadline,
@@ -846,6 +906,9 @@ impl Connection {
                     self.sync = None;
                     self.hand_over();
                 }
+                permit = self.place.turn() => {
+                    self.place.take(permit, &shared.places, Instant::now());
+                }
                 () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}
                 () = tokio::task::yield_now(), if goes_on => {}
                 () = &mut timer, if deadline.is_some() => {
@@ -860,6 +923,9 @@ impl Connection {
                             "the client takes no bytes (mqtt.write_timeout_ms)".into(),
                         );
                     }
+                    if reads && packet_deadline.is_some_and(|deadline| deadline <= now) {
+                        return self.too_slow();
+                    }
                     if reads && let Some(Effect::Close(close)) =
                         self.session.on_timeout(now, &mut self.wire.output)
                     {
@@ -873,7 +939,7 @@ impl Connection {
 
     /// Whether the session takes what is in the mailbox now.
     fn wants_deliveries(&self) -> bool {
-        self.wire.output.len() < WRITE_AHEAD && !self.session.is_congested()
+        self.deaf.is_none() && self.wire.output.len() < WRITE_AHEAD && !self.session.is_congested()
     }
 
     /// Whether there is something that the session would take.
@@ -893,21 +959,6 @@ impl Connection {
             self.behind.retain(|mailbox| !Arc::ptr_eq(mailbox, own));
         }
         !self.behind.is_empty()
-    }
-
-    /// The client takes nothing any more, but what it has sent, a DISCONNECT perhaps, still counts.
-    fn read_the_rest(&mut self, error: &io::Error) -> End {
-        loop {
-            self.wire.output.clear();
-            match self.wire.read() {
-                Ok(0) | Err(_) => return End::Lost(format!("write failed: {error}")),
-                Ok(_) => {
-                    if let Some(end) = self.on_input() {
-                        return end;
-                    }
-                }
-            }
-        }
     }
 
     /// Moves deliveries from the mailbox through the session into the output.
@@ -981,15 +1032,16 @@ impl Connection {
     }
 
     fn on_readable(&mut self) -> Option<End> {
-        let count = match self.wire.read() {
-            Ok(0) => return Some(End::Lost("the client closed the connection".into())),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+        let count = match (self.wire.read(), &mut self.deaf) {
+            (Ok(0) | Err(_), Some(why)) => return Some(End::Lost(std::mem::take(why))),
+            (Ok(0), None) => return Some(End::Lost("the client closed the connection".into())),
+            (Ok(count), _) => count,
+            (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => return None,
             // It is told why, as after any other rule that it breaks.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            (Err(error), _) if error.kind() == io::ErrorKind::InvalidData => {
                 return Some(End::Close(Close::Refused(error.to_string())));
             }
-            Err(error) => return Some(End::Lost(format!("read failed: {error}"))),
+            (Err(error), _) => return Some(End::Lost(format!("read failed: {error}"))),
         };
         let bytes = &self.shared.stats.bytes_received;
         bytes.fetch_add(count as u64, Ordering::Relaxed);
@@ -1000,6 +1052,14 @@ impl Connection {
             self.wire.input = BytesMut::new();
         }
         end
+    }
+
+    /// The packet that the client has begun takes more time than a place for it is given.
+    fn too_slow(&mut self) -> End {
+        let reason = DisconnectReasonCode::QuotaExceeded;
+        let text = "a large packet has not come in whole in time (mqtt.max_incoming_bytes)";
+        self.session.refuse(reason, text, &mut self.wire.output);
+        End::Close(Close::Refused(text.to_owned()))
     }
 
     fn spend_bytes(&mut self, count: u64) {
@@ -1016,24 +1076,37 @@ impl Connection {
         }
     }
 
-    /// Works on all packets that have come in whole.
+    /// Works on the packets that have come in whole: on all, or on as many as the client may send now.
     fn on_input(&mut self) -> Option<End> {
         let now = Instant::now();
         let mut packets = 0;
+        let mut publishes = 0;
+        let room = self.rate.room();
+        self.has_input = false;
         let mut goodbye = BytesMut::new();
         let running = self.shared.phase() == Phase::Running;
         loop {
+            if publishes == room {
+                self.has_input = !self.wire.input.is_empty();
+                break;
+            }
             let written = self.wire.output.len();
             let output = &mut self.wire.output;
             match self.wire.decoder.next(&mut self.wire.input) {
                 Ok(Some(packet)) => {
                     packets += 1;
+                    self.place.leave();
+                    publishes += u64::from(matches!(packet, Incoming::Publish(_)));
                     if running || packet.ends_something() {
                         let effects = &mut self.effects;
                         self.session.on_packet(packet, now, output, effects);
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    let begun = codec::begun_size(&self.wire.input);
+                    self.place.adjust(begun, &self.shared.places, now);
+                    break;
+                }
                 Err(error) => {
                     let close = self.session.on_decode_error(&error, output);
                     self.effects.push(close);
@@ -1047,6 +1120,7 @@ impl Connection {
         }
         let stats = &self.shared.stats;
         stats.packets_received.fetch_add(packets, Ordering::Relaxed);
+        self.rate.spend(publishes, now);
         let end = self.apply(now);
         self.wire.output.extend_from_slice(&goodbye);
         end
@@ -1107,7 +1181,6 @@ impl Connection {
         }
         self.effects = effects;
         if published > 0 {
-            self.rate.spend(published, now);
             let stats = &self.shared.stats;
             stats
                 .messages_received

@@ -143,6 +143,21 @@ impl Broker {
         self.shared.registry.evict(client_id, Eviction::ByOperator)
     }
 
+    /// Ends the connection of a client, if it has one, and its session. Returns whether there was
+    /// either.
+    pub async fn forget(&self, client_id: &str) -> bool {
+        if self.shared.registry.evict(client_id, Eviction::Forgotten) {
+            return true;
+        }
+        match self.shared.registry.take_parked(client_id) {
+            Some(parked) => {
+                self.shared.end_parked(client_id, parked).await;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Subscriptions by client id and filter; of one client, if there is a `client_id`.
     pub fn subscriptions(&self, client_id: Option<&str>, max: usize) -> Listed<SubscriptionInfo> {
         let mut client_ids: FxHashMap<SessionKey, String> = FxHashMap::default();

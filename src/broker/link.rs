@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
+use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection};
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
@@ -70,11 +71,11 @@ impl Link {
         matches!(self, Link::Tls(tls) if tls.session.is_handshaking())
     }
 
-    /// The verified certificate of the client, in DER form.
-    pub(super) fn certificate(&self) -> Option<&[u8]> {
+    /// The verified certificates of the client, its own first.
+    pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
             Link::Plain(_) => None,
-            Link::Tls(tls) => tls.session.peer_certificates()?.first().map(AsRef::as_ref),
+            Link::Tls(tls) => tls.session.peer_certificates(),
         }
     }
 

@@ -14,6 +14,7 @@ mod fanout;
 #[doc(hidden)]
 pub mod fuzzing;
 mod introspection;
+mod large_packets;
 mod link;
 mod listener;
 mod mailbox;
@@ -44,6 +45,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use rumqttd::protocol::ConnectReturnCode;
 use rustc_hash::FxHashSet;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 
 use crate::dead_letters::{DeadLetters, Reason};
@@ -54,12 +56,13 @@ use access::{Access, AccessError, Identity};
 use archive::{Archive, Restored};
 use doorway::Doorway;
 use fanout::{Fanout, Publisher, Subscriber};
+use large_packets::Places;
 use listener::ListenerStats;
 use mailbox::{Bounds, Mailbox, Mailboxes};
 use message::{Delivery, Message, SessionKey};
 use rate::RateLimit;
 use reasons::{Ending, Reasons};
-use registry::{Due, Eviction, Parked, Registry};
+use registry::{Due, Parked, Registry};
 use session::{Limits, Session, Will};
 
 pub use certificate::CertificateNames;
@@ -101,6 +104,8 @@ pub struct BrokerConfig {
     pub max_retained_bytes: usize,
     /// Of all clients together.
     pub max_total_subscriptions: usize,
+    /// Of all clients together, in large packets that have not come in whole.
+    pub max_incoming_bytes: usize,
     /// Per client. 0: no limit.
     pub max_messages_per_s: u32,
     /// Per client. 0: no limit.
@@ -164,6 +169,7 @@ struct Shared {
     mailboxes: Arc<Mailboxes>,
     pipeline: Arc<Pipeline>,
     total_byte_rate: Mutex<RateLimit>,
+    places: Places,
     stats: Stats,
     next_key: AtomicU64,
     phase: watch::Receiver<Phase>,
@@ -224,6 +230,11 @@ impl Broker {
                 config.max_total_bytes_per_s,
                 Instant::now(),
             )),
+            // One packet must always have a place.
+            places: Places::new(
+                config.max_incoming_bytes.max(config.max_packet_bytes),
+                config.write_timeout,
+            ),
             stats: Stats::default(),
             next_key: AtomicU64::new(restored.first_number.max(message::NO_SESSION + 1)),
             phase: phase_seen,
@@ -245,7 +256,11 @@ impl Broker {
         let wills = shared.restore(restored);
         tokio::spawn(shared.clone().publish_wills(wills));
         if let Some(tls) = &shared.tls {
-            tokio::spawn(tls.clone().watch());
+            let on_change = {
+                let shared = shared.clone();
+                move || shared.log_out_uncertified()
+            };
+            tokio::spawn(tls.clone().watch(on_change));
         }
         for listener in listeners {
             tokio::spawn(listener::accept(listener, shared.clone()));
@@ -339,7 +354,7 @@ impl Broker {
             access, registry, ..
         } = &*self.shared;
         access.reload()?;
-        registry.evict_unless(|identity| access.still_valid(identity), Eviction::LoggedOut);
+        registry.log_out_unless(|identity| access.still_valid(identity));
         Ok(())
     }
 
@@ -369,13 +384,14 @@ impl Broker {
         reasons::record(&self.shared.stats.endings, &self.shared.stats.refusals);
     }
 
-    /// Reads the files of `mqtt.tls` again, if there is a listener with TLS. On an error all stays
-    /// as it was.
+    /// Reads the files of `mqtt.tls` again, if there is a listener with TLS. Clients whose
+    /// certificates hold no more are disconnected. On an error all stays as it was.
     pub fn reload_tls(&self) -> Result<(), TlsError> {
-        match &self.shared.tls {
-            Some(tls) => tls.reload(SystemTime::now()),
-            None => Ok(()),
+        if let Some(tls) = &self.shared.tls {
+            tls.reload(SystemTime::now())?;
+            self.shared.log_out_uncertified();
         }
+        Ok(())
     }
 
     /// Accepts nobody and reads nothing any more.
@@ -608,6 +624,18 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Whether a client with these certificates would be let in now.
+    fn vouches_for(&self, certificates: &[CertificateDer<'static>]) -> bool {
+        let tls = self.tls.as_ref();
+        tls.is_some_and(|tls| tls.vouches_for(certificates))
+    }
+
+    /// Disconnects the clients whose certificates hold no more.
+    fn log_out_uncertified(&self) {
+        self.registry
+            .log_out_unless_certified(|certificates| self.vouches_for(certificates));
     }
 
     /// Whether a line about a client may be logged: clients that come and go quickly must not fill

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Lets `per_second` messages or bytes through a second, up to a second's worth at once.
+/// Lets `per_second` messages or bytes through a second, and up to a second's worth at once from who
+/// has sent nothing for so long. Nothing is given in advance: who connects anew gains nothing by it.
 #[derive(Debug)]
 pub struct RateLimit {
     /// 0: no limit.
@@ -16,8 +17,17 @@ impl RateLimit {
     pub fn new(per_second: u64, now: Instant) -> Self {
         RateLimit {
             per_second,
-            tokens: per_second as f64,
+            tokens: 0.0,
             refilled: now,
+        }
+    }
+
+    /// How many more may come before there is a pause.
+    pub fn room(&self) -> u64 {
+        match self.per_second {
+            0 => u64::MAX,
+            _ if self.tokens < 0.0 => 0,
+            _ => self.tokens as u64 + 1,
         }
     }
 
@@ -51,9 +61,13 @@ mod tests {
     fn a_burst_is_let_through_and_then_paid_for() {
         let start = Instant::now();
         let mut rate = RateLimit::new(100, start);
+        let start = start + Duration::from_secs(5);
+        rate.refill(start);
+        assert_eq!(rate.room(), 101);
         rate.spend(100, start);
         assert_eq!(rate.paused_until(), None);
         rate.spend(50, start);
+        assert_eq!(rate.room(), 0);
         let until = rate.paused_until().unwrap();
         let pause = until - start;
         assert!(pause >= Duration::from_millis(500) && pause < Duration::from_millis(510));
@@ -62,10 +76,21 @@ mod tests {
     }
 
     #[test]
+    fn a_new_one_has_nothing_in_advance() {
+        let start = Instant::now();
+        let mut rate = RateLimit::new(100, start);
+        assert_eq!(rate.room(), 1);
+        rate.spend(1, start);
+        assert_eq!(rate.room(), 0);
+        assert!(rate.paused_until() > Some(start));
+    }
+
+    #[test]
     fn without_a_limit_there_is_no_pause() {
         let start = Instant::now();
         let mut rate = RateLimit::new(0, start);
         rate.spend(u64::MAX, start);
+        assert_eq!(rate.room(), u64::MAX);
         rate.refill(start + Duration::from_secs(1));
         assert_eq!(rate.paused_until(), None);
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
 
 use super::access::Identity;
@@ -60,6 +61,8 @@ pub struct Details {
     pub mailbox: Arc<Mailbox>,
     /// Messages that it has to acknowledge. Kept up to date by its connection.
     pub inflight: AtomicUsize,
+    /// Of a client that has shown one, its own first.
+    pub certificates: Option<Box<[CertificateDer<'static>]>>,
 }
 
 /// Why a connection has to end although its client wants to go on.
@@ -69,8 +72,20 @@ pub enum Eviction {
     TakenOver,
     /// An operator says so.
     ByOperator,
-    /// The user is there no more, or has another password, or the key of the token is gone.
+    /// As before, and nothing of the session is to be kept.
+    Forgotten,
+    /// The user is there no more, or has another password, or the key of the token is gone, or
+    /// nobody vouches for the certificate any more.
     LoggedOut,
+}
+
+/// Why a client id is not to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachError {
+    /// As many as may be are connected already.
+    Full,
+    /// It is another user's, who is connected or has a session.
+    OtherUser,
 }
 
 impl Online {
@@ -122,19 +137,26 @@ pub enum Due {
 
 impl Registry {
     /// Takes the client id, away from another connection if need be, and with it what is parked
-    /// under it. None: `max` clients are connected already.
+    /// under it. What belongs to nobody may be had by anybody. At most `max` are connected.
     pub async fn attach(
         &self,
         client_id: &str,
         identity: &Identity,
         max: usize,
-    ) -> Option<(Arc<Online>, Option<Parked>)> {
+    ) -> Result<(Arc<Online>, Option<Parked>), AttachError> {
+        let is_other = |user: Option<&str>| user.is_some() && user != identity.user();
         loop {
             let holder = {
                 let mut slots = self.slots.lock();
                 match slots.by_client_id.get(client_id) {
+                    Some(Slot::Online(holder)) if is_other(holder.identity.user()) => {
+                        return Err(AttachError::OtherUser);
+                    }
+                    Some(Slot::Parked(parked)) if is_other(parked.session.user()) => {
+                        return Err(AttachError::OtherUser);
+                    }
                     Some(Slot::Online(holder)) => holder.clone(),
-                    _ if slots.online >= max => return None,
+                    _ if slots.online >= max => return Err(AttachError::Full),
                     _ => {
                         let online = Arc::new(Online {
                             details: OnceLock::new(),
@@ -150,7 +172,7 @@ impl Registry {
                             Some(Slot::Parked(parked)) => Some(*parked),
                             _ => None,
                         };
-                        return Some((online, parked));
+                        return Ok((online, parked));
                     }
                 }
             };
@@ -197,14 +219,37 @@ impl Registry {
         evicted
     }
 
-    /// Ends the connections of those for whom `is_welcome` says no.
-    pub fn evict_unless(&self, is_welcome: impl Fn(&Identity) -> bool, why: Eviction) {
+    /// Ends the connections of those whose login `holds` no more.
+    pub fn log_out_unless(&self, holds: impl Fn(&Identity) -> bool) {
         let slots = self.slots.lock();
-        for slot in slots.by_client_id.values() {
-            if let Slot::Online(online) = slot
-                && !is_welcome(&online.identity)
-            {
-                online.evict(why);
+        for online in slots.online() {
+            if !holds(&online.identity) {
+                online.evict(Eviction::LoggedOut);
+            }
+        }
+    }
+
+    /// Ends the connections of those whose certificates `hold` no more.
+    pub fn log_out_unless_certified(&self, hold: impl Fn(&[CertificateDer<'static>]) -> bool) {
+        // Checking signatures takes time, and clients come and go meanwhile.
+        let online: Vec<_> = self.slots.lock().online().cloned().collect();
+        for online in online {
+            let details = online.details.get();
+            let certificates = details.and_then(|details| details.certificates.as_deref());
+            if certificates.is_some_and(|certificates| !hold(certificates)) {
+                online.evict(Eviction::LoggedOut);
+            }
+        }
+    }
+
+    /// Takes out the session of a client that is away.
+    pub fn take_parked(&self, client_id: &str) -> Option<Parked> {
+        let mut slots = self.slots.lock();
+        match slots.by_client_id.remove(client_id)? {
+            Slot::Parked(parked) => Some(*parked),
+            online @ Slot::Online(_) => {
+                slots.by_client_id.insert(client_id.to_owned(), online);
+                None
             }
         }
     }
@@ -278,6 +323,13 @@ impl Registry {
 }
 
 impl Slots {
+    fn online(&self) -> impl Iterator<Item = &Arc<Online>> {
+        self.by_client_id.values().filter_map(|slot| match slot {
+            Slot::Online(online) => Some(online),
+            Slot::Parked(_) => None,
+        })
+    }
+
     fn parked(&self) -> impl Iterator<Item = (&String, &Parked)> {
         self.by_client_id
             .iter()

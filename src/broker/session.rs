@@ -573,7 +573,9 @@ impl Session {
     ) {
         self.connect(request, permissions, true, now, out);
         self.unsent = self.inflight.len();
-        self.send_waiting(now, out);
+        if self.refused.is_none() {
+            self.send_waiting(now, out);
+        }
     }
 
     fn connect(
@@ -623,8 +625,15 @@ impl Session {
         self.known_topics.clear();
         self.closed = false;
         self.refused = None;
+        let start = out.len();
         self.encoder
             .connack(resumed, ConnectReturnCode::Success, properties, out);
+        if out.len() - start > self.max_packet_bytes {
+            // It must not be sent (MQTT 5.0, 3.1.2.11.4), and nothing may come before it.
+            out.truncate(start);
+            self.closed = true;
+            self.refused = Some(DisconnectReasonCode::PacketTooLarge);
+        }
     }
 
     /// Whether the will may be published now: the rules may have changed since CONNECT.
@@ -1080,9 +1089,21 @@ impl Session {
                 send_retained,
             });
         }
+        let start = out.len();
         self.encoder.suback(subscribe.pkid, codes, out);
         if !granted.is_empty() {
             effects.push(Effect::Subscribe(granted));
+        }
+        self.check_size(start, out, effects);
+    }
+
+    /// An answer that is larger than the client takes must not be sent (MQTT 5.0, 3.1.2.11.4), and
+    /// can't be done without.
+    fn check_size(&mut self, start: usize, out: &mut BytesMut, effects: &mut Vec<Effect>) {
+        if out.len() - start > self.max_packet_bytes {
+            out.truncate(start);
+            let text = "the answer is larger than the client's maximum packet size";
+            effects.push(self.refuse(DisconnectReasonCode::PacketTooLarge, text, out));
         }
     }
 
@@ -1107,10 +1128,12 @@ impl Session {
                 reasons.push(UnsubAckReason::NoSubscriptionExisted);
             }
         }
+        let start = out.len();
         self.encoder.unsuback(packet_id, reasons, out);
         if !removed.is_empty() {
             effects.push(Effect::Unsubscribe(removed));
         }
+        self.check_size(start, out, effects);
     }
 
     /// Takes a message for the client: sends it, or keeps it until there is room.

@@ -4,6 +4,7 @@
 use std::io;
 
 use bytes::BytesMut;
+use rustls::pki_types::CertificateDer;
 
 use super::certificate::CertificateNames;
 use super::link::Link;
@@ -27,9 +28,15 @@ impl Stream {
         self.link.is_handshaking()
     }
 
+    /// The verified certificates of the client, if it has shown some, its own first.
+    pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        self.link.certificates()
+    }
+
     /// Whom the verified certificate of the client names, if it has shown one.
     pub(super) fn certificate_names(&self) -> Option<CertificateNames> {
-        self.link.certificate().map(CertificateNames::of)
+        let own = self.certificates()?.first()?;
+        Some(CertificateNames::of(own))
     }
 
     /// Waits until there may be something to read, if `reads`, or room for what is still to be

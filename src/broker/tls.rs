@@ -55,6 +55,8 @@ pub struct ClientFiles {
 /// TLS as the files want it.
 pub(super) struct LoadedTls {
     pub config: Arc<ServerConfig>,
+    /// Checks the certificates of clients, if they are asked for any.
+    pub clients: Option<Arc<dyn ClientCertVerifier>>,
     /// Of the gateway's certificate.
     pub validity: Validity,
 }
@@ -79,10 +81,11 @@ impl TlsFiles {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let chain = certificates("certificate", &self.certificate)?;
         let private = private_key(&self.key)?;
-        let clients = match &self.clients {
-            Some(clients) => clients.verifier(provider.clone())?,
-            None => WebPkiClientVerifier::no_client_auth(),
-        };
+        let clients = self.clients.as_ref();
+        let clients = clients.map(|clients| clients.verifier(provider.clone()));
+        let clients = clients.transpose()?;
+        let verifier = clients.clone();
+        let verifier = verifier.unwrap_or_else(WebPkiClientVerifier::no_client_auth);
         let unusable = |reason: &dyn std::fmt::Debug| TlsError::File {
             key: "certificate",
             path: self.certificate.clone(),
@@ -91,7 +94,7 @@ impl TlsFiles {
         let validity = chain.first().and_then(|own| Validity::of(own));
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map(|builder| builder.with_client_cert_verifier(clients))
+            .map(|builder| builder.with_client_cert_verifier(verifier))
             .and_then(|builder| builder.with_single_cert(chain, private));
         let mut config = config.map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => TlsError::Mismatch {
@@ -111,6 +114,7 @@ impl TlsFiles {
         config.session_storage = ServerSessionMemoryCache::new(RESUMABLE_SESSIONS);
         Ok(LoadedTls {
             config: Arc::new(config),
+            clients,
             validity: validity.ok_or_else(|| unusable(&"no X.509"))?,
         })
     }

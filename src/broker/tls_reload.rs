@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::certificate::{Age, Validity};
 use super::tls::{LoadedTls, TlsError, TlsFiles};
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The TLS of all listeners, as the files have it now.
 pub struct TlsReloader {
     files: TlsFiles,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<LoadedTls>,
     changes: Mutex<Changes>,
     /// Of the certificate in use: its last second, in Unix time.
     expiry: AtomicU64,
@@ -43,9 +44,10 @@ impl TlsReloader {
     /// Reads the files for the first time.
     pub fn load(files: TlsFiles, now: SystemTime) -> Result<Arc<TlsReloader>, TlsError> {
         let look = Look::at(&files);
-        let LoadedTls { config, validity } = files.load()?;
+        let loaded = files.load()?;
+        let validity = loaded.validity;
         let reloader = TlsReloader {
-            current: ArcSwap::new(config),
+            current: ArcSwap::from_pointee(loaded),
             changes: Mutex::new(Changes {
                 watch: Watch::new(look),
                 validity,
@@ -67,20 +69,31 @@ impl TlsReloader {
         let loaded = self.files.load().inspect_err(|_| {
             self.failures.fetch_add(1, Ordering::Relaxed);
         })?;
-        self.current.store(loaded.config);
         self.expiry
             .store(loaded.validity.until().as_secs(), Ordering::Relaxed);
         if changes.validity != loaded.validity {
             changes.validity = loaded.validity;
             changes.age = Age::Valid;
         }
+        self.current.store(Arc::new(loaded));
         changes.warn(&self.files, now);
         Ok(())
     }
 
     /// For a new connection.
     pub(super) fn config(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        self.current.load().config.clone()
+    }
+
+    /// Whether somebody vouches for a client with these certificates, its own first, now.
+    pub(super) fn vouches_for(&self, certificates: &[CertificateDer<'static>]) -> bool {
+        let loaded = self.current.load();
+        match (&loaded.clients, certificates) {
+            (Some(clients), [own, others @ ..]) => clients
+                .verify_client_cert(own, others, UnixTime::now())
+                .is_ok(),
+            _ => false,
+        }
     }
 
     pub(super) fn record_metrics(&self) {
@@ -90,20 +103,26 @@ impl TlsReloader {
             .set(self.expiry.load(Ordering::Relaxed) as f64);
     }
 
-    /// Reloads whenever the files have changed, for ever.
-    pub(super) async fn watch(self: Arc<Self>) {
+    /// Reloads whenever the files have changed, for ever, and says so.
+    pub(super) async fn watch(self: Arc<Self>, on_change: impl Fn() + Clone + Send + 'static) {
         loop {
             tokio::time::sleep(LOOK).await;
             let reloader = self.clone();
+            let on_change = on_change.clone();
             // Files may be on a disk that is slow, or on a network.
-            let looked = tokio::task::spawn_blocking(move || reloader.look());
+            let looked = tokio::task::spawn_blocking(move || {
+                if reloader.look() {
+                    on_change();
+                }
+            });
             if looked.await.is_err() {
                 tracing::error!("looking at the files of mqtt.tls failed; trying again");
             }
         }
     }
 
-    fn look(&self) {
+    /// Returns whether other files are in use than before.
+    fn look(&self) -> bool {
         let look = Look::at(&self.files);
         let changed = {
             let mut changes = self.changes.lock();
@@ -111,17 +130,23 @@ impl TlsReloader {
             changes.watch.on_look(look)
         };
         if !changed {
-            return;
+            return false;
         }
         match self.reload(SystemTime::now()) {
-            Ok(()) => tracing::info!(
-                certificate = %self.files.certificate.display(),
-                "the files of mqtt.tls have changed: new connections get the new certificate"
-            ),
-            Err(error) => tracing::error!(
-                %error,
-                "the files of mqtt.tls have changed and can't be used: the old ones stay in use"
-            ),
+            Ok(()) => {
+                tracing::info!(
+                    certificate = %self.files.certificate.display(),
+                    "the files of mqtt.tls have changed: new connections get the new certificate"
+                );
+                true
+            }
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "the files of mqtt.tls have changed and can't be used: the old ones stay in use"
+                );
+                false
+            }
         }
     }
 }

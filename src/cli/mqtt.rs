@@ -57,6 +57,11 @@ pub(super) enum ClientCommand {
         #[arg(value_name = "ID")]
         client: String,
     },
+    /// End a client's connection and its session, with all that waits for it
+    Forget {
+        #[arg(value_name = "ID")]
+        client: String,
+    },
 }
 
 pub(super) fn run(command: MqttCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
@@ -101,6 +106,14 @@ async fn ask(command: MqttCommand, client: &Client, output: &Output) -> anyhow::
                 output.value(&serde_json::json!({ "disconnected": id }))
             } else {
                 output.text(format!("{} disconnected", printable(&id)))
+            }
+        }
+        MqttCommand::Client(ClientCommand::Forget { client: id }) => {
+            client.forget(&id).await?;
+            if output.json {
+                output.value(&serde_json::json!({ "forgotten": id }))
+            } else {
+                output.text(format!("{} forgotten", printable(&id)))
             }
         }
         MqttCommand::Subscriptions { client: id, max } => {

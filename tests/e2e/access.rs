@@ -417,15 +417,15 @@ fn a_session_is_not_handed_to_another_user() {
         let mut wire = Wire::open(&gateway);
         wire.send(&connect_packet_with(4, "same", 0, USER | PASSWORD, &rest));
         let packet = wire.next();
-        assert_eq!((packet.kind(), packet.body[1]), (CONNACK, 0));
-        (wire, packet.body[0] == 1)
+        assert_eq!(packet.kind(), CONNACK);
+        (wire, packet.body)
     };
     let (mut anna, _) = kept("anna", "a");
     anna.subscribe("t", 1);
     anna.close();
-    assert!(kept("anna", "a").1, "her own");
-    assert!(!kept("otto", "o").1, "somebody else's");
-    assert!(!kept("anna", "a").1, "it is gone");
+    assert_eq!(kept("anna", "a").1, [1, 0], "her own");
+    assert_eq!(kept("otto", "o").1, [0, 2], "somebody else's");
+    assert_eq!(kept("anna", "a").1, [1, 0], "still hers");
 }
 
 #[test]
@@ -450,4 +450,53 @@ fn without_a_login_only_this_machine_gets_in_unless_the_configuration_says_more(
     let gateway = Home::new().start();
     assert_eq!(codes(&gateway, None), (0, 0));
     assert_eq!(codes(&gateway, Some(("whoever", "whatever"))), (0, 0));
+}
+
+#[test]
+fn a_client_id_with_a_session_is_its_users_until_it_is_forgotten() {
+    let home = home();
+    must_add_user(&home, &["press"], "p");
+    must_add_user(&home, &["otto"], "o");
+    let gateway = home.start();
+    let id_code = |level, login| {
+        let mut wire = Wire::open(&gateway);
+        wire.send(&connect(level, "mine", Some(login)));
+        wire.next().body[1]
+    };
+    let mut press = logged_in(&gateway, "mine", ("press", "p"));
+    assert_eq!(id_code(5, ("otto", "o")), 0x85);
+    assert_eq!(id_code(4, ("otto", "o")), 2);
+    gateway.until_logged("in use by another user");
+    assert_eq!(publish(&mut press, "a", "still here"), 0);
+    press.close();
+    gateway.until_status("clients", |s| s["broker"]["connected"].as_u64(), Some(0));
+    assert_eq!(id_code(5, ("otto", "o")), 0);
+    gateway.until_status("clients", |s| s["broker"]["connected"].as_u64(), Some(0));
+
+    let rest = [string("press"), string("p")].concat();
+    let mut kept = Wire::open(&gateway);
+    kept.send(&connect_packet_with(4, "mine", 0, USER | PASSWORD, &rest));
+    kept.accepted();
+    kept.close();
+    gateway.until_status("sessions", |s| s["broker"]["parked"].as_u64(), Some(1));
+    assert_eq!(id_code(5, ("otto", "o")), 0x85);
+    gateway.json(&["client", "forget", "mine"]);
+    let error = gateway.cli_error(&["client", "forget", "mine"]);
+    assert!(error.contains("no client \"mine\""), "{error}");
+    assert_eq!(id_code(5, ("otto", "o")), 0);
+}
+
+#[test]
+fn who_is_forgotten_while_connected_has_no_session_afterwards() {
+    let home = home();
+    must_add_user(&home, &["press"], "p");
+    let gateway = home.start();
+    let rest = [string("press"), string("p")].concat();
+    let mut kept = Wire::open(&gateway);
+    kept.send(&connect_packet_with(4, "mine", 0, USER | PASSWORD, &rest));
+    kept.accepted();
+    gateway.json(&["client", "forget", "mine"]);
+    assert_eq!(kept.until_closed(), []);
+    gateway.until_status("clients", |s| s["broker"]["connected"].as_u64(), Some(0));
+    assert_eq!(gateway.status()["broker"]["parked"], 0);
 }

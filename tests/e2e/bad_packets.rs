@@ -846,3 +846,92 @@ fn a_topic_that_starts_with_a_character_beyond_ascii_is_delivered() {
         }
     });
 }
+
+#[test]
+fn who_connects_again_and_again_may_not_send_more_than_who_stays() {
+    const PER_S: u64 = 10;
+    const CONNECTIONS: u64 = 20;
+    let gateway = Home::new().set("mqtt.max_messages_per_s", PER_S).start();
+    let start = Instant::now();
+    let flood = publish_packet("flood", b"x", 0, 0).repeat(200);
+    for _ in 0..CONNECTIONS {
+        let mut wire = Wire::open(&gateway);
+        wire.send(&[connect_packet(4, "flood", 0), flood.clone()].concat());
+        wire.accepted();
+        wire.close();
+    }
+    let received = gateway.status()["broker"]["messages_received"].as_u64();
+    let allowed = CONNECTIONS * 2 + PER_S * start.elapsed().as_secs();
+    assert!(received.unwrap() <= allowed, "{received:?}, {allowed}");
+}
+
+#[test]
+fn large_packets_come_in_one_after_the_other_where_there_is_room_for_one() {
+    let gateway = Home::new()
+        .set("mqtt.max_incoming_bytes", "64KiB")
+        .set("mqtt.max_packet_bytes", "1MiB")
+        .start();
+    let large = publish_packet("large", &vec![7; 1_000_000], 1, 1);
+    let mut first = Wire::connect(&gateway, "first");
+    let mut second = Wire::connect(&gateway, "second");
+    let copy = large.clone();
+    let mut small = Wire::connect(&gateway, "small");
+    let (head, tail) = large.split_at(large.len() - 1);
+    first.send(head);
+    gateway.until_status(
+        "the first packet but for its end",
+        |status| status["broker"]["bytes_received"].as_u64() >= Some(head.len() as u64),
+        true,
+    );
+    thread::scope(|scope| {
+        let mut sending = second.try_clone();
+        scope.spawn(move || sending.send(&copy));
+        small.publish("small", b"x");
+        second.assert_quiet();
+        first.send(tail);
+        assert_eq!(first.next().kind(), PUBACK);
+        assert_eq!(second.next().kind(), PUBACK);
+    });
+}
+
+#[test]
+fn a_large_packet_that_never_ends_gives_its_place_back() {
+    let gateway = Home::new().set("mqtt.write_timeout_ms", 100).start();
+    let mut wire = Wire::connect_v5(&gateway, "slow");
+    // At 16 KiB a second it may take 4 seconds.
+    wire.send(&publish_packet("large", &[7; 70_000], 1, 1)[..66_000]);
+    let packets = wire.until_closed();
+    let last = packets.last().expect("a DISCONNECT");
+    assert_eq!((last.kind(), last.body[0]), (DISCONNECT, 0x97));
+    gateway.until_logged("a large packet has not come in whole in time");
+}
+
+/// A CONNECT of MQTT 5 from a client that takes packets of `max` bytes.
+fn connect_of_a_small_client(max: u32) -> Vec<u8> {
+    let mut body = b"\x00\x04MQTT\x05\x02\x00\x00\x05\x27".to_vec();
+    body.extend(max.to_be_bytes());
+    body.extend(string("small"));
+    packet(0x10, &body)
+}
+
+#[test]
+fn a_client_gets_no_answer_that_is_larger_than_it_takes() {
+    let gateway = Home::new().start();
+    let mut wire = Wire::open(&gateway);
+    wire.send(&connect_of_a_small_client(60));
+    wire.accepted();
+    let filters: Vec<u8> = (0..80)
+        .flat_map(|number| [string(format!("a/{number}")), vec![0]].concat())
+        .collect();
+    wire.send(&packet(0x82, &[&[0, 1, 0][..], &filters].concat()));
+    let packets = wire.until_closed();
+    let [last] = &packets[..] else {
+        panic!("{packets:?}");
+    };
+    assert_eq!((last.kind(), last.body[0]), (DISCONNECT, 0x95));
+
+    let mut wire = Wire::open(&gateway);
+    wire.send(&connect_of_a_small_client(10));
+    assert_eq!(wire.until_closed(), []);
+    gateway.until_logged("maximum packet size leaves no room for CONNACK");
+}

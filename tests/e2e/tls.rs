@@ -314,7 +314,7 @@ fn a_certificate_takes_the_place_of_a_login() {
 }
 
 #[test]
-fn a_certificate_on_the_revocation_list_is_refused_from_the_moment_it_is_listed() {
+fn a_certificate_on_the_revocation_list_holds_no_more_from_the_moment_it_is_listed() {
     let authority = Authority::new("plant");
     let home = mutual("required", &authority).set("mqtt.tls.client_crl", "revoked.pem");
     let list = home.path().join("revoked.pem");
@@ -326,12 +326,30 @@ fn a_certificate_on_the_revocation_list_is_refused_from_the_moment_it_is_listed(
     let nine = authority.issue(&home, "nine", |params| {
         params.serial_number = Some(SerialNumber::from_slice(&[9]));
     });
+    let two = authority.issue(&home, "two", |_| {});
     assert!(gets_in(&gateway, &one));
     assert!(!gets_in(&gateway, &nine));
+    let listen = |args: &[String]| {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let args = [&["-t", "a"], &args[..]].concat();
+        client(&gateway, "mosquitto_sub", &args).spawn().unwrap()
+    };
+    let mut listeners = [listen(&one), listen(&two)];
+    gateway.until_status("subscriptions", subscriptions, Some(2));
     replace(&list, &authority.revoke(&[1]));
     gateway.until_logged("the files of mqtt.tls have changed");
+    gateway.until_status("subscriptions", subscriptions, Some(1));
+    assert!(gateway.log().contains("the login holds no longer"));
     assert!(!gets_in(&gateway, &one));
     assert!(gets_in(&gateway, &nine));
+    for listener in &mut listeners {
+        listener.kill().unwrap();
+        listener.wait().unwrap();
+    }
+}
+
+fn subscriptions(status: &serde_json::Value) -> Option<u64> {
+    status["broker"]["subscriptions"].as_u64()
 }
 
 #[test]

@@ -37,6 +37,7 @@
         max_messages_per_s = 100;
         max_bytes_per_s = "1 MiB";
         max_total_bytes_per_s = "16 MiB";
+        max_incoming_bytes = "32 MiB";
         system_topics_every_s = 60;
         auth = {
           anonymous = "never";

@@ -252,7 +252,7 @@ impl Rehearsal {
         let request = request.expect("a CONNECT that keeps the rules");
         let identity = Identity::remembered(None);
         let attached = now_or_never(self.registry.attach(&id, &identity, PLENTY));
-        let (online, parked) = attached.expect("there is room");
+        let (online, parked) = attached.expect("there is room, and nobody has a name");
 
         let parked = match parked {
             Some(parked) if request.clean_start || parked.expires <= self.now => {
