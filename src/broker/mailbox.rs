@@ -533,12 +533,19 @@ impl Mailbox {
         self.eased.notify_waiters();
         left.retain(|delivery| {
             let is_shared = delivery.group.is_some();
-            if !is_shared && delivery.qos != QoS::AtMostOnce {
-                self.dead_letter(Reason::SessionEnded, &delivery.message, now);
+            if !is_shared {
+                self.lost(delivery, now);
             }
             is_shared
         });
         left
+    }
+
+    /// The session has ended before this one was delivered.
+    pub fn lost(&self, delivery: &Delivery, now: Instant) {
+        if delivery.qos != QoS::AtMostOnce {
+            self.dead_letter(Reason::SessionEnded, &delivery.message, now);
+        }
     }
 }
 

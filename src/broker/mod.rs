@@ -38,6 +38,7 @@ mod upgrade;
 mod websocket;
 mod well_formed;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -463,11 +464,51 @@ impl Shared {
         let subscriptions = session.subscriptions();
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
-        let mut shared = session.take_shared();
-        shared.extend(mailbox.close(now));
-        self.fanout.pass_on(shared, key, now);
+        let (shared, lost) = session.take_shared();
+        self.hand_on(shared, lost, mailbox, key, now);
+        self.clear_stored(client_id, mailbox, key, now);
+        self.hand_on(mailbox.close(now), Vec::new(), mailbox, key, now);
         if let Some(archive) = mailbox.archive() {
             archive.remove_session(client_id, key);
+        }
+    }
+
+    /// What waits on disk for a session that is over goes to the other members of its share groups,
+    /// or is lost.
+    fn clear_stored(&self, client_id: &str, mailbox: &Mailbox, key: SessionKey, now: Instant) {
+        const AT_ONCE: usize = 512;
+        loop {
+            let mut part = VecDeque::new();
+            if let Err(error) = mailbox.take(AT_ONCE, &mut part) {
+                tracing::error!(
+                    client = client_id,
+                    %error,
+                    "what waits for a session that is over can't be read, and is dropped"
+                );
+                return;
+            }
+            if part.is_empty() {
+                return;
+            }
+            let (shared, lost) = part
+                .into_iter()
+                .partition(|delivery| delivery.group.is_some());
+            self.hand_on(shared, lost, mailbox, key, now);
+        }
+    }
+
+    /// Gives what was `shared` to other members of the groups, and writes down what nobody gets.
+    fn hand_on(
+        &self,
+        shared: Vec<Delivery>,
+        lost: Vec<Delivery>,
+        mailbox: &Mailbox,
+        key: SessionKey,
+        now: Instant,
+    ) {
+        let left = self.fanout.pass_on(shared, key, now);
+        for delivery in left.iter().chain(&lost) {
+            mailbox.lost(delivery, now);
         }
     }
 

@@ -724,15 +724,21 @@ impl Session {
 
     /// The session is over. What it has not got, or not acknowledged at QoS 1, of messages to share
     /// groups: their other members can have it (MQTT 5.0, 4.8.2).
-    pub fn take_shared(&mut self) -> Vec<Delivery> {
+    /// Besides, what nobody gets any more.
+    pub fn take_shared(&mut self) -> (Vec<Delivery>, Vec<Delivery>) {
         let sent = self.inflight.drain(..).filter_map(|(_, sent)| match sent {
             Inflight::Published(delivery) => Some(delivery),
             Inflight::Released => None,
         });
-        let sent = sent.filter(|delivery| delivery.qos == QoS::AtLeastOnce);
-        sent.chain(self.waiting.drain(..))
-            .filter(|delivery| delivery.group.is_some())
-            .collect()
+        let (mut shared, mut lost): (Vec<_>, Vec<_>) =
+            sent.partition(|delivery| delivery.group.is_some() && delivery.qos == QoS::AtLeastOnce);
+        for delivery in self.waiting.drain(..) {
+            match delivery.group {
+                Some(_) => shared.push(delivery),
+                None => lost.push(delivery),
+            }
+        }
+        (shared, lost)
     }
 
     /// Works on one packet; `effects` gets what is to be done, in order.

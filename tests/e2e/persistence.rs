@@ -357,3 +357,21 @@ fn an_unsubscribed_member_of_a_share_group_gets_nothing_more() {
     wire.assert_quiet();
     assert_eq!(gateway.status()["broker"]["subscriptions"], 0);
 }
+
+#[test]
+fn what_waits_on_disk_for_a_session_that_ends_goes_to_the_dead_letters() {
+    let gateway = Home::new().start();
+    leave_subscribed(&gateway, "keeper", "a", 1);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for payload in ["1", "2", "3"] {
+        publisher.publish("a", payload.as_bytes());
+    }
+    let gateway = gateway.terminate().home.start();
+    gateway.json(&["client", "forget", "keeper"]);
+    let listed = gateway.json(&["dead-letters"]);
+    let letters = listed["letters"].as_array().unwrap();
+    let of_keeper = letters
+        .iter()
+        .filter(|letter| letter["reason"] == "session_ended" && letter["source"] == "keeper");
+    assert_eq!(of_keeper.count(), 3, "{listed}");
+}

@@ -462,7 +462,7 @@ impl Rehearsal {
         let subscriptions = session.subscriptions();
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
-        let mut shared = session.take_shared();
+        let (mut shared, _) = session.take_shared();
         shared.extend(mailbox.close(self.now));
         self.fanout.pass_on(shared, key, self.now);
     }
