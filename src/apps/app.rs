@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::breaker::Breaker;
 use super::durations::Durations;
 use super::engine::{CallError, Instance, LoadedComponent};
 use super::host::{Output, Tally, Watch};
@@ -20,7 +21,9 @@ use super::manifest::{Limits, Manifest};
 use super::preinstalled::AppFolder;
 use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin};
 use super::supervisor::{Supervisor, Verdict};
+use super::suspects::Suspects;
 use super::workers::Shared;
+use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
 use crate::pipeline::{Offer, Outlet};
 use crate::store::ComponentId;
@@ -69,12 +72,17 @@ struct Inside {
     waiting: usize,
     /// Bytes of topics and payloads in `queue`.
     waiting_bytes: usize,
+    /// What is left of a batch that failed. Comes before the queue.
+    suspects: Suspects<Event>,
+    breaker: Breaker,
     /// Events that a worker is at.
     in_call: usize,
     /// Is in the run queue, or a worker has it.
     scheduled: bool,
     /// The pipeline holds a batch back until it is told of progress.
     refused: bool,
+    /// Whether there is an instance.
+    alive: bool,
     counters: AppCounters,
     durations: Durations,
     /// The counters and restarts that the metrics know of.
@@ -127,7 +135,8 @@ impl Package {
 /// What a worker is to do.
 enum Turn {
     Start(Generation, LoadedComponent, Arc<Manifest>),
-    Handle(Generation, Batch),
+    /// Events, and how often they were tried before.
+    Handle(Generation, Batch, u32),
     Nothing,
     /// Let go of the instance, if there is one.
     Rest,
@@ -135,7 +144,9 @@ enum Turn {
 
 /// How a call went, for the books.
 struct CallReport {
-    events: usize,
+    batch: Batch,
+    /// How often it was tried before.
+    tries: u32,
     error: Option<CallError>,
     published: usize,
     tally: Tally,
@@ -176,9 +187,12 @@ impl App {
                     queue: VecDeque::new(),
                     waiting: 0,
                     waiting_bytes: 0,
+                    suspects: Suspects::default(),
+                    breaker: Breaker::default(),
                     in_call: 0,
                     scheduled: false,
                     refused: false,
+                    alive: false,
                     counters: AppCounters::default(),
                     durations: Durations::default(),
                     recorded: (AppCounters::default(), 0),
@@ -207,7 +221,7 @@ impl App {
     }
 
     pub(super) fn state(&self) -> AppState {
-        self.inside.lock().supervisor.state()
+        self.inside.lock().state()
     }
 
     /// The filters of the events that go here now.
@@ -231,7 +245,8 @@ impl App {
             version: manifest.map_or_else(String::new, |m| m.version.clone()),
             description: manifest.and_then(|m| m.description.clone()),
             origin: inside.package.origin(),
-            state: inside.supervisor.state(),
+            state: inside.state(),
+            breaker: inside.breaker.state(),
             reason: inside.reason.clone(),
             since_ms: inside.since_ms,
             restarts: inside.supervisor.restarts(),
@@ -290,12 +305,49 @@ impl App {
         inside.package = package;
         inside.component = Some(component);
         inside.draining = false;
+        inside.breaker.reset();
         inside.supervisor.start();
         inside.enter(None);
         self.update_idle(&inside);
         self.schedule(&mut inside);
         drop(inside);
         self.changed.notify_all();
+    }
+
+    /// Lets what comes wait, from the end of the present call on. Returns whether it did: only what
+    /// is up can be paused.
+    pub(super) fn pause(&self) -> bool {
+        let mut inside = self.inside.lock();
+        let pauses = inside.is_up() && !inside.draining && inside.component.is_some();
+        if pauses {
+            inside.supervisor.pause();
+            inside.enter(None);
+            let progress = inside.take_refused();
+            self.update_idle(&inside);
+            drop(inside);
+            self.changed.notify_all();
+            self.tell_progress(progress);
+            self.log.gateway_line(LogLevel::Info, "paused");
+        }
+        pauses
+    }
+
+    /// Goes on after [`App::pause`], with the same instance if it still has one. Returns whether it
+    /// did.
+    pub(super) fn resume(&self) -> bool {
+        let mut inside = self.inside.lock();
+        let resumes = inside.supervisor.state() == AppState::Paused;
+        if resumes {
+            let alive = inside.alive;
+            inside.supervisor.resume(alive);
+            inside.enter(None);
+            self.schedule(&mut inside);
+            self.update_idle(&inside);
+            drop(inside);
+            self.changed.notify_all();
+            self.log.gateway_line(LogLevel::Info, "resumed");
+        }
+        resumes
     }
 
     /// Puts another package in the place of a stopped app's.
@@ -309,6 +361,7 @@ impl App {
     pub(super) fn retry(&self) {
         let mut inside = self.inside.lock();
         if inside.supervisor.retry(Instant::now()) {
+            inside.breaker.retry();
             inside.enter(None);
             self.schedule(&mut inside);
         }
@@ -337,7 +390,14 @@ impl App {
     /// Takes no more events from now on, and finishes what waits. [`App::wait_until_drained`]
     /// waits for that.
     pub(super) fn drain(&self) {
-        self.inside.lock().draining = true;
+        let mut inside = self.inside.lock();
+        if inside.supervisor.state() == AppState::Paused {
+            let alive = inside.alive;
+            inside.supervisor.resume(alive);
+            self.schedule(&mut inside);
+        }
+        inside.draining = true;
+        inside.since_ms = unix_time_ms();
     }
 
     /// Waits until nothing is queued and nothing runs, or nothing ever will.
@@ -346,7 +406,7 @@ impl App {
             matches!(
                 inside.supervisor.state(),
                 AppState::Starting | AppState::Running
-            ) && inside.waiting + inside.in_call > 0
+            ) && inside.unfinished() > 0
         });
     }
 
@@ -398,11 +458,15 @@ impl App {
                 *instance = None;
                 self.start_instance(&mut instance, generation, &component, manifest);
             }
-            Turn::Handle(generation, batch) => self.handle(&mut instance, generation, batch),
+            Turn::Handle(generation, batch, tries) => {
+                self.handle(&mut instance, generation, batch, tries);
+            }
             Turn::Nothing => {}
             Turn::Rest => {
                 *instance = None;
-                self.inside.lock().memory_bytes = 0;
+                let mut inside = self.inside.lock();
+                inside.memory_bytes = 0;
+                inside.alive = false;
             }
         }
         self.end_turn(&instance)
@@ -419,12 +483,14 @@ impl App {
                 }
                 _ => Turn::Rest,
             },
-            AppState::Running if inside.waiting > 0 => {
-                let batch = inside.pop(self.shared.max_batch_events);
-                inside.in_call = batch.len();
-                Turn::Handle(generation, batch)
-            }
-            AppState::Running => Turn::Nothing,
+            AppState::Running => match inside.next_batch(self.shared.max_batch_events) {
+                Some((batch, tries)) => {
+                    inside.in_call = batch.len();
+                    Turn::Handle(generation, batch, tries)
+                }
+                None => Turn::Nothing,
+            },
+            AppState::Paused => Turn::Nothing,
             _ => Turn::Rest,
         }
     }
@@ -462,6 +528,7 @@ impl App {
             Ok(_) if generation != inside.generation => None,
             Ok(instance) => {
                 inside.memory_bytes = instance.memory_bytes();
+                inside.alive = true;
                 *slot = Some(instance);
                 inside.supervisor.started();
                 inside.enter(None);
@@ -472,7 +539,13 @@ impl App {
         self.after_change(inside, note);
     }
 
-    fn handle(&self, slot: &mut Option<Instance>, generation: Generation, batch: Batch) {
+    fn handle(
+        &self,
+        slot: &mut Option<Instance>,
+        generation: Generation,
+        batch: Batch,
+        tries: u32,
+    ) {
         let instance = slot.as_mut().expect("a running app has an instance");
         let began = Instant::now();
         let result = {
@@ -484,7 +557,8 @@ impl App {
         self.watch.call_ended();
 
         let mut report = CallReport {
-            events: batch.len(),
+            batch,
+            tries,
             error: None,
             published: 0,
             tally: instance.take_tally(),
@@ -494,6 +568,7 @@ impl App {
         };
         match result {
             Ok(outputs) => {
+                let batch = &report.batch;
                 let received = batch.iter().map(|event| event.received).min();
                 let hops = batch.iter().map(|event| event.hops).max();
                 report.published = self.publish(
@@ -534,32 +609,66 @@ impl App {
 
     fn account(&self, generation: Generation, report: CallReport) {
         let mut inside = self.inside.lock();
-        let events = report.events as u64;
         inside.in_call = 0;
         inside.counters.batches += 1;
         inside.counters.published += report.published as u64;
         inside.count_refusals(report.tally, report.refused_growth);
         inside.durations.record(report.took);
         inside.memory_bytes = report.memory_bytes;
-        match report.error {
-            None => {
-                inside.counters.handled += events;
-                self.after_change(inside, None);
-            }
-            Some(CallError::Returned(message)) => {
-                inside.counters.failed += events;
-                inside.last_error = Some(message.clone());
-                self.after_change(inside, None);
-                self.log.complain(Complaint::BatchFailed, || {
-                    format!("a batch failed: {message}")
-                });
-            }
-            Some(error @ CallError::Trapped(_)) => {
-                inside.counters.failed += events;
-                let note = self.fail(&mut inside, generation, error.message().to_owned());
-                self.after_change(inside, note);
-            }
+        let events = report.batch.len() as u64;
+        let Some(error) = report.error else {
+            inside.counters.handled += events;
+            inside.breaker.succeeded();
+            self.after_change(inside, None);
+            return;
+        };
+        let trapped = matches!(error, CallError::Trapped(_));
+        inside.alive &= !trapped;
+        if !inside.is_held() {
+            // It was stopped in the middle of it.
+            inside.counters.dropped.stopped += events;
+            self.after_change(inside, None);
+            return;
         }
+        let message = error.message().to_owned();
+        inside.last_error = Some(message.clone());
+        let retries = inside.retries();
+        let tries = report.tries + 1;
+        let blamed = inside.suspects.failed(report.batch, tries, retries);
+        let mut opens = false;
+        match &blamed {
+            Some(_) => {
+                inside.counters.failed += 1;
+                opens = inside.breaker.failed();
+            }
+            None => inside.counters.retried += 1,
+        }
+        let mut note = None;
+        if opens {
+            let reason = format!("most of its batches fail, the last one: {message}");
+            note = self.fail(&mut inside, generation, reason);
+        } else if trapped && inside.supervisor.state() == AppState::Running {
+            inside.supervisor.replace();
+            inside.enter(Some(format!("a fresh instance after: {message}")));
+        }
+        self.after_change(inside, note);
+        self.log
+            .complain(Complaint::BatchFailed, || format!("a batch failed: {message}"));
+        if let Some(event) = blamed {
+            self.bury(&event, &message, error.backtrace());
+        }
+    }
+
+    /// The app can't handle an event, not even alone.
+    fn bury(&self, event: &Event, message: &str, backtrace: &str) {
+        let letters = &self.shared.dead_letters;
+        letters.add(Reason::AppFailed, Instant::now(), || DeadLetter {
+            error: Some(match backtrace {
+                "" => message.to_owned(),
+                backtrace => format!("{message}\n{backtrace}"),
+            }),
+            ..DeadLetter::new(Reason::AppFailed, &self.name, &event.topic, &event.payload, 0)
+        });
     }
 
     /// The instance is lost, or could not be made.
@@ -569,7 +678,7 @@ impl App {
         }
         inside.last_error = Some(reason.clone());
         let now = Instant::now();
-        Some(match inside.supervisor.failed(now) {
+        Some(match inside.supervisor.failed(now, fastrand::f64()) {
             Verdict::RetryAt(at) => {
                 inside.enter(Some(reason.clone()));
                 self.shared.timer.retry_at(at, self.this.clone());
@@ -620,7 +729,8 @@ impl App {
         let mut inside = self.inside.lock();
         let more = match inside.supervisor.state() {
             AppState::Starting => inside.component.is_some(),
-            AppState::Running => inside.waiting > 0,
+            AppState::Running => inside.has_work(),
+            AppState::Paused => false,
             _ => instance.is_some(),
         };
         inside.scheduled = more;
@@ -691,7 +801,11 @@ impl Outlet for App {
             if inside.supervisor.state() == AppState::Running {
                 self.schedule(&mut inside);
             }
-        } else if inside.supervisor.state() != AppState::Running {
+        } else if !matches!(
+            inside.supervisor.state(),
+            AppState::Running | AppState::Starting
+        ) || inside.component.is_none()
+        {
             inside.counters.dropped.queue_full += events as u64;
         } else if self.watch.is_stalled() {
             inside.counters.dropped.stalled += events as u64;
@@ -713,13 +827,49 @@ impl Inside {
         )
     }
 
+    /// Keeps what it has taken.
+    fn is_held(&self) -> bool {
+        self.is_up() || self.supervisor.state() == AppState::Paused
+    }
+
     /// Takes events.
     fn is_open(&self) -> bool {
-        self.is_up() && !self.draining
+        self.is_held() && !self.draining
+    }
+
+    /// As others see it.
+    fn state(&self) -> AppState {
+        match self.supervisor.state() {
+            _ if self.draining && self.is_up() => AppState::Draining,
+            state => state,
+        }
     }
 
     fn is_idle(&self) -> bool {
-        self.supervisor.state() == AppState::Running && self.waiting + self.in_call == 0
+        self.supervisor.state() == AppState::Running && self.unfinished() == 0
+    }
+
+    /// Events that were taken and not handled yet.
+    fn unfinished(&self) -> usize {
+        self.waiting + self.suspects.len() + self.in_call
+    }
+
+    fn has_work(&self) -> bool {
+        self.waiting > 0 || !self.suspects.is_empty()
+    }
+
+    /// How often a batch that failed is tried again before it is halved.
+    fn retries(&self) -> u32 {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.restart.retries)
+    }
+
+    /// Events for a call, and how often they were tried before.
+    fn next_batch(&mut self, most: usize) -> Option<(Batch, u32)> {
+        if let Some(part) = self.suspects.pop() {
+            return Some(part);
+        }
+        (self.waiting > 0).then(|| (self.pop(most), 0))
     }
 
     /// Events that may wait.
@@ -788,7 +938,8 @@ impl Inside {
 
     /// Drops what waits, because the app has come to rest.
     fn close(&mut self) {
-        self.counters.dropped.stopped += self.waiting as u64;
+        let suspects = self.suspects.clear();
+        self.counters.dropped.stopped += (self.waiting + suspects) as u64;
         self.waiting = 0;
         self.waiting_bytes = 0;
         self.queue = VecDeque::new();
@@ -819,7 +970,7 @@ impl Inside {
 
     fn counters(&self) -> AppCounters {
         AppCounters {
-            queued: (self.waiting + self.in_call) as u64,
+            queued: self.unfinished() as u64,
             ..self.counters.clone()
         }
     }

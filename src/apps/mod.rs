@@ -7,6 +7,7 @@
 
 mod aot;
 mod app;
+mod breaker;
 mod compile;
 mod durations;
 mod engine;
@@ -21,6 +22,7 @@ mod precompiled;
 mod preinstalled;
 mod status;
 mod supervisor;
+mod suspects;
 mod target;
 mod timer;
 mod workers;
@@ -43,16 +45,20 @@ use self::loader::Loader;
 use self::preinstalled::{AppFolder, Code};
 use self::timer::Timer;
 use self::workers::{RunQueue, Shared, Workers};
+use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, Store};
 
+pub use breaker::BreakerState;
 pub use compile::Compiler;
 #[cfg(feature = "compiler")]
 pub use compile::{compile_ahead, compile_here};
 pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
 pub use preinstalled::PRECOMPILED_EXTENSION;
-pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin};
+pub use status::{
+    AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, Restarts,
+};
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
 
@@ -133,6 +139,7 @@ impl Apps {
         routes: Arc<Routes>,
         sink: Arc<dyn Sink>,
         progress: Progress,
+        dead_letters: Arc<DeadLetters>,
     ) -> Result<Apps, AppError> {
         let engine = WasmEngine::new().map_err(|error| AppError::Engine(format!("{error:#}")))?;
         let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
@@ -142,6 +149,7 @@ impl Apps {
             apps: RwLock::default(),
             sink,
             progress,
+            dead_letters,
             max_batch_events: config.max_batch_events,
             restart: config.restart,
             ticker,

@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::breaker::BreakerState;
 use super::manifest::Limits;
 
 /// Where an app stands in its life.
@@ -20,6 +21,10 @@ pub enum AppState {
     Running,
     /// Failed; is started again by itself in a moment. Takes events up to its queue's bound.
     BackingOff,
+    /// On request: what comes waits.
+    Paused,
+    /// On request: takes nothing more, finishes what waits, and stops.
+    Draining,
     /// Failed too often, or can't be loaded: waits for `start` or `restart`.
     Quarantined,
     /// Stopped on request.
@@ -33,16 +38,20 @@ impl AppState {
             AppState::Starting => "starting",
             AppState::Running => "running",
             AppState::BackingOff => "backing-off",
+            AppState::Paused => "paused",
+            AppState::Draining => "draining",
             AppState::Quarantined => "quarantined",
             AppState::Stopped => "stopped",
         }
     }
 
-    pub const ALL: [AppState; 6] = [
+    pub const ALL: [AppState; 8] = [
         AppState::Installed,
         AppState::Starting,
         AppState::Running,
         AppState::BackingOff,
+        AppState::Paused,
+        AppState::Draining,
         AppState::Quarantined,
         AppState::Stopped,
     ];
@@ -86,8 +95,10 @@ pub struct AppInfo {
     pub reason: Option<String>,
     /// When the app came into this state, in milliseconds since the Unix epoch.
     pub since_ms: u64,
-    /// How often the instance was replaced after a failure since the gateway started.
-    pub restarts: u64,
+    /// Whether it gets batches, going by how the last ones went.
+    pub breaker: BreakerState,
+    /// How often the instance was replaced since the gateway started.
+    pub restarts: Restarts,
     /// The last failure of the instance or of a batch since the gateway started.
     pub last_error: Option<String>,
     /// SHA-256 of the component, in lower-case hex.
@@ -105,6 +116,28 @@ pub struct AppInfo {
     pub memory_bytes: u64,
 }
 
+/// How often the instance was replaced, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarts {
+    /// It trapped on a batch, and that was tried again with a fresh one.
+    pub trap: u64,
+    /// It could not be made, or most of its batches failed; after a pause.
+    pub failure: u64,
+}
+
+impl Restarts {
+    pub fn total(&self) -> u64 {
+        self.trap + self.failure
+    }
+
+    pub(super) fn since(&self, earlier: &Restarts) -> Restarts {
+        Restarts {
+            trap: self.trap - earlier.trap,
+            failure: self.failure - earlier.failure,
+        }
+    }
+}
+
 /// Counted since the gateway started. `offered = handled + failed + dropped + queued`, at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppCounters {
@@ -112,8 +145,11 @@ pub struct AppCounters {
     pub offered: u64,
     /// Events in batches that `handle` returned from without an error.
     pub handled: u64,
-    /// Events in batches that failed: a trap, a time-out, an error from `handle`.
+    /// Events that the app could not handle, each tried alone: a trap, a time-out, an error from
+    /// `handle`. They are among the dead letters.
     pub failed: u64,
+    /// Batches that failed and were tried again, whole or in halves.
+    pub retried: u64,
     pub dropped: Dropped,
     /// Events that wait or are being worked on now.
     pub queued: u64,
@@ -138,6 +174,7 @@ impl AppCounters {
             offered: self.offered - earlier.offered,
             handled: self.handled - earlier.handled,
             failed: self.failed - earlier.failed,
+            retried: self.retried - earlier.retried,
             dropped: Dropped {
                 queue_full: self.dropped.queue_full - earlier.dropped.queue_full,
                 stalled: self.dropped.stalled - earlier.dropped.stalled,

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::status::AppState;
+use super::status::{AppState, Restarts};
 
 /// How patient the supervisor is.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,7 @@ pub(super) struct Supervisor {
     pause: Duration,
     /// In [`AppState::BackingOff`]: when to try again.
     retry_at: Option<Instant>,
-    restarts: u64,
+    restarts: Restarts,
 }
 
 /// What follows from a failure.
@@ -58,6 +58,11 @@ pub(super) enum Verdict {
 }
 
 impl Supervisor {
+    /// For what comes.
+    pub(super) fn set_policy(&mut self, policy: RestartPolicy) {
+        self.policy = policy;
+    }
+
     pub(super) fn new(policy: RestartPolicy) -> Supervisor {
         Supervisor {
             policy,
@@ -65,7 +70,7 @@ impl Supervisor {
             failures: VecDeque::new(),
             pause: policy.first_pause,
             retry_at: None,
-            restarts: 0,
+            restarts: Restarts::default(),
         }
     }
 
@@ -74,7 +79,7 @@ impl Supervisor {
     }
 
     /// How often the app was started again after a failure.
-    pub(super) fn restarts(&self) -> u64 {
+    pub(super) fn restarts(&self) -> Restarts {
         self.restarts
     }
 
@@ -92,8 +97,31 @@ impl Supervisor {
         self.state = AppState::Running;
     }
 
-    /// The instance is lost, or could not be made.
-    pub(super) fn failed(&mut self, now: Instant) -> Verdict {
+    /// The instance is lost because of what it was given, and is replaced at once.
+    pub(super) fn replace(&mut self) {
+        debug_assert_eq!(self.state, AppState::Running);
+        self.restarts.trap += 1;
+        self.state = AppState::Starting;
+    }
+
+    /// Nothing is handed to the app until [`Supervisor::resume`].
+    pub(super) fn pause(&mut self) {
+        self.retry_at = None;
+        self.state = AppState::Paused;
+    }
+
+    /// `alive`: there still is an instance.
+    pub(super) fn resume(&mut self, alive: bool) {
+        debug_assert_eq!(self.state, AppState::Paused);
+        self.state = match alive {
+            true => AppState::Running,
+            false => AppState::Starting,
+        };
+    }
+
+    /// The instance could not be made, or fails with most of what it gets. `jitter`, from 0 to 1,
+    /// varies the pause by a quarter, so that apps that failed together don't start together.
+    pub(super) fn failed(&mut self, now: Instant, jitter: f64) -> Verdict {
         if let Some(last) = self.failures.back()
             && now.duration_since(*last) >= self.policy.healthy.max(self.pause)
         {
@@ -109,7 +137,7 @@ impl Supervisor {
             self.quarantine();
             return Verdict::Quarantine;
         }
-        let retry_at = now + self.pause;
+        let retry_at = now + self.pause.mul_f64(0.75 + 0.5 * jitter);
         self.pause = (self.pause * 2).min(self.policy.longest_pause);
         self.retry_at = Some(retry_at);
         self.state = AppState::BackingOff;
@@ -121,7 +149,7 @@ impl Supervisor {
         let due = self.state == AppState::BackingOff && self.retry_at.is_some_and(|at| now >= at);
         if due {
             self.retry_at = None;
-            self.restarts += 1;
+            self.restarts.failure += 1;
             self.state = AppState::Starting;
         }
         due
@@ -157,7 +185,7 @@ mod tests {
 
     /// Lets the app fail now, and start again as soon as it may.
     fn fail_and_retry(app: &mut Supervisor, now: Instant) -> Option<Instant> {
-        match app.failed(now) {
+        match app.failed(now, 0.5) {
             Verdict::Quarantine => None,
             Verdict::RetryAt(at) => {
                 assert!(!app.retry(at - Duration::from_nanos(1)), "too early");
@@ -182,7 +210,7 @@ mod tests {
             [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600]
         );
         assert_eq!(app.state(), AppState::Quarantined);
-        assert_eq!(app.restarts(), 9);
+        assert_eq!(app.restarts().failure, 9);
         assert!(
             !app.retry(now + Duration::from_secs(3600)),
             "it stays there"
@@ -199,7 +227,7 @@ mod tests {
         }
         let later = last + policy().healthy;
         assert_eq!(
-            app.failed(later),
+            app.failed(later, 0.5),
             Verdict::RetryAt(later + policy().first_pause)
         );
     }
@@ -215,7 +243,7 @@ mod tests {
             now = retry.max(now + Duration::from_secs(20));
         }
         assert_eq!(
-            app.failed(now),
+            app.failed(now, 0.5),
             Verdict::RetryAt(now + policy().longest_pause)
         );
     }
@@ -224,11 +252,11 @@ mod tests {
     fn starting_a_quarantined_app_gives_it_a_clean_slate() {
         let mut app = running();
         let now = Instant::now();
-        while app.failed(now) != Verdict::Quarantine {}
+        while app.failed(now, 0.5) != Verdict::Quarantine {}
         app.start();
         assert_eq!(app.state(), AppState::Starting);
         assert_eq!(
-            app.failed(now),
+            app.failed(now, 0.5),
             Verdict::RetryAt(now + policy().first_pause)
         );
     }
@@ -237,10 +265,31 @@ mod tests {
     fn a_stopped_app_is_not_retried() {
         let mut app = running();
         let now = Instant::now();
-        app.failed(now);
+        app.failed(now, 0.5);
         app.stop();
         assert!(!app.retry(now + policy().longest_pause));
         assert_eq!(app.state(), AppState::Stopped);
+    }
+
+    #[test]
+    fn a_pause_varies_by_a_quarter() {
+        let now = Instant::now();
+        for (jitter, millis) in [(0.0, 75), (1.0, 125)] {
+            let retry = Verdict::RetryAt(now + Duration::from_millis(millis));
+            assert_eq!(running().failed(now, jitter), retry);
+        }
+    }
+
+    #[test]
+    fn a_paused_app_goes_on_with_what_it_has() {
+        let mut app = running();
+        app.pause();
+        assert!(!app.retry(Instant::now()));
+        app.resume(true);
+        assert_eq!(app.state(), AppState::Running);
+        app.pause();
+        app.resume(false);
+        assert_eq!(app.state(), AppState::Starting);
     }
 
     proptest! {

@@ -14,6 +14,7 @@ use super::app::App;
 use super::epoch::Ticker;
 use super::supervisor::RestartPolicy;
 use super::timer::Timer;
+use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Route, Routes, Sink};
 
 /// What all apps and workers share.
@@ -21,6 +22,7 @@ pub(super) struct Shared {
     pub(super) apps: RwLock<BTreeMap<String, Arc<App>>>,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) progress: Progress,
+    pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) max_batch_events: usize,
     pub(super) restart: RestartPolicy,
     pub(super) ticker: Ticker,
