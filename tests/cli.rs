@@ -1,5 +1,6 @@
 //! The command line as its users see it: the real program, its exit codes and its messages.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -263,4 +264,54 @@ fn compiling_ahead_names_the_target_the_cpu_and_the_app_that_are_wrong() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("app thermo: this is a core WebAssembly module"));
     assert!(!home.path().join("out").exists(), "nothing was written");
+}
+
+/// `headgate user add NAME … --file passwords`, with a password.
+fn add_user(home: &Path, args: &[&str]) -> Output {
+    let mut child = headgate(home, &["user", "add", "--file", "passwords"])
+        .args(args)
+        .arg("--password-stdin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may refuse what was asked for before it reads.
+    let _ = child.stdin.take().unwrap().write_all(b"secret\n");
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn the_groups_of_a_user_can_be_taken_away() {
+    let home = home();
+    let groups = || {
+        let args = ["--json", "user", "list", "--file", "passwords"];
+        let users: Value = serde_json::from_slice(&run(home.path(), &args).stdout).unwrap();
+        users[0]["groups"].clone()
+    };
+    assert!(
+        add_user(home.path(), &["anna", "--groups", "a,b"])
+            .status
+            .success()
+    );
+    assert!(add_user(home.path(), &["anna"]).status.success());
+    assert_eq!(groups(), serde_json::json!(["a", "b"]));
+    assert!(
+        add_user(home.path(), &["anna", "--groups", ""])
+            .status
+            .success()
+    );
+    assert_eq!(groups(), serde_json::json!([]));
+    let output = add_user(home.path(), &["anna", "--groups", "a,"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("it is empty"), "{output:?}");
+}
+
+#[test]
+fn a_password_file_that_was_named_is_not_blamed_on_the_configuration() {
+    let output = run(home().path(), &["user", "list", "--file", "/nope"]);
+    assert!(!output.status.success());
+    let message = stderr(&output);
+    assert!(message.starts_with("headgate: /nope: "), "{message}");
+    assert!(message.contains("headgate user add"), "{message}");
 }

@@ -25,7 +25,8 @@ pub(super) enum UserCommand {
     /// Asks for the password twice. It is kept as an Argon2id hash.
     Add {
         name: String,
-        /// Groups that access rules can name; without this, those of a user that is there stay
+        /// Groups that access rules can name, or '' for none; without this, those of a user that is
+        /// there stay
         #[arg(long, value_name = "GROUP,…", value_delimiter = ',')]
         groups: Option<Vec<String>>,
         /// Read the password from standard input
@@ -65,6 +66,11 @@ pub(super) fn run(command: UserCommand, global: &Global, output: &Output) -> any
             let path = place.path(global)?;
             passwords::check_user_name(&name).with_context(|| format!("the user name {name:?}"))?;
             for group in groups.iter().flatten() {
+            // Said as `--groups ''`: in none.
+            let groups = groups.map(|groups| match groups.as_slice() {
+                [only] if only.is_empty() => Vec::new(),
+                _ => groups,
+            });
                 passwords::check_group_name(group)
                     .with_context(|| format!("the group name {group:?}"))?;
             }
@@ -192,7 +198,8 @@ fn edit(
         Some(_) => {
             let users = Passwords::load(path)?;
             let text = std::fs::read_to_string(path);
-            (text.with_context(|| path.display().to_string())?, users)
+            let text = text.with_context(|| path.display().to_string())?;
+            (text.trim_start_matches('\u{feff}').to_owned(), users)
         }
         None => Default::default(),
     };
@@ -289,6 +296,20 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "# a\n# b\n");
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_user_after_a_byte_order_mark_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passwords");
+        let hash = passwords::hash(b"x").unwrap();
+        std::fs::write(&path, format!("\u{feff}anna:{hash}\n")).unwrap();
+        edit(&path, |file, users| {
+            assert_eq!(users.users().count(), 1);
+            Ok(passwords::without_user(file, "anna").unwrap())
+        })
+        .unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 
     #[test]
