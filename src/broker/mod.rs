@@ -372,7 +372,7 @@ impl Broker {
                 )
                 .absolute(get(counter));
             }
-            if self.shared.tls.is_some() {
+            if transport.has_tls() {
                 metrics::counter!(
                     "headgate_mqtt_tls_handshake_failures_total", "listener" => listener
                 )

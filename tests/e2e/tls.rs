@@ -192,6 +192,8 @@ fn a_handshake_that_stalls_or_fails_is_counted() {
     let (_, metrics) = gateway.http("/metrics");
     let failures = "headgate_mqtt_tls_handshake_failures_total{listener=\"tls\"} 2";
     assert!(metrics.contains(failures), "{metrics}");
+    let elsewhere = "headgate_mqtt_tls_handshake_failures_total{listener=\"tcp\"}";
+    assert!(!metrics.contains(elsewhere), "{metrics}");
 }
 
 /// Who vouches for clients.
