@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::output::Output;
+use super::prompt;
 use super::{Global, small_runtime};
 use crate::admin::ClientError;
 use crate::broker::access::passwords::{self, Passwords};
@@ -65,12 +66,12 @@ pub(super) fn run(command: UserCommand, global: &Global, output: &Output) -> any
         } => {
             let path = place.path(global)?;
             passwords::check_user_name(&name).with_context(|| format!("the user name {name:?}"))?;
-            for group in groups.iter().flatten() {
             // Said as `--groups ''`: in none.
             let groups = groups.map(|groups| match groups.as_slice() {
                 [only] if only.is_empty() => Vec::new(),
                 _ => groups,
             });
+            for group in groups.iter().flatten() {
                 passwords::check_group_name(group)
                     .with_context(|| format!("the group name {group:?}"))?;
             }
@@ -153,10 +154,9 @@ fn ask_for_password(user: &str) -> anyhow::Result<String> {
         io::stdin().is_terminal(),
         "there is no terminal to ask for the password; give it with --password-stdin"
     );
-    let ask =
-        |prompt: String| rpassword::prompt_password(prompt).context("asking for the password");
-    let password = checked(ask(format!("Password of user {user}: "))?)?;
-    let again = ask("Again: ".into())?;
+    let password = checked(prompt::hidden(format!("Password of user {user}: "))?)?;
+    let again = prompt::hidden("Again: ".into())?;
+    prompt::done()?;
     ensure!(
         password == again,
         "the two passwords differ; nothing was changed"
