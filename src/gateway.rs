@@ -162,7 +162,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
 /// Where MQTT clients connect.
 #[derive(Clone, Copy)]
 struct MqttAddresses {
-    tcp: SocketAddr,
+    tcp: Option<SocketAddr>,
     tls: Option<SocketAddr>,
     websocket: Option<SocketAddr>,
     websocket_tls: Option<SocketAddr>,
@@ -193,9 +193,7 @@ async fn mqtt_listeners(config: &MqttConfig) -> Result<(MqttAddresses, Vec<Liste
     };
     let websocket = &config.websocket;
     let addresses = MqttAddresses {
-        tcp: bind(Some(&config.listen), "mqtt.listen", None, None)
-            .await?
-            .expect("this listener can't be off"),
+        tcp: bind(config.listen.as_ref(), "mqtt.listen", None, None).await?,
         tls: bind(
             config.tls.listen.as_ref(),
             "mqtt.tls.listen",
@@ -344,8 +342,8 @@ impl Sink for Outputs {
 }
 
 impl Gateway {
-    /// The address of the MQTT listener without TLS.
-    pub fn mqtt_addr(&self) -> SocketAddr {
+    /// The address of the MQTT listener without TLS, unless it is off.
+    pub fn mqtt_addr(&self) -> Option<SocketAddr> {
         self.addresses.tcp
     }
 
@@ -457,7 +455,7 @@ impl Gateway {
         let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
         let ready = {
             let (apps, health, started) = (self.apps.clone(), self.health.clone(), self.started);
-            let mqtt = self.addresses.tcp;
+            let mqtt = self.addresses.tcp.map(tracing::field::display);
             health.not_ready("apps", "starting");
             let (settled, all_settled) = oneshot::channel();
             // A thread of its own, and not the runtime's, whose end would wait for it.
@@ -472,7 +470,7 @@ impl Gateway {
                 }
                 health.set_ready("apps");
                 let took = started.elapsed().as_millis() as u64;
-                tracing::info!(%mqtt, ready_after_ms = took, "ready");
+                tracing::info!(mqtt, ready_after_ms = took, "ready");
                 systemd::ready();
             })
         };
