@@ -33,7 +33,28 @@ let
       ${option "settings.${key}"} holds a secret, which everybody could read in the Nix store.
       Put it into a file on the gateway, name that file in ${option "credentials.<name>"}, and set
       the key of headgate.toml that takes a path to "''${config.${option "credentialsDirectory"}}/<name>".'';
-  }) (secretsIn settings);
+  }) (lib.filter (key: !(key == passwordFile && storedPasswords)) (secretsIn settings));
+
+  # It is found as a secret too, but belongs where `headgate user` can change it.
+  passwordFile = "mqtt.auth.password_file";
+  storedPasswords = inStore settings.mqtt.auth.password_file;
+
+  auth = [
+    {
+      assertion = !storedPasswords;
+      message = ''
+        ${option "settings.${passwordFile}"} lies in the Nix store, where everybody can read the hashes, and
+        `headgate user` can't change them. Set it to a file on the gateway, such as "/var/lib/headgate/passwords".'';
+    }
+    {
+      assertion = !inStore settings.mqtt.auth.jwt_key;
+      message = ''
+        ${option "settings.mqtt.auth.jwt_key"} lies in the Nix store, where everybody can read a secret.
+        Put it into a file on the gateway, set ${option ''credentials."jwt.key"''} to its path, and this to
+        "''${config.${option "credentialsDirectory"}}/jwt.key"; or, if it is a public key, set
+        environment.etc."headgate/jwt.pem".source to it, and this to "/etc/headgate/jwt.pem".'';
+    }
+  ];
 
   tls =
     lib.concatLists (
@@ -207,6 +228,13 @@ let
     }
   ) pairs;
 
+  someListener = {
+    assertion = lib.any (name: name != "metrics.listen") (lib.attrNames listeners);
+    message = ''
+      ${option "settings.mqtt.listen"} and the listeners of mqtt.tls and mqtt.websocket are all "off": no client
+      could connect. Set one of them to where clients connect, such as "0.0.0.0:1883".'';
+  };
+
   firewall = lib.mapAttrsToList (name: address: {
     assertion = cfg.openFirewall.${name} -> !listen.isOff address && listen.port address != 0;
     message = ''
@@ -377,9 +405,11 @@ in
       unknown
       ++ secretsInSettings
       ++ tls
+      ++ auth
       ++ storedCredentials
       ++ credentialNames
       ++ ports
+      ++ [ someListener ]
       ++ undeclaredCredentials
       ++ paths
       ++ clashes

@@ -24,7 +24,8 @@ let
         __structuredAttrs = true;
       }
       ''
-        headgate --config ${rendered} config check
+        # The files that it names are on the gateway.
+        headgate --config ${rendered} config check --no-files
         cp ${rendered} "$out"
       '';
 

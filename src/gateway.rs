@@ -81,13 +81,15 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let started = Instant::now();
     descriptors::raise_limit(config.mqtt.max_connections);
     let health = Health::default();
-    // The listeners first: an address in use is found out before anything is touched.
-    let (addresses, listeners) = mqtt_listeners(&config.mqtt).await?;
+    // Files are read first: they are what is wrong more often.
+    let access = Access::load(access_config(config))?;
+    let tls = mqtt_tls(&config.mqtt)?;
+    // Then the listeners: an address in use is found out before anything is touched.
+    let (addresses, listeners) = mqtt_listeners(&config.mqtt, tls).await?;
     let metrics = match &config.metrics.listen {
         Some(address) => Some(listen(address, "metrics.listen").await?),
         None => None,
     };
-    let access = Access::load(access_config(config))?;
     let store = Store::open(&StoreConfig {
         path: config.store.path.clone(),
         map_bytes: config.store.max_bytes,
@@ -159,25 +161,85 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     Ok(gateway)
 }
 
+/// A file that the configuration names and that a gateway would not start with.
+pub struct FileProblem {
+    /// The key that names it.
+    pub key: String,
+    /// As it would be said at the start.
+    pub error: StartError,
+}
+
+/// Reads the files that [`build`] does, and starts nothing.
+pub fn check_files(config: &Config) -> Vec<FileProblem> {
+    let all = access_config(config);
+    let none = AccessConfig {
+        password_file: None,
+        jwt_key: None,
+        acl_file: None,
+        ..all.clone()
+    };
+    // One at a time: what is wrong with one hides nothing of the others.
+    let one_each = [
+        (
+            "mqtt.auth.password_file",
+            AccessConfig {
+                password_file: all.password_file,
+                ..none.clone()
+            },
+        ),
+        (
+            "mqtt.auth.jwt_key",
+            AccessConfig {
+                jwt_key: all.jwt_key,
+                ..none.clone()
+            },
+        ),
+        (
+            "mqtt.auth.acl_file",
+            AccessConfig {
+                acl_file: all.acl_file,
+                ..none
+            },
+        ),
+    ];
+    let access = one_each.into_iter().filter_map(|(key, file)| {
+        let error = Access::load(file).err()?;
+        Some(FileProblem {
+            key: key.to_owned(),
+            error: error.into(),
+        })
+    });
+    let tls = mqtt_tls(&config.mqtt).err().map(|error| FileProblem {
+        key: match &error {
+            TlsError::File { key, .. } => format!("mqtt.tls.{key}"),
+            TlsError::Mismatch { .. } => "mqtt.tls.key".to_owned(),
+        },
+        error: error.into(),
+    });
+    access.chain(tls).collect()
+}
+
 /// Where MQTT clients connect.
 #[derive(Clone, Copy)]
 struct MqttAddresses {
-    tcp: SocketAddr,
+    tcp: Option<SocketAddr>,
     tls: Option<SocketAddr>,
     websocket: Option<SocketAddr>,
     websocket_tls: Option<SocketAddr>,
 }
 
-/// Binds all listeners for MQTT. Files are read first: they are what is wrong more often.
-async fn mqtt_listeners(config: &MqttConfig) -> Result<(MqttAddresses, Vec<Listener>), StartError> {
+/// What the listeners with TLS need, if there are any.
+fn mqtt_tls(config: &MqttConfig) -> Result<Option<Arc<TlsReloader>>, TlsError> {
     let with_tls = config.tls.listen.is_some() || config.websocket.tls_listen.is_some();
-    let tls = match with_tls {
-        true => Some(TlsReloader::load(
-            tls_files(&config.tls),
-            SystemTime::now(),
-        )?),
-        false => None,
-    };
+    let load = || TlsReloader::load(tls_files(&config.tls), SystemTime::now());
+    with_tls.then(load).transpose()
+}
+
+/// Binds all listeners for MQTT.
+async fn mqtt_listeners(
+    config: &MqttConfig,
+    tls: Option<Arc<TlsReloader>>,
+) -> Result<(MqttAddresses, Vec<Listener>), StartError> {
     let path: Arc<str> = config.websocket.path.as_str().into();
     let mut listeners = Vec::new();
     let mut bind = async |address: Option<&ListenAddress>, key, tls, websocket| {
@@ -193,9 +255,7 @@ async fn mqtt_listeners(config: &MqttConfig) -> Result<(MqttAddresses, Vec<Liste
     };
     let websocket = &config.websocket;
     let addresses = MqttAddresses {
-        tcp: bind(Some(&config.listen), "mqtt.listen", None, None)
-            .await?
-            .expect("this listener can't be off"),
+        tcp: bind(config.listen.as_ref(), "mqtt.listen", None, None).await?,
         tls: bind(
             config.tls.listen.as_ref(),
             "mqtt.tls.listen",
@@ -344,8 +404,8 @@ impl Sink for Outputs {
 }
 
 impl Gateway {
-    /// The address of the MQTT listener without TLS.
-    pub fn mqtt_addr(&self) -> SocketAddr {
+    /// The address of the MQTT listener without TLS, unless it is off.
+    pub fn mqtt_addr(&self) -> Option<SocketAddr> {
         self.addresses.tcp
     }
 
@@ -457,7 +517,7 @@ impl Gateway {
         let watchdog = tokio::spawn(systemd::watchdog(self.health.clone()));
         let ready = {
             let (apps, health, started) = (self.apps.clone(), self.health.clone(), self.started);
-            let mqtt = self.addresses.tcp;
+            let mqtt = self.addresses.tcp.map(tracing::field::display);
             health.not_ready("apps", "starting");
             let (settled, all_settled) = oneshot::channel();
             // A thread of its own, and not the runtime's, whose end would wait for it.
@@ -472,7 +532,7 @@ impl Gateway {
                 }
                 health.set_ready("apps");
                 let took = started.elapsed().as_millis() as u64;
-                tracing::info!(%mqtt, ready_after_ms = took, "ready");
+                tracing::info!(mqtt, ready_after_ms = took, "ready");
                 systemd::ready();
             })
         };

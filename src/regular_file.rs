@@ -54,3 +54,8 @@ impl RegularFile {
         }
     }
 }
+
+/// Text without the byte-order mark that editors of Windows put before it.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
+}

@@ -1,8 +1,14 @@
 //! The command line as its users see it: the real program, its exit codes and its messages.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
 
 /// `headgate` in `home`, with none of this process's own settings.
@@ -263,4 +269,117 @@ fn compiling_ahead_names_the_target_the_cpu_and_the_app_that_are_wrong() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("app thermo: this is a core WebAssembly module"));
     assert!(!home.path().join("out").exists(), "nothing was written");
+}
+
+/// `headgate user add NAME … --file passwords`, with a password.
+fn add_user(home: &Path, args: &[&str]) -> Output {
+    let mut child = headgate(home, &["user", "add", "--file", "passwords"])
+        .args(args)
+        .arg("--password-stdin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may refuse what was asked for before it reads.
+    let _ = child.stdin.take().unwrap().write_all(b"secret\n");
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn the_groups_of_a_user_can_be_taken_away() {
+    let home = home();
+    let groups = || {
+        let args = ["--json", "user", "list", "--file", "passwords"];
+        let users: Value = serde_json::from_slice(&run(home.path(), &args).stdout).unwrap();
+        users[0]["groups"].clone()
+    };
+    assert!(
+        add_user(home.path(), &["anna", "--groups", "a,b"])
+            .status
+            .success()
+    );
+    assert!(add_user(home.path(), &["anna"]).status.success());
+    assert_eq!(groups(), serde_json::json!(["a", "b"]));
+    assert!(
+        add_user(home.path(), &["anna", "--groups", ""])
+            .status
+            .success()
+    );
+    assert_eq!(groups(), serde_json::json!([]));
+    let output = add_user(home.path(), &["anna", "--groups", "a,"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("it is empty"), "{output:?}");
+}
+
+#[test]
+fn a_password_file_that_was_named_is_not_blamed_on_the_configuration() {
+    let output = run(home().path(), &["user", "list", "--file", "/nope"]);
+    assert!(!output.status.success());
+    let message = stderr(&output);
+    assert!(message.starts_with("headgate: /nope: "), "{message}");
+    assert!(message.contains("headgate user add"), "{message}");
+}
+
+/// Both ends of a new terminal: the one that types, and the one that programs have.
+fn terminal() -> (File, File) {
+    let (mut ours, mut theirs) = (0, 0);
+    let nothing = std::ptr::null_mut();
+    // SAFETY: the call writes to the first two places, and nulls stand for what it need not do.
+    let made = unsafe {
+        libc::openpty(
+            &mut ours,
+            &mut theirs,
+            nothing,
+            nothing.cast(),
+            nothing.cast(),
+        )
+    };
+    assert_eq!(made, 0);
+    // SAFETY: both were just opened, and nobody else has them.
+    unsafe { (File::from_raw_fd(ours), File::from_raw_fd(theirs)) }
+}
+
+#[test]
+fn a_password_prompt_that_is_interrupted_leaves_the_terminal_as_it_was() {
+    for by_key in [true, false] {
+        let home = home();
+        let (mut ours, theirs) = terminal();
+        let end = || Stdio::from(theirs.try_clone().unwrap());
+        let mut command = headgate(home.path(), &["user", "add", "anna", "--file", "passwords"]);
+        command.stdin(end()).stdout(end()).stderr(end());
+        // SAFETY: system calls that touch no memory.
+        unsafe {
+            command.pre_exec(|| {
+                // A session whose terminal it is.
+                libc::setsid();
+                match libc::ioctl(0, libc::TIOCSCTTY, 0) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let mut child = command.spawn().unwrap();
+        let modes = || tcgetattr(&theirs).unwrap().local_modes;
+        let before = modes();
+        assert!(before.contains(LocalModes::ECHO));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while modes().contains(LocalModes::ECHO) {
+            assert_eq!(child.try_wait().unwrap(), None);
+            assert!(Instant::now() < deadline, "it never asks");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        match by_key {
+            true => ours.write_all(b"sec\x03").unwrap(),
+            // SAFETY: a call that touches no memory, to this test's own child.
+            false => assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0),
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert_eq!(modes(), before);
+        assert!(!home.path().join("passwords").exists());
+        let mut said = [0; 500];
+        let length = ours.read(&mut said).unwrap();
+        let said = String::from_utf8_lossy(&said[..length]);
+        assert!(said.contains("nothing was changed"), "{said}");
+    }
 }

@@ -332,6 +332,8 @@ pub struct Written {
     pub packets: u64,
     /// Of these, PUBLISH.
     pub publishes: u64,
+    /// Of the PUBLISH packets.
+    pub payload_bytes: u64,
 }
 
 /// What a PUBLISH to a subscriber says, besides topic and payload.
@@ -366,9 +368,10 @@ impl Encoder {
     }
 
     /// The last PUBLISH was taken back.
-    pub fn unwrite_publish(&mut self) {
+    pub fn unwrite_publish(&mut self, payload: &[u8]) {
         self.written.packets -= 1;
         self.written.publishes -= 1;
+        self.written.payload_bytes -= payload.len() as u64;
     }
 
     /// Appends a PUBLISH to `out`.
@@ -385,6 +388,7 @@ impl Encoder {
         };
         self.written.packets += 1;
         self.written.publishes += 1;
+        self.written.payload_bytes += payload.len() as u64;
         let property_bytes = match &properties {
             None => 0,
             Some(properties) => var_int_len(properties.len()) + properties.len(),

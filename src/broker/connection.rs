@@ -184,6 +184,7 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
     let peer = wire.peer;
     let key = shared.next_key.fetch_add(1, Ordering::Relaxed);
     let stats = &shared.stats;
+    stats.connects.fetch_add(1, Ordering::Relaxed);
     stats.packets_received.fetch_add(1, Ordering::Relaxed);
     let first_bytes = wire.first_bytes;
     stats
@@ -999,6 +1000,8 @@ impl Connection {
                 .fetch_add(written.packets, Ordering::Relaxed);
             let publishes = &stats.messages_sent;
             publishes.fetch_add(written.publishes, Ordering::Relaxed);
+            let payloads = &stats.publish_bytes_sent;
+            payloads.fetch_add(written.payload_bytes, Ordering::Relaxed);
         }
     }
 
@@ -1131,10 +1134,12 @@ impl Connection {
         let mut effects = std::mem::take(&mut self.effects);
         let mut end = None;
         let mut published = 0;
+        let mut payload_bytes = 0;
         for effect in effects.drain(..) {
             match effect {
                 Effect::Publish { message, ticket } => {
                     published += 1;
+                    payload_bytes += message.payload.len() as u64;
                     self.publish(message, now);
                     self.tickets.push(ticket);
                 }
@@ -1185,6 +1190,8 @@ impl Connection {
             stats
                 .messages_received
                 .fetch_add(published, Ordering::Relaxed);
+            let payloads = &stats.publish_bytes_received;
+            payloads.fetch_add(payload_bytes, Ordering::Relaxed);
             self.flush(now);
         }
         end

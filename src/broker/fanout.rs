@@ -310,6 +310,12 @@ impl Fanout {
         self.retained.lock().tree.len()
     }
 
+    /// How many messages are retained, and their bytes as they are counted in queues.
+    pub fn retained_size(&self) -> (usize, usize) {
+        let retained = self.retained.lock();
+        (retained.tree.len(), retained.tree.bytes())
+    }
+
     /// Puts in what was retained in an earlier run of the gateway.
     pub fn restore_retained(&self, messages: Vec<Message>) {
         let mut retained = self.retained.lock();

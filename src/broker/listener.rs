@@ -42,6 +42,10 @@ pub enum Transport {
 }
 
 impl Transport {
+    pub(super) fn has_tls(self) -> bool {
+        matches!(self, Transport::Tls | Transport::WebSocketTls)
+    }
+
     /// As metrics and the log have it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -134,11 +134,17 @@ pub struct Stats {
     endings: Reasons<Ending>,
     refusals: Reasons<ConnectReturnCode>,
     pub messages_received: AtomicU64,
+    /// Their payloads.
+    pub publish_bytes_received: AtomicU64,
     pub messages_denied: AtomicU64,
+    /// CONNECT packets, of those that were refused too.
+    pub connects: AtomicU64,
     pub packets_received: AtomicU64,
     pub bytes_received: AtomicU64,
     /// PUBLISH packets to clients.
     pub messages_sent: AtomicU64,
+    /// Their payloads.
+    pub publish_bytes_sent: AtomicU64,
     pub packets_sent: AtomicU64,
     pub bytes_sent: AtomicU64,
     /// Sessions whose time was up.
@@ -372,7 +378,7 @@ impl Broker {
                 )
                 .absolute(get(counter));
             }
-            if self.shared.tls.is_some() {
+            if transport.has_tls() {
                 metrics::counter!(
                     "headgate_mqtt_tls_handshake_failures_total", "listener" => listener
                 )

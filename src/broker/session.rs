@@ -1248,7 +1248,7 @@ impl Session {
         let fits = out.len() - start <= self.max_packet_bytes;
         if !fits {
             out.truncate(start);
-            self.encoder.unwrite_publish();
+            self.encoder.unwrite_publish(&message.payload);
             self.undeliverable.push((Reason::TooLarge, message.clone()));
         } else if let Some(Alias {
             number,

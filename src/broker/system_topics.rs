@@ -1,6 +1,7 @@
 //! What the gateway says of itself below `$SYS/broker`, with mosquitto's names
 //! (<https://mosquitto.org/man/mosquitto-8.html>), so that what reads those works here, too.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,10 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
+use super::archive::Archive;
 use super::fanout::Publisher;
+use super::mailbox::Mailbox;
 use super::message::Message;
 use super::{Phase, Shared};
 use crate::event::Topic;
+use crate::metrics::process::Usage;
 
 /// Over how many minutes loads are averaged.
 const PERIODS_MIN: [u32; 3] = [1, 5, 15];
@@ -61,10 +65,14 @@ fn values(shared: &Shared, uptime: Duration) -> Vec<(&'static str, String)> {
     let stats = &shared.stats;
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed).to_string();
     let (connected, away) = shared.registry.counts();
-    let retained = shared.fanout.retained_count();
     let mailboxes = &shared.mailboxes;
-    let queued_bytes = mailboxes.queued_bytes.load(Ordering::Relaxed);
-    vec![
+    let (retained, retained_bytes) = shared.fanout.retained_size();
+    let stored = (retained + queued_messages(shared)).to_string();
+    let on_disk = mailboxes.archive.as_ref().map(Archive::queued_bytes);
+    let stored_bytes = retained_bytes as u64
+        + mailboxes.queued_bytes.load(Ordering::Relaxed) as u64
+        + on_disk.unwrap_or(0);
+    let mut values = vec![
         (
             "version",
             concat!("headgate ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -82,19 +90,45 @@ fn values(shared: &Shared, uptime: Duration) -> Vec<(&'static str, String)> {
         ("publish/messages/received", get(&stats.messages_received)),
         ("publish/messages/sent", get(&stats.messages_sent)),
         ("publish/messages/dropped", get(&mailboxes.dropped)),
+        ("publish/bytes/received", get(&stats.publish_bytes_received)),
+        ("publish/bytes/sent", get(&stats.publish_bytes_sent)),
         ("bytes/received", get(&stats.bytes_received)),
         ("bytes/sent", get(&stats.bytes_sent)),
         ("retained messages/count", retained.to_string()),
-        ("store/messages/bytes", queued_bytes.to_string()),
+        ("store/messages/count", stored.clone()),
+        ("store/messages/bytes", stored_bytes.to_string()),
+        ("messages/stored", stored),
         (
             "subscriptions/count",
             shared.fanout.subscription_count().to_string(),
         ),
-    ]
+    ];
+    // What mosquitto counts in its allocator. Here apps and the database's cache are in it too.
+    if let Some(usage) = Usage::now() {
+        values.extend([
+            ("heap/current", usage.resident_memory_bytes.to_string()),
+            ("heap/maximum", usage.peak_memory_bytes.to_string()),
+        ]);
+    }
+    values
+}
+
+/// Messages that wait for clients, in memory and on disk; one that waits for two is two.
+fn queued_messages(shared: &Shared) -> usize {
+    let queued = Cell::new(0);
+    let count = |mailbox: &Mailbox| {
+        let (in_memory, _, on_disk) = mailbox.lengths();
+        queued.set(queued.get() + in_memory + on_disk);
+    };
+    shared.registry.for_each(
+        |_, online| count(&online.mailbox),
+        |_, parked| count(&parked.mailbox),
+    );
+    queued.get()
 }
 
 /// What loads are the growth of, with their names by period.
-fn totals(shared: &Shared) -> [([&'static str; 3], u64); 8] {
+fn totals(shared: &Shared) -> [([&'static str; 3], u64); 9] {
     let stats = &shared.stats;
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     macro_rules! names {
@@ -114,6 +148,7 @@ fn totals(shared: &Shared) -> [([&'static str; 3], u64); 8] {
         (names!("publish/dropped"), get(&shared.mailboxes.dropped)),
         (names!("bytes/received"), get(&stats.bytes_received)),
         (names!("bytes/sent"), get(&stats.bytes_sent)),
+        (names!("connections"), get(&stats.connects)),
         (
             names!("sockets"),
             stats

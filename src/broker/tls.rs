@@ -13,7 +13,7 @@ use rustls::server::{ServerSessionMemoryCache, VerifierBuilderError, WebPkiClien
 use rustls::{RootCertStore, ServerConfig};
 
 use super::certificate::Validity;
-use crate::regular_file::RegularFile;
+use crate::regular_file::{RegularFile, without_mark};
 
 /// Why there can be no TLS. Names the key of the configuration and the file.
 #[derive(Debug, thiserror::Error)]
@@ -204,7 +204,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 fn read(key: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
     let contents = RegularFile::open(path, 0).and_then(|file| {
         let mode = file.metadata().permissions().mode();
-        Ok((file.read(MAX_FILE_BYTES)?, mode))
+        Ok((without_mark(&file.read(MAX_FILE_BYTES)?).to_owned(), mode))
     });
     contents.map_err(|error| TlsError::File {
         key,

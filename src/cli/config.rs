@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::output::printable;
 use crate::config::{Config, ConfigErrors, Origin, Problem, Resolved, Source};
+use crate::gateway::{self, FileProblem};
 
 /// Check, show and describe the configuration.
 #[derive(Debug, Args)]
@@ -18,8 +20,16 @@ pub struct ConfigArgs {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check the file and the environment; all errors at once.
-    Check,
+    /// Check the file, the environment and the files that they name; all errors at once.
+    ///
+    /// The files are those of mqtt.auth and mqtt.tls. To read them, run this as root or as the
+    /// gateway's own user.
+    Check {
+        /// Leave the files alone that the configuration names, such as where it is checked for another
+        /// machine.
+        #[arg(long)]
+        no_files: bool,
+    },
     /// Print the values in force and where each comes from.
     Show,
     /// Print a JSON schema of the configuration file.
@@ -61,19 +71,54 @@ fn report(command: &ConfigCommand, source: Source, json: bool) -> Report {
     match command {
         ConfigCommand::Schema { markdown: true } => good(crate::config::markdown()),
         ConfigCommand::Schema { markdown: false } => good(pretty(&crate::config::json_schema())),
-        ConfigCommand::Check => match Config::load(source) {
-            Ok(resolved) if json => good(pretty(&json!({
-                "ok": true,
-                "file": resolved.file,
-                "problems": [],
-            }))),
-            Ok(resolved) => good(format!("ok: {}\n", checked(&resolved))),
+        ConfigCommand::Check { no_files } => match Config::load(source) {
+            Ok(resolved) => {
+                let problems = match no_files {
+                    true => Vec::new(),
+                    false => gateway::check_files(&resolved.config),
+                };
+                match problems.is_empty() {
+                    true => fine(&resolved, json),
+                    false => bad_files(&resolved, &problems, json),
+                }
+            }
             Err(errors) => bad(&errors, json),
         },
         ConfigCommand::Show => match Config::load(source) {
             Ok(resolved) if json => good(pretty(&values_json(&resolved))),
             Ok(resolved) => good(values_table(&resolved)),
             Err(errors) => bad(&errors, json),
+        },
+    }
+}
+
+fn fine(resolved: &Resolved, json: bool) -> Report {
+    good(match json {
+        true => pretty(&json!({"ok": true, "file": resolved.file, "problems": []})),
+        false => format!("ok: {}\n", checked(resolved)),
+    })
+}
+
+/// Where the key that names a file is set, and what a start would say.
+fn bad_files(resolved: &Resolved, problems: &[FileProblem], json: bool) -> Report {
+    let origin = |key: &str| {
+        let mut settings = resolved.values().iter();
+        let setting = settings.find(|setting| setting.key.name == key);
+        setting.map_or(&Origin::Default, |setting| &setting.origin)
+    };
+    let lines = problems.iter().map(|FileProblem { key, error }| {
+        let line = format!("{}: {error}", origin(key));
+        printable(&line) + "\n"
+    });
+    let values = problems.iter().map(|FileProblem { key, error }| {
+        found_json(origin(key), Some(key), &error.to_string(), None)
+    });
+    match json {
+        true => bad_json(values.collect()),
+        false => Report {
+            stdout: String::new(),
+            stderr: lines.collect(),
+            ok: false,
         },
     }
 }
@@ -87,18 +132,20 @@ fn good(stdout: String) -> Report {
 }
 
 fn bad(errors: &ConfigErrors, json: bool) -> Report {
-    let (stdout, stderr) = if json {
-        let problems: Vec<_> = errors.0.iter().map(problem_json).collect();
-        (
-            pretty(&json!({"ok": false, "problems": problems})),
-            String::new(),
-        )
-    } else {
-        (String::new(), format!("{errors}\n"))
-    };
+    match json {
+        true => bad_json(errors.0.iter().map(problem_json).collect()),
+        false => Report {
+            stdout: String::new(),
+            stderr: format!("{errors}\n"),
+            ok: false,
+        },
+    }
+}
+
+fn bad_json(problems: Vec<serde_json::Value>) -> Report {
     Report {
-        stdout,
-        stderr,
+        stdout: pretty(&json!({"ok": false, "problems": problems})),
+        stderr: String::new(),
         ok: false,
     }
 }
@@ -150,18 +197,30 @@ fn values_json(resolved: &Resolved) -> serde_json::Value {
 }
 
 fn problem_json(problem: &Problem) -> serde_json::Value {
-    let (file, position) = match &problem.origin {
+    let fault = problem.fault.to_string();
+    let key = problem.key.as_deref();
+    found_json(&problem.origin, key, &fault, Some(&problem.remedy))
+}
+
+/// Without `help` where what to do is said with the problem.
+fn found_json(
+    origin: &Origin,
+    key: Option<&str>,
+    problem: &str,
+    help: Option<&str>,
+) -> serde_json::Value {
+    let (file, position) = match origin {
         Origin::File { file, position } => (Some(file), *position),
         _ => (None, None),
     };
     json!({
-        "origin": problem.origin.to_string(),
+        "origin": origin.to_string(),
         "file": file.map(|file| file.to_string_lossy()),
         "line": position.map(|position| position.line),
         "column": position.map(|position| position.column),
-        "key": problem.key,
-        "problem": problem.fault.to_string(),
-        "help": problem.remedy,
+        "key": key,
+        "problem": problem,
+        "help": help,
     })
 }
 
@@ -170,6 +229,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    const CHECK: ConfigCommand = ConfigCommand::Check { no_files: false };
 
     fn with_file(text: &str) -> (tempfile::TempDir, Source) {
         let folder = tempfile::tempdir().unwrap();
@@ -186,7 +247,7 @@ mod tests {
     #[test]
     fn check_names_the_file_that_is_fine() {
         let (folder, source) = with_file("[log]\nlevel = \"debug\"\n");
-        let report = report(&ConfigCommand::Check, source, false);
+        let report = report(&CHECK, source, false);
         assert!(report.ok);
         let file = folder.path().join("headgate.toml");
         assert_eq!(report.stdout, format!("ok: {}\n", file.display()));
@@ -196,7 +257,7 @@ mod tests {
     #[test]
     fn check_fails_with_every_error_on_standard_error() {
         let (folder, source) = with_file("[mqtt]\nlisten = 1883\nmax_inflight = 0\n");
-        let report = report(&ConfigCommand::Check, source, false);
+        let report = report(&CHECK, source, false);
         assert!(!report.ok);
         assert_eq!(report.stdout, "");
         let file = folder.path().join("headgate.toml");
@@ -215,13 +276,89 @@ mod tests {
     #[test]
     fn check_as_json_gives_the_place_of_each_error() {
         let (_folder, source) = with_file("[mqtt]\nlisten = 1883\n");
-        let report = report(&ConfigCommand::Check, source, true);
+        let report = report(&CHECK, source, true);
         assert!(!report.ok);
         let found: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
         assert_eq!(found["ok"], false);
         assert_eq!(found["problems"][0]["key"], "mqtt.listen");
         assert_eq!(found["problems"][0]["line"], 2);
         assert_eq!(found["problems"][0]["column"], 10);
+    }
+
+    #[test]
+    fn check_reads_the_files_that_the_configuration_names() {
+        let (folder, source) = with_file(
+            "[mqtt.auth]\npassword_file = \"users\"\njwt_key = \"key\"\nacl_file = \"acl\"\n\
+             [mqtt.tls]\nlisten = \"[::1]:8883\"\ncertificate = \"crt\"\nkey = \"tls.key\"\n",
+        );
+        let place = |name: &str| folder.path().join(name).display().to_string();
+        let config = place("headgate.toml");
+        let found = report(&CHECK, source.clone(), false);
+        assert!(!found.ok);
+        assert_eq!(found.stdout, "");
+        let missing = "No such file or directory (os error 2)";
+        let or_none = "make it, or set the key to \"\"";
+        let expected = [
+            format!(
+                "{config}:2: mqtt.auth.password_file: {}: {missing}; make it with `headgate user add NAME`",
+                place("users")
+            ),
+            format!(
+                "{config}:3: mqtt.auth.jwt_key: {}: {missing}; {or_none}",
+                place("key")
+            ),
+            format!(
+                "{config}:4: mqtt.auth.acl_file: {}: {missing}; {or_none}",
+                place("acl")
+            ),
+            format!(
+                "{config}:7: mqtt.tls.certificate: {}: {missing}",
+                place("crt")
+            ),
+        ];
+        assert_eq!(found.stderr.lines().collect::<Vec<_>>(), expected);
+        let no_files = ConfigCommand::Check { no_files: true };
+        assert!(report(&no_files, source.clone(), false).ok);
+
+        // With a byte-order mark, too.
+        let write = |name: &str, text: &str| {
+            fs::write(folder.path().join(name), format!("\u{feff}{text}")).unwrap();
+        };
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        write("crt", &pair.cert.pem());
+        write("tls.key", &pair.signing_key.serialize_pem());
+        write("users", "# none yet\n");
+        write("key", &"k".repeat(32));
+        write(
+            "acl",
+            "[[rule]]\nallow = [\"publish\"]\ntopics = [\"+#\"]\n",
+        );
+        let found = report(&CHECK, source.clone(), true);
+        let found: serde_json::Value = serde_json::from_str(&found.stdout).unwrap();
+        assert_eq!(found["ok"], false);
+        let problems = found["problems"].as_array().unwrap();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0]["key"], "mqtt.auth.acl_file");
+        assert_eq!(
+            (&problems[0]["file"], &problems[0]["line"]),
+            (&json!(config), &json!(4))
+        );
+        let problem = problems[0]["problem"].as_str().unwrap();
+        assert!(
+            problem.starts_with(&format!("mqtt.auth.acl_file: {}:3: ", place("acl"))),
+            "{problem}"
+        );
+
+        write("acl", "[[rule]]\nallow = [\"publish\"]\ntopics = [\"#\"]\n");
+        assert!(report(&CHECK, source.clone(), false).ok);
+        let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        write("tls.key", &other.signing_key.serialize_pem());
+        let found = report(&CHECK, source, false);
+        assert!(
+            found.stderr.starts_with(&format!("{config}:8: mqtt.tls: ")),
+            "{}",
+            found.stderr
+        );
     }
 
     #[test]

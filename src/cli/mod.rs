@@ -12,6 +12,7 @@ mod demo;
 mod mqtt;
 mod output;
 mod package;
+mod prompt;
 mod reload;
 mod run;
 mod status;

@@ -22,7 +22,7 @@ pub(super) struct RunArgs {
     /// Folder of the database
     #[arg(long, value_name = "FOLDER")]
     store: Option<OsString>,
-    /// Where MQTT clients connect
+    /// Where MQTT clients connect without TLS, or "off"
     #[arg(long, value_name = "HOST:PORT")]
     mqtt_listen: Option<OsString>,
     /// Where metrics are served, or "off"

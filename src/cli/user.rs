@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::output::Output;
+use super::prompt;
 use super::{Global, small_runtime};
 use crate::admin::ClientError;
 use crate::broker::access::passwords::{self, Passwords};
@@ -25,7 +26,8 @@ pub(super) enum UserCommand {
     /// Asks for the password twice. It is kept as an Argon2id hash.
     Add {
         name: String,
-        /// Groups that access rules can name; without this, those of a user that is there stay
+        /// Groups that access rules can name, or '' for none; without this, those of a user that is
+        /// there stay
         #[arg(long, value_name = "GROUP,…", value_delimiter = ',')]
         groups: Option<Vec<String>>,
         /// Read the password from standard input
@@ -64,6 +66,11 @@ pub(super) fn run(command: UserCommand, global: &Global, output: &Output) -> any
         } => {
             let path = place.path(global)?;
             passwords::check_user_name(&name).with_context(|| format!("the user name {name:?}"))?;
+            // Said as `--groups ''`: in none.
+            let groups = groups.map(|groups| match groups.as_slice() {
+                [only] if only.is_empty() => Vec::new(),
+                _ => groups,
+            });
             for group in groups.iter().flatten() {
                 passwords::check_group_name(group)
                     .with_context(|| format!("the group name {group:?}"))?;
@@ -147,10 +154,9 @@ fn ask_for_password(user: &str) -> anyhow::Result<String> {
         io::stdin().is_terminal(),
         "there is no terminal to ask for the password; give it with --password-stdin"
     );
-    let ask =
-        |prompt: String| rpassword::prompt_password(prompt).context("asking for the password");
-    let password = checked(ask(format!("Password of user {user}: "))?)?;
-    let again = ask("Again: ".into())?;
+    let password = checked(prompt::hidden(format!("Password of user {user}: "))?)?;
+    let again = prompt::hidden("Again: ".into())?;
+    prompt::done()?;
     ensure!(
         password == again,
         "the two passwords differ; nothing was changed"
@@ -192,7 +198,8 @@ fn edit(
         Some(_) => {
             let users = Passwords::load(path)?;
             let text = std::fs::read_to_string(path);
-            (text.with_context(|| path.display().to_string())?, users)
+            let text = text.with_context(|| path.display().to_string())?;
+            (text.trim_start_matches('\u{feff}').to_owned(), users)
         }
         None => Default::default(),
     };
@@ -289,6 +296,20 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "# a\n# b\n");
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_user_after_a_byte_order_mark_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passwords");
+        let hash = passwords::hash(b"x").unwrap();
+        std::fs::write(&path, format!("\u{feff}anna:{hash}\n")).unwrap();
+        edit(&path, |file, users| {
+            assert_eq!(users.users().count(), 1);
+            Ok(passwords::without_user(file, "anna").unwrap())
+        })
+        .unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 
     #[test]

@@ -48,10 +48,8 @@ pub enum Kind {
     OptionalPath,
     /// A topic name, in which %c stands for a client id, or "" for none.
     OptionalTopic,
-    /// `host:port`.
-    Address {
-        can_be_off: bool,
-    },
+    /// `host:port`, or "off" or "" for none.
+    Address,
     /// true or false.
     Switch,
     /// A path in a URL.

@@ -261,6 +261,7 @@ impl Resolver {
     /// What each value allows by itself and not together with another.
     fn check_combinations(&mut self) {
         self.check_listeners();
+        self.check_some_listener();
         self.check_tls();
         self.check_client_certificates();
         self.check_socket();
@@ -291,6 +292,30 @@ impl Resolver {
                 let remedy = "give one of them another port".to_owned();
                 self.conflict(&[later, earlier], fault, remedy);
             }
+        }
+    }
+
+    fn check_some_listener(&mut self) {
+        const LISTENERS: [&str; 4] = [
+            "mqtt.listen",
+            "mqtt.tls.listen",
+            "mqtt.websocket.listen",
+            "mqtt.websocket.tls_listen",
+        ];
+        let is_off = |key: &&str| {
+            let setting = self.settings.0.get(key);
+            setting.is_some_and(|setting| setting.value == Value::Address(None))
+        };
+        if LISTENERS.iter().all(is_off) {
+            self.conflict(
+                &LISTENERS,
+                Fault::Conflict(format!(
+                    "no MQTT client could connect: {} are all off",
+                    LISTENERS.join(", ")
+                )),
+                "set one of them to where clients connect, such as mqtt.listen to \"127.0.0.1:1883\""
+                    .to_owned(),
+            );
         }
     }
 

@@ -56,10 +56,7 @@ fn key_schema(key: &Key) -> Json {
         }),
         Kind::Path { .. } => json!({"type": "string", "minLength": 1}),
         Kind::OptionalPath | Kind::OptionalTopic => json!({"type": "string"}),
-        Kind::Address { can_be_off: false } => json!({"type": "string", "pattern": ":[0-9]+$"}),
-        Kind::Address { can_be_off: true } => {
-            json!({"type": "string", "pattern": "^(off)?$|:[0-9]+$"})
-        }
+        Kind::Address => json!({"type": "string", "pattern": "^(off)?$|:[0-9]+$"}),
         Kind::Switch => json!({"type": "boolean"}),
         Kind::UrlPath => json!({"type": "string", "pattern": "^/"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),

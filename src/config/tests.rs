@@ -75,8 +75,9 @@ fn origin_of<'r>(resolved: &'r Resolved, key: &str) -> &'r Origin {
 fn without_file_and_variables_the_defaults_are_in_force() {
     let resolved = with_env(&[]).unwrap();
     let config = &resolved.config;
-    assert_eq!(config.mqtt.listen.to_string(), "127.0.0.1:1883");
-    assert_eq!(config.mqtt.listen.as_pair(), ("127.0.0.1", 1883));
+    let listen = config.mqtt.listen.as_ref().unwrap();
+    assert_eq!(listen.to_string(), "127.0.0.1:1883");
+    assert_eq!(listen.as_pair(), ("127.0.0.1", 1883));
     assert_eq!(config.mqtt.max_packet_bytes, 1 << 20);
     assert_eq!(config.store.max_bytes, 1 << 30);
     assert_eq!(
@@ -182,6 +183,28 @@ fn the_size_of_the_store_is_rounded_up_to_whole_pages() {
 }
 
 #[test]
+fn the_listener_without_tls_can_be_switched_off_where_there_is_another() {
+    for text in ["off", ""] {
+        let text = format!("mqtt.listen = \"{text}\"\nmqtt.websocket.listen = \"[::1]:8083\"");
+        let config = loaded(&text).config;
+        assert_eq!(config.mqtt.listen, None);
+        assert!(config.mqtt.websocket.listen.is_some());
+    }
+    let errors = errors_in("[mqtt]\nlisten = \"off\"\n[metrics]\nlisten = \"127.0.0.1:9464\"");
+    assert_eq!(
+        errors,
+        [
+            "2:10: mqtt.listen: no MQTT client could connect: mqtt.listen, mqtt.tls.listen, \
+             mqtt.websocket.listen, mqtt.websocket.tls_listen are all off; help: set one of them to \
+             where clients connect, such as mqtt.listen to \"127.0.0.1:1883\""
+        ]
+    );
+    // What is wrong with the other is enough.
+    let errors = errors_in("mqtt.listen = \"off\"\nmqtt.websocket.listen = \"nowhere\"");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+#[test]
 fn the_metrics_listener_can_be_switched_off() {
     for text in ["metrics.listen = \"off\"", "metrics.listen = \"\""] {
         assert_eq!(loaded(text).config.metrics.listen, None);
@@ -193,8 +216,9 @@ fn the_metrics_listener_can_be_switched_off() {
 #[test]
 fn ipv6_addresses_stand_in_brackets() {
     let config = loaded("mqtt.listen = \"[::1]:1884\"").config;
-    assert_eq!(config.mqtt.listen.as_pair(), ("::1", 1884));
-    assert_eq!(config.mqtt.listen.to_string(), "[::1]:1884");
+    let listen = config.mqtt.listen.unwrap();
+    assert_eq!(listen.as_pair(), ("::1", 1884));
+    assert_eq!(listen.to_string(), "[::1]:1884");
 }
 
 #[test]

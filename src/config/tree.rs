@@ -92,10 +92,11 @@ section! {
 }
 
 section! {
-    /// The MQTT listener (3.1.1 and 5 on one port), and how much one client may take up.
+    /// The MQTT listener without TLS (3.1.1 and 5 on one port), and how much one client may take up.
     MqttConfig = "mqtt" {
-        /// Where MQTT clients connect. Port 0 takes a free port.
-        listen: ListenAddress = Kind::Address { can_be_off: false }, Preset::Text("127.0.0.1:1883");
+        /// Where MQTT clients connect without TLS. Port 0 takes a free port; "off" or "" has no such
+        /// listener, and needs another one: of mqtt.tls or mqtt.websocket.
+        listen: Option<ListenAddress> = Kind::Address, Preset::Text("127.0.0.1:1883");
         /// Most clients that are connected at a time.
         max_connections: usize = integer(1, 100_000), Preset::Text("1024");
         /// Largest packet taken from a client, in bytes; a client that sends a larger one is
@@ -191,12 +192,12 @@ section! {
 }
 
 section! {
-    /// A second MQTT listener, with TLS 1.2 and 1.3. The files are read at the start, when they change
+    /// An MQTT listener with TLS 1.2 and 1.3. The files are read at the start, when they change
     /// and when the gateway is told to reload; connections that stand are not touched.
     TlsConfig = "mqtt.tls" {
         /// Where MQTT clients connect with TLS. Port 0 takes a free port; "off" or "" has no such
         /// listener.
-        listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
+        listen: Option<ListenAddress> = Kind::Address, Preset::Text("off");
         /// File with the certificate of the gateway and those that lead from it to the one that
         /// clients trust, as PEM.
         certificate: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
@@ -218,10 +219,10 @@ section! {
     WebSocketConfig = "mqtt.websocket" {
         /// Where MQTT clients connect with WebSocket (ws). Port 0 takes a free port; "off" or "" has
         /// no such listener.
-        listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
+        listen: Option<ListenAddress> = Kind::Address, Preset::Text("off");
         /// Where MQTT clients connect with WebSocket and TLS (wss), with the certificate and the rules
         /// of mqtt.tls. Port 0 takes a free port; "off" or "" has no such listener.
-        tls_listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("off");
+        tls_listen: Option<ListenAddress> = Kind::Address, Preset::Text("off");
         /// Path of the URL that clients connect to.
         path: String = Kind::UrlPath, Preset::Text("/mqtt");
     }
@@ -269,7 +270,7 @@ section! {
     /// The HTTP listener for `/metrics`, `/healthz` and `/readyz`.
     MetricsConfig = "metrics" {
         /// Where metrics are served. Port 0 takes a free port; "off" or "" serves none.
-        listen: Option<ListenAddress> = Kind::Address { can_be_off: true }, Preset::Text("127.0.0.1:9464");
+        listen: Option<ListenAddress> = Kind::Address, Preset::Text("127.0.0.1:9464");
     }
 }
 

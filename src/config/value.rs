@@ -116,7 +116,7 @@ impl Kind {
             Kind::Bytes { .. } => "a number of bytes or a string such as \"16MiB\"".to_owned(),
             Kind::Path { .. } | Kind::OptionalPath => "a path in quotes".to_owned(),
             Kind::OptionalTopic => "a topic name in quotes".to_owned(),
-            Kind::Address { .. } => "\"host:port\" in quotes".to_owned(),
+            Kind::Address => "\"host:port\" in quotes".to_owned(),
             Kind::Switch => "true or false".to_owned(),
             Kind::UrlPath => "a path that begins with / in quotes".to_owned(),
             Kind::Choice(words) => format!("one of {}", listed(words)),
@@ -137,8 +137,7 @@ impl Kind {
             }
             Kind::OptionalPath => "a path, or nothing".to_owned(),
             Kind::OptionalTopic => "a topic name, or nothing".to_owned(),
-            Kind::Address { can_be_off: false } => "host:port".to_owned(),
-            Kind::Address { can_be_off: true } => "host:port, off".to_owned(),
+            Kind::Address => "host:port, off".to_owned(),
             Kind::Switch => "true, false".to_owned(),
             Kind::UrlPath => "/path".to_owned(),
             Kind::Choice(words) => words.join(", "),
@@ -209,10 +208,8 @@ impl Kind {
             },
             Kind::OptionalPath if text.is_empty() => Ok(Value::Path(PathBuf::new())),
             Kind::Path { .. } | Kind::OptionalPath => read_path(text),
-            Kind::Address { can_be_off: true } if text.is_empty() || text == "off" => {
-                Ok(Value::Address(None))
-            }
-            Kind::Address { .. } => match text.parse() {
+            Kind::Address if text.is_empty() || text == "off" => Ok(Value::Address(None)),
+            Kind::Address => match text.parse() {
                 Ok(address) => Ok(Value::Address(Some(address))),
                 Err(error) => Err(Fault::BadAddress {
                     found: quoted(text),

@@ -7,7 +7,7 @@
 
 mod descriptions;
 mod health;
-mod process;
+pub(crate) mod process;
 
 use std::sync::{Arc, OnceLock};
 

@@ -8,6 +8,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// What procfs says about this process.
 pub struct Usage {
     pub resident_memory_bytes: u64,
+    /// The most that it ever was.
+    pub peak_memory_bytes: u64,
     /// User and system time of all threads, since the start.
     pub cpu_seconds: f64,
     pub threads: u64,
@@ -20,6 +22,7 @@ impl Usage {
         let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
         Some(Usage {
             resident_memory_bytes: status_field(&status, "VmRSS:")? * 1024,
+            peak_memory_bytes: status_field(&status, "VmHWM:")? * 1024,
             threads: status_field(&status, "Threads:")?,
             cpu_seconds: cpu_ticks(&stat)? as f64 / TICKS_PER_SECOND,
         })

@@ -213,7 +213,9 @@ impl Gateway {
         gateway.wait_until_ready();
         let status = gateway.status();
         let address = |key: &str| status[key].as_str().unwrap_or_default().parse();
-        gateway.mqtt = address("mqtt_listen").unwrap();
+        if let Ok(mqtt) = address("mqtt_listen") {
+            gateway.mqtt = mqtt;
+        }
         if let Ok(metrics) = address("metrics_listen") {
             gateway.metrics = metrics;
         }

@@ -22,5 +22,6 @@ mod operations;
 mod persistence;
 mod preinstalled;
 mod restarts;
+mod system_topics;
 mod tls;
 mod websocket;

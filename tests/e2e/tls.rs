@@ -192,6 +192,19 @@ fn a_handshake_that_stalls_or_fails_is_counted() {
     let (_, metrics) = gateway.http("/metrics");
     let failures = "headgate_mqtt_tls_handshake_failures_total{listener=\"tls\"} 2";
     assert!(metrics.contains(failures), "{metrics}");
+    let elsewhere = "headgate_mqtt_tls_handshake_failures_total{listener=\"tcp\"}";
+    assert!(!metrics.contains(elsewhere), "{metrics}");
+}
+
+#[test]
+fn a_gateway_can_listen_with_tls_alone() {
+    let gateway = home().set("mqtt.listen", "off").start();
+    publish(&gateway, &["-t", "a", "-m", "x"]);
+    assert!(gateway.status()["mqtt_listen"].is_null());
+    assert!(gateway.json(&["status"])["mqtt_listen"].is_null());
+    let (_, metrics) = gateway.http("/metrics");
+    assert!(!metrics.contains("listener=\"tcp\""), "{metrics}");
+    assert!(gateway.terminate().log.contains("ready"));
 }
 
 /// Who vouches for clients.

@@ -281,6 +281,32 @@ in
         };
       };
 
+  "test: passwords in the Nix store" =
+    aarch64
+      [
+        "services.headgate.settings.mqtt.auth.password_file lies in the Nix store"
+        "such as \"/var/lib/headgate/passwords\""
+      ]
+      {
+        settings.mqtt.auth.password_file = "${builtins.toFile "passwords" "anna:hash"}";
+      };
+
+  "test: a key of tokens in the Nix store" =
+    aarch64
+      [
+        "services.headgate.settings.mqtt.auth.jwt_key lies in the Nix store"
+        "set services.headgate.credentials.\"jwt.key\""
+        "environment.etc.\"headgate/jwt.pem\".source"
+      ]
+      {
+        settings.mqtt.auth.jwt_key = "${builtins.toFile "jwt.key" "not a key"}";
+      };
+
+  "test: no listener for clients" = aarch64 [
+    "services.headgate.settings.mqtt.listen and the listeners of"
+    "such as \"0.0.0.0:1883\""
+  ] { settings.mqtt.listen = "off"; };
+
   "test: a private key in the settings" =
     aarch64
       [

@@ -30,7 +30,7 @@ in
 
   "an address without a port" =
     rejected
-      "A definition for option `services.headgate.settings.mqtt.listen' is not of type `string matching the pattern :[0-9]+$'"
+      "A definition for option `services.headgate.settings.mqtt.listen' is not of type `string matching the pattern ^(off)?$|:[0-9]+$'"
       { settings.mqtt.listen = "0.0.0.0"; };
 
   "an address that is neither off nor has a port" =

@@ -4,8 +4,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::AccessError;
-use crate::regular_file::{ReadError, RegularFile};
+use super::{AccessError, PASSWORD_FILE};
+use crate::regular_file::{ReadError, RegularFile, without_mark};
 
 /// A line for each of 100,000 users has about 12 MB.
 const MAX_FILE_BYTES: u64 = 32 << 20;
@@ -18,30 +18,52 @@ pub(super) struct Flaw {
     pub reason: String,
 }
 
+/// A file that can't be used. Names the file and the line.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub struct FileError {
+    /// `path` or `path:line`.
+    place: String,
+    reason: String,
+}
+
 /// Reads the file that `key` of the configuration names, and makes of it what `parse` does.
 pub(super) fn load<T>(
     key: &'static str,
     path: &Path,
     parse: impl FnOnce(&[u8]) -> Result<T, Flaw>,
 ) -> Result<T, AccessError> {
-    let contents = RegularFile::open(path, 0).and_then(|file| file.read(MAX_FILE_BYTES));
-    let contents = contents.map_err(|error| AccessError {
+    let if_missing = match key {
+        PASSWORD_FILE => MAKE_PASSWORD_FILE,
+        _ => "make it, or set the key to \"\"",
+    };
+    read(path, if_missing, parse).map_err(|FileError { place, reason }| AccessError {
         key,
+        place,
+        reason,
+    })
+}
+
+/// What to do where there is no password file.
+pub(super) const MAKE_PASSWORD_FILE: &str = "make it with `headgate user add NAME`";
+
+/// The same of a file that somebody has named otherwise.
+pub(super) fn read<T>(
+    path: &Path,
+    if_missing: &str,
+    parse: impl FnOnce(&[u8]) -> Result<T, Flaw>,
+) -> Result<T, FileError> {
+    let contents = RegularFile::open(path, 0).and_then(|file| file.read(MAX_FILE_BYTES));
+    let contents = contents.map_err(|error| FileError {
         place: path.display().to_string(),
-        reason: match (&error, key) {
-            (ReadError::Io(cause), "mqtt.auth.password_file")
-                if cause.kind() == ErrorKind::NotFound =>
-            {
-                format!("{error}; make it with `headgate user add NAME`")
-            }
-            (ReadError::Io(cause), _) if cause.kind() == ErrorKind::NotFound => {
-                format!("{error}; make it, or set the key to \"\"")
+        reason: match &error {
+            ReadError::Io(cause) if cause.kind() == ErrorKind::NotFound => {
+                format!("{error}; {if_missing}")
             }
             _ => error.to_string(),
         },
     })?;
-    parse(&contents).map_err(|Flaw { line, reason }| AccessError {
-        key,
+    parse(without_mark(&contents)).map_err(|Flaw { line, reason }| FileError {
         place: match line {
             Some(line) => format!("{}:{line}", path.display()),
             None => path.display().to_string(),
@@ -66,4 +88,39 @@ pub(super) fn warn_if_open(key: &'static str, path: &Path) {
 pub(super) fn line_of(contents: &[u8], offset: usize) -> usize {
     let before = &contents[..offset.min(contents.len())];
     1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_as_text(contents: &[u8]) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), contents).unwrap();
+        let text = |bytes: &[u8]| Ok(String::from_utf8(bytes.to_vec()).unwrap());
+        load("mqtt.auth.acl_file", file.path(), text).unwrap()
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_what_a_file_says() {
+        assert_eq!(read_as_text("\u{feff}anna:x".as_bytes()), "anna:x");
+        assert_eq!(read_as_text("anna:\u{feff}".as_bytes()), "anna:\u{feff}");
+        assert_eq!(read_as_text(b""), "");
+    }
+
+    #[test]
+    fn of_a_missing_file_it_is_said_how_to_make_it() {
+        let nothing = |_: &[u8]| Ok(());
+        for (key, remedy) in [
+            (PASSWORD_FILE, "make it with `headgate user add NAME`"),
+            ("mqtt.auth.acl_file", "set the key to \"\""),
+        ] {
+            let error = load(key, Path::new("/nope"), nothing).unwrap_err();
+            let error = error.to_string();
+            assert!(error.starts_with(&format!("{key}: /nope: ")), "{error}");
+            assert!(error.ends_with(remedy), "{error}");
+        }
+        let error = read(Path::new("/nope"), MAKE_PASSWORD_FILE, nothing).unwrap_err();
+        assert!(error.to_string().starts_with("/nope: "), "{error}");
+    }
 }

@@ -550,8 +550,8 @@ fn shortened(text: &str) -> String {
 
 impl Passwords {
     /// Reads a password file, for those who list it or change it.
-    pub fn load(path: &std::path::Path) -> Result<Passwords, AccessError> {
-        file::load(PASSWORD_FILE, path, Passwords::parse)
+    pub fn load(path: &std::path::Path) -> Result<Passwords, file::FileError> {
+        file::read(path, file::MAKE_PASSWORD_FILE, Passwords::parse)
     }
 }
 

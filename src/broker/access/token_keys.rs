@@ -6,8 +6,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use ring::{hmac, signature};
-use rustls::pki_types::pem::PemObject;
+use ring::rand::SystemRandom;
+use ring::{agreement, hmac, signature};
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{AlgorithmIdentifier, SubjectPublicKeyInfoDer, alg_id};
 use serde::Deserialize;
 
@@ -165,7 +166,13 @@ fn from_pem(contents: &[u8]) -> Result<Vec<TokenKey>, String> {
     }
     let keys: Vec<_> = SubjectPublicKeyInfoDer::pem_slice_iter(contents)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("not in PEM form: {error:?}"))?;
+        .map_err(|error| match error {
+            pem::Error::MissingSectionEnd { .. } => {
+                "it is cut short: a key in PEM form ends with a line -----END PUBLIC KEY-----"
+                    .into()
+            }
+            error => format!("not in PEM form: {error}"),
+        })?;
     if keys.is_empty() {
         return Err(if contains(contents, b"BEGIN CERTIFICATE-----") {
             "it holds a certificate; take the public key out of it with `openssl x509 -in FILE -pubkey \
@@ -206,9 +213,9 @@ fn from_spki(der: &[u8]) -> Result<Material, String> {
         let (n, e) = parts().ok_or("the RSA key in it is damaged")?;
         rsa(n, e)
     } else if is(alg_id::ECDSA_P256) {
-        curve_point(key, 32).map(Material::P256)
+        curve_point(key, &agreement::ECDH_P256).map(Material::P256)
     } else if is(alg_id::ECDSA_P384) {
-        curve_point(key, 48).map(Material::P384)
+        curve_point(key, &agreement::ECDH_P384).map(Material::P384)
     } else if is(alg_id::ED25519) {
         ed25519(key)
     } else {
@@ -239,10 +246,17 @@ fn rsa(n: &[u8], e: &[u8]) -> Result<Material, String> {
 }
 
 /// An uncompressed point of a curve.
-fn curve_point(point: &[u8], bytes: usize) -> Result<Vec<u8>, String> {
-    match point {
-        [4, coordinates @ ..] if coordinates.len() == 2 * bytes => Ok(point.to_vec()),
-        _ => Err("the ECDSA key in it is damaged, or compressed".into()),
+fn curve_point(point: &[u8], curve: &'static agreement::Algorithm) -> Result<Vec<u8>, String> {
+    // `ring` looks at a key for signatures only together with a signature, but at one that a secret
+    // is agreed with at once. It has the same form.
+    let own = agreement::EphemeralPrivateKey::generate(curve, &SystemRandom::new())
+        .map_err(|_| "the system gives no random numbers")?;
+    let theirs = agreement::UnparsedPublicKey::new(curve, point);
+    match agreement::agree_ephemeral(own, &theirs, |_| ()) {
+        Ok(()) => Ok(point.to_vec()),
+        Err(_) => {
+            Err("the ECDSA key in it is damaged, compressed, or no point of its curve".into())
+        }
     }
 }
 
@@ -337,17 +351,17 @@ fn from_jwk(value: serde_json::Value) -> Result<Option<TokenKey>, String> {
             .decode(text.trim_end_matches('='))
             .map_err(|error| format!("`{name}` is not in base64url: {error}"))
     };
-    let point = |bytes: usize| {
+    let point = |bytes: usize, curve| {
         let (x, y) = (field("x", &jwk.x)?, field("y", &jwk.y)?);
         if x.len() != bytes {
             return Err(format!("`x` has {} bytes; it must have {bytes}", x.len()));
         }
-        curve_point(&[&[4][..], &x, &y].concat(), bytes)
+        curve_point(&[&[4][..], &x, &y].concat(), curve)
     };
     let material = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
         ("RSA", _) => rsa(&field("n", &jwk.n)?, &field("e", &jwk.e)?)?,
-        ("EC", Some("P-256")) => Material::P256(point(32)?),
-        ("EC", Some("P-384")) => Material::P384(point(48)?),
+        ("EC", Some("P-256")) => Material::P256(point(32, &agreement::ECDH_P256)?),
+        ("EC", Some("P-384")) => Material::P384(point(48, &agreement::ECDH_P384)?),
         ("OKP", Some("Ed25519")) => ed25519(&field("x", &jwk.x)?)?,
         ("oct", _) => {
             let secret = field("k", &jwk.k)?;
@@ -492,6 +506,13 @@ DJNCe+eYklvBxeTdS10Tek2SQKkZ04S8EpZ3nxVw40uha9esRq59fAN6LbdZFY3RSiBP8IUjtVgEjw==
         assert!(reason(pkcs1).contains("openssl rsa"));
         let cut = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
         assert!(reason(cut).contains("damaged"));
+        let cut = "-----BEGIN PUBLIC KEY-----\nAAAA\n";
+        assert_eq!(
+            reason(cut),
+            "it is cut short: a key in PEM form ends with a line -----END PUBLIC KEY-----"
+        );
+        let not_base64 = "-----BEGIN PUBLIC KEY-----\n§\n-----END PUBLIC KEY-----\n";
+        assert!(reason(not_base64).contains("not in PEM form: base64"));
         assert!(reason("short").contains("openssl rand"));
         assert!(
             reason("two lines\nare not a secret, however long they may be").contains("neither")
@@ -507,6 +528,28 @@ DJNCe+eYklvBxeTdS10Tek2SQKkZ04S8EpZ3nxVw40uha9esRq59fAN6LbdZFY3RSiBP8IUjtVgEjw==
                 .contains("private")
         );
         assert!(reason(r#"{"keys": "#).contains("Key Set"));
+    }
+
+    #[test]
+    fn a_point_that_is_not_on_the_curve_is_no_key() {
+        for (way, name, bytes) in [
+            (&rcgen::PKCS_ECDSA_P256_SHA256, "P-256", 32),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, "P-384", 48),
+        ] {
+            let pair = KeyPair::generate_for(way).unwrap();
+            let (x, y) = pair.der_bytes()[1..].split_at(bytes);
+            let key = |y: &[u8]| {
+                let key = json!({ "kty": "EC", "crv": name, "x": base64url(x), "y": base64url(y) });
+                key.to_string()
+            };
+            assert_eq!(parse(key(y).as_bytes()).unwrap().len(), 1);
+            let mut beside = y.to_vec();
+            beside[bytes - 1] ^= 1;
+            let error = reason(key(&beside));
+            assert!(error.contains("no point of its curve"), "{error}");
+            assert!(reason(key(&y[1..])).contains("damaged"));
+            assert!(reason(key(&[0; 48][..bytes])).contains("no point"));
+        }
     }
 
     #[test]

@@ -144,13 +144,15 @@ async fn demonstrate(
     let live = View::is_live(args.plain, json);
     let log = Log::start(live)?;
     let gateway = gateway::build(&config).await?;
+    let broker = gateway
+        .mqtt_addr()
+        .context("the demo's MQTT listener is off")?;
     let places = Places {
-        mqtt: gateway.mqtt_addr(),
+        mqtt: broker,
         metrics: gateway.metrics_addr(),
         socket: config.admin.socket.clone(),
         notes,
     };
-    let broker = gateway.mqtt_addr();
     let (quit, quitting) = oneshot::channel::<()>();
     let gateway = tokio::spawn(gateway.run(async {
         // An error means that the demo is gone, which is a reason to stop too.

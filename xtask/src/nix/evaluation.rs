@@ -192,7 +192,7 @@ fn gateway_takes_them(tree: &Tree, nix: &Evaluator) -> Result<Vec<String>> {
             Command::new(&gateway)
                 .arg("--config")
                 .arg(file)
-                .args(["config", "check"])
+                .args(["config", "check", "--no-files"])
                 .stdout(Stdio::null()),
         )
         .with_context(|| {
