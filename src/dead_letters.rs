@@ -57,16 +57,19 @@ pub enum Reason {
     Denied,
     /// There were too many retained messages to retain it, too. It was passed on.
     RetainedFull,
+    /// The app that it was for could not handle it, not even alone.
+    AppFailed,
 }
 
 impl Reason {
-    const ALL: [Reason; 6] = [
+    const ALL: [Reason; 7] = [
         Reason::QueueFull,
         Reason::Expired,
         Reason::TooLarge,
         Reason::SessionEnded,
         Reason::Denied,
         Reason::RetainedFull,
+        Reason::AppFailed,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -77,6 +80,7 @@ impl Reason {
             Reason::SessionEnded => "session_ended",
             Reason::Denied => "denied",
             Reason::RetainedFull => "retained_full",
+            Reason::AppFailed => "app_failed",
         }
     }
 }
@@ -95,6 +99,8 @@ pub struct DeadLetter {
     pub payload_bytes: u64,
     /// The beginning of the payload.
     pub payload: Bytes,
+    /// What the app said, or how it trapped and where.
+    pub error: Option<String>,
 }
 
 impl DeadLetter {
@@ -110,6 +116,7 @@ impl DeadLetter {
             payload_bytes: payload.len() as u64,
             // Copied, so that it does not keep a connection's read buffer from being freed.
             payload: Bytes::copy_from_slice(beginning),
+            error: None,
         }
     }
 
@@ -127,11 +134,16 @@ impl DeadLetter {
             payload_bytes: self.payload_bytes,
             payload: text.map(str::to_owned),
             payload_base64: text.is_none().then(|| STANDARD.encode(&self.payload)),
+            error: self.error.clone(),
         }
     }
 
     fn bytes(&self) -> usize {
-        OVERHEAD + self.topic.as_str().len() + self.payload.len() + self.source.len()
+        OVERHEAD
+            + self.topic.as_str().len()
+            + self.payload.len()
+            + self.source.len()
+            + self.error.as_ref().map_or(0, String::len)
     }
 }
 
@@ -151,6 +163,9 @@ pub struct DeadLetterInfo {
     /// If it is anything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
+    /// What the app said, or how it trapped and where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A rate with a burst, as the time up to which what has passed is paid for.

@@ -109,15 +109,16 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         pipeline: pipeline.clone(),
         latency: Latency::default(),
     });
+    let dead_letters = Arc::new(DeadLetters::new(started));
     let apps = {
         let config = apps_config(config).map_err(StartError::Thread)?;
         let (store, outputs, progress) = (store.clone(), outputs.clone(), pipeline.progress());
-        let open = move || Apps::open(config, store, routes, outputs, progress);
+        let letters = dead_letters.clone();
+        let open = move || Apps::open(config, store, routes, outputs, progress, letters);
         tokio::task::spawn_blocking(open)
             .await
             .expect("opening apps does not panic")?
     };
-    let dead_letters = Arc::new(DeadLetters::new(started));
     // The edge last: what its clients send waits for apps that are still starting.
     let broker = Broker::start(
         broker_config(config),

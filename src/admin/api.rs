@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::client::DeadLetterList;
-use super::mqtt;
+use super::mqtt::{self, QueryResult, parse};
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
 use crate::event::TopicFilter;
@@ -50,6 +50,9 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}", get(inspect).delete(remove))
         .route("/v1/apps/{name}/start", post(start))
         .route("/v1/apps/{name}/stop", post(stop))
+        .route("/v1/apps/{name}/pause", post(pause))
+        .route("/v1/apps/{name}/resume", post(resume))
+        .route("/v1/apps/{name}/drain", post(drain))
         .route("/v1/apps/{name}/restart", post(restart))
         .route("/v1/apps/{name}/logs", get(logs))
         .route("/v1/mqtt/clients", get(mqtt::clients))
@@ -170,6 +173,35 @@ async fn start(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo
 
 async fn stop(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
     with_app(api, name, Apps::stop).await
+}
+
+async fn pause(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::pause).await
+}
+
+async fn resume(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::resume).await
+}
+
+#[derive(Deserialize)]
+struct DrainQuery {
+    /// Seconds that it may take.
+    #[serde(default = "drain_seconds")]
+    timeout: u32,
+}
+
+fn drain_seconds() -> u32 {
+    60
+}
+
+async fn drain(
+    State(api): State<Api>,
+    AppName(name): AppName,
+    query: QueryResult<DrainQuery>,
+) -> Answer<AppInfo> {
+    let DrainQuery { timeout } = parse(query, "?timeout=SECONDS")?;
+    let patience = Duration::from_secs(timeout.into());
+    with_app(api, name, move |apps, name| apps.drain(name, patience)).await
 }
 
 async fn restart(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
@@ -472,6 +504,7 @@ mod tests {
             Arc::new(Routes::default()),
             Arc::new(NoSink),
             Arc::new(|| {}),
+            dead_letters.clone(),
         )
         .unwrap();
         let socket = folder.path().join("admin.sock");

@@ -130,6 +130,23 @@ impl Client {
             .await
     }
 
+    pub async fn pause(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::POST, &app_path(name, "/pause"), LOOK_UP_TIMEOUT)
+            .await
+    }
+
+    pub async fn resume(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::POST, &app_path(name, "/resume"), COMPILE_TIMEOUT)
+            .await
+    }
+
+    /// Lets an app finish what waits, for `timeout` at most, and stops it.
+    pub async fn drain(&self, name: &str, timeout: Duration) -> Result<AppInfo, ClientError> {
+        let path = app_path(name, &format!("/drain?timeout={}", timeout.as_secs()));
+        self.request(Method::POST, &path, timeout + LOOK_UP_TIMEOUT)
+            .await
+    }
+
     pub async fn restart(&self, name: &str) -> Result<AppInfo, ClientError> {
         self.request(Method::POST, &app_path(name, "/restart"), COMPILE_TIMEOUT)
             .await

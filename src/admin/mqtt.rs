@@ -23,9 +23,9 @@ pub(super) struct ListQuery {
     filter: Option<String>,
 }
 
-type QueryResult<T> = Result<Query<T>, QueryRejection>;
+pub(super) type QueryResult<T> = Result<Query<T>, QueryRejection>;
 
-fn parse<T>(query: QueryResult<T>, takes: &str) -> Result<T, Refusal> {
+pub(super) fn parse<T>(query: QueryResult<T>, takes: &str) -> Result<T, Refusal> {
     query.map(|Query(query)| query).map_err(|rejection| {
         let error = format!("this path takes {takes}: {}", rejection.body_text());
         Refusal::new(StatusCode::BAD_REQUEST, error)

@@ -19,8 +19,8 @@ use super::host::{Output, Tally, Watch};
 use super::log::{AppLog, Complaint};
 use super::manifest::{Limits, Manifest};
 use super::preinstalled::AppFolder;
-use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin};
-use super::supervisor::{Supervisor, Verdict};
+use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin, Restarts};
+use super::supervisor::{RestartPolicy, Supervisor, Verdict};
 use super::suspects::Suspects;
 use super::workers::Shared;
 use crate::dead_letters::{DeadLetter, Reason};
@@ -83,10 +83,12 @@ struct Inside {
     refused: bool,
     /// Whether there is an instance.
     alive: bool,
+    /// Is to be paused before it is handed anything.
+    starts_paused: bool,
     counters: AppCounters,
     durations: Durations,
     /// The counters and restarts that the metrics know of.
-    recorded: (AppCounters, u64),
+    recorded: (AppCounters, Restarts),
     memory_bytes: usize,
 }
 
@@ -98,7 +100,7 @@ struct Queued {
 /// What was counted since the last scrape.
 pub(super) struct SinceLast {
     pub(super) counters: AppCounters,
-    pub(super) restarts: u64,
+    pub(super) restarts: Restarts,
     pub(super) durations: Durations,
 }
 
@@ -193,9 +195,10 @@ impl App {
                     scheduled: false,
                     refused: false,
                     alive: false,
+                    starts_paused: false,
                     counters: AppCounters::default(),
                     durations: Durations::default(),
-                    recorded: (AppCounters::default(), 0),
+                    recorded: (AppCounters::default(), Restarts::default()),
                     memory_bytes: 0,
                 }),
                 shared,
@@ -269,7 +272,7 @@ impl App {
         let last = std::mem::replace(&mut inside.recorded, (info.counters.clone(), info.restarts));
         let since_last = SinceLast {
             counters: info.counters.since(&last.0),
-            restarts: info.restarts - last.1,
+            restarts: info.restarts.since(&last.1),
             durations: std::mem::take(&mut inside.durations),
         };
         (info, since_last)
@@ -304,6 +307,8 @@ impl App {
         }
         inside.package = package;
         inside.component = Some(component);
+        let policy = inside.restart_policy(self.shared.restart);
+        inside.supervisor.set_policy(policy);
         inside.draining = false;
         inside.breaker.reset();
         inside.supervisor.start();
@@ -330,6 +335,11 @@ impl App {
             self.log.gateway_line(LogLevel::Info, "paused");
         }
         pauses
+    }
+
+    /// The app is to be paused as soon as it is loaded.
+    pub(super) fn start_paused(&self) {
+        self.inside.lock().starts_paused = true;
     }
 
     /// Goes on after [`App::pause`], with the same instance if it still has one. Returns whether it
@@ -389,8 +399,13 @@ impl App {
 
     /// Takes no more events from now on, and finishes what waits. [`App::wait_until_drained`]
     /// waits for that.
-    pub(super) fn drain(&self) {
+    /// Returns whether it does: only what is up, or paused, can be drained.
+    pub(super) fn drain(&self) -> bool {
         let mut inside = self.inside.lock();
+        if !inside.is_held() {
+            return false;
+        }
+        inside.starts_paused = false;
         if inside.supervisor.state() == AppState::Paused {
             let alive = inside.alive;
             inside.supervisor.resume(alive);
@@ -398,6 +413,7 @@ impl App {
         }
         inside.draining = true;
         inside.since_ms = unix_time_ms();
+        true
     }
 
     /// Waits until nothing is queued and nothing runs, or nothing ever will.
@@ -421,6 +437,7 @@ impl App {
     /// returns, its instance is gone, unless it holds on for longer than until `deadline`.
     pub(super) fn halt(&self, deadline: Instant) {
         let mut inside = self.inside.lock();
+        inside.starts_paused = false;
         let was_up = inside.is_up();
         inside.supervisor.stop();
         inside.enter(None);
@@ -531,8 +548,13 @@ impl App {
                 inside.alive = true;
                 *slot = Some(instance);
                 inside.supervisor.started();
+                let pauses = std::mem::take(&mut inside.starts_paused);
+                if pauses {
+                    inside.supervisor.pause();
+                }
                 inside.enter(None);
-                Some(Note(LogLevel::Info, "running".into()))
+                let state = inside.supervisor.state().as_str();
+                Some(Note(LogLevel::Info, state.into()))
             }
             Err(reason) => self.fail(&mut inside, generation, reason),
         };
@@ -550,8 +572,12 @@ impl App {
         let began = Instant::now();
         let result = {
             let _running = self.shared.ticker.running();
-            catch_unwind(AssertUnwindSafe(|| instance.handle(&batch)))
-                .unwrap_or_else(|_| Err(CallError::Trapped(PANICKED.into())))
+            catch_unwind(AssertUnwindSafe(|| instance.handle(&batch))).unwrap_or_else(|_| {
+                Err(CallError::Trapped {
+                    message: PANICKED.into(),
+                    backtrace: String::new(),
+                })
+            })
         };
         let took = began.elapsed();
         self.watch.call_ended();
@@ -578,7 +604,7 @@ impl App {
                 );
             }
             Err(error) => {
-                if let CallError::Trapped(_) = error {
+                if let CallError::Trapped { .. } = error {
                     report.refused_growth = instance.refused_growth();
                     report.memory_bytes = 0;
                     *slot = None;
@@ -622,7 +648,7 @@ impl App {
             self.after_change(inside, None);
             return;
         };
-        let trapped = matches!(error, CallError::Trapped(_));
+        let trapped = matches!(error, CallError::Trapped { .. });
         inside.alive &= !trapped;
         if !inside.is_held() {
             // It was stopped in the middle of it.
@@ -652,8 +678,9 @@ impl App {
             inside.enter(Some(format!("a fresh instance after: {message}")));
         }
         self.after_change(inside, note);
-        self.log
-            .complain(Complaint::BatchFailed, || format!("a batch failed: {message}"));
+        self.log.complain(Complaint::BatchFailed, || {
+            format!("a batch failed: {message}")
+        });
         if let Some(event) = blamed {
             self.bury(&event, &message, error.backtrace());
         }
@@ -667,7 +694,13 @@ impl App {
                 "" => message.to_owned(),
                 backtrace => format!("{message}\n{backtrace}"),
             }),
-            ..DeadLetter::new(Reason::AppFailed, &self.name, &event.topic, &event.payload, 0)
+            ..DeadLetter::new(
+                Reason::AppFailed,
+                &self.name,
+                &event.topic,
+                &event.payload,
+                0,
+            )
         });
     }
 
@@ -856,6 +889,11 @@ impl Inside {
 
     fn has_work(&self) -> bool {
         self.waiting > 0 || !self.suspects.is_empty()
+    }
+
+    fn restart_policy(&self, default: RestartPolicy) -> RestartPolicy {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(default, |manifest| manifest.restart.policy(default))
     }
 
     /// How often a batch that failed is tried again before it is halved.

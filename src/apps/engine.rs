@@ -276,15 +276,27 @@ pub(super) struct Instance {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CallError {
     /// The instance is dead.
-    Trapped(String),
+    Trapped {
+        message: String,
+        /// The functions that it was in, innermost first, a line each.
+        backtrace: String,
+    },
     /// The app returned an error; the instance lives on.
     Returned(String),
 }
 
 impl CallError {
     pub(super) fn message(&self) -> &str {
-        let (CallError::Trapped(message) | CallError::Returned(message)) = self;
+        let (CallError::Trapped { message, .. } | CallError::Returned(message)) = self;
         message
+    }
+
+    /// Where it was; empty if that is not known.
+    pub(super) fn backtrace(&self) -> &str {
+        match self {
+            CallError::Trapped { backtrace, .. } => backtrace,
+            CallError::Returned(_) => "",
+        }
     }
 }
 
@@ -357,7 +369,10 @@ impl Instance {
             Ok((Err(message),)) => Err(CallError::Returned(format!(
                 "`handle` returned an error: {message}"
             ))),
-            Err(error) => Err(CallError::Trapped(format!("`handle` {}", explain(&error)))),
+            Err(error) => Err(CallError::Trapped {
+                message: format!("`handle` {}", explain(&error)),
+                backtrace: backtrace(&error),
+            }),
         }
     }
 
@@ -403,12 +418,26 @@ fn explain(error: &wasmtime::Error) -> String {
         }
         None => format!("failed: {:#}", error.root_cause()),
     };
-    let innermost = error
-        .downcast_ref::<WasmBacktrace>()
-        .and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name()));
-    if let Some(function) = innermost {
+    if let Some(function) = functions(error).next() {
         text.push_str(", in ");
-        text.push_str(function);
+        text.push_str(&function);
     }
     text
+}
+
+/// Most lines of a backtrace.
+const MAX_FRAMES: usize = 16;
+
+fn backtrace(error: &wasmtime::Error) -> String {
+    let lines = functions(error).take(MAX_FRAMES);
+    let lines: Vec<_> = lines.map(|function| format!("  in {function}")).collect();
+    lines.join("\n")
+}
+
+/// The functions that a call was in when it trapped, innermost first, as the source names them.
+fn functions(error: &wasmtime::Error) -> impl Iterator<Item = String> {
+    let trace = error.downcast_ref::<WasmBacktrace>();
+    let frames = trace.map_or(&[][..], WasmBacktrace::frames);
+    let names = frames.iter().filter_map(|frame| frame.func_name());
+    names.map(|name| format!("{:#}", rustc_demangle::demangle(name)))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::manifest::ManifestError;
+use super::status::AppState;
 use crate::store::StoreError;
 
 /// Names the app (or the file) and what to do.
@@ -42,6 +43,13 @@ pub enum AppError {
          `headgate app stop {name}` keeps it from running"
     )]
     Preinstalled { name: String },
+
+    #[error("app {name} is {state}: {remedy}")]
+    WrongState {
+        name: String,
+        state: AppState,
+        remedy: &'static str,
+    },
 
     #[error("apps.preinstalled: {}: {reason}", .path.display())]
     PreinstalledFolder { path: PathBuf, reason: String },
@@ -133,7 +141,9 @@ impl AppError {
         match self {
             AppError::NotFound { .. } => AppErrorKind::NotFound,
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
-            AppError::NoCompiler { .. } | AppError::Preinstalled { .. } => AppErrorKind::Conflict,
+            AppError::NoCompiler { .. }
+            | AppError::Preinstalled { .. }
+            | AppError::WrongState { .. } => AppErrorKind::Conflict,
             AppError::ShuttingDown => AppErrorKind::Unavailable,
             AppError::Compiler { .. }
             | AppError::Unreadable { .. }

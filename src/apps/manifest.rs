@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use toml::{Spanned, Value};
 
+use super::supervisor::RestartPolicy;
 use crate::event::TopicFilter;
 
 /// The file name of a manifest in an app's folder.
@@ -26,6 +28,10 @@ const BATCH_DEADLINE_MS: RangeInclusive<u64> = 1..=60_000;
 const QUEUE_EVENTS: RangeInclusive<u64> = 1..=1_000_000;
 const PUBLISH_PER_BATCH: RangeInclusive<u64> = 0..=1_000_000;
 const LOG_PER_BATCH: RangeInclusive<u64> = 0..=10_000;
+const RETRIES: RangeInclusive<u64> = 0..=10;
+const PAUSE_MS: RangeInclusive<u64> = 1..=3_600_000;
+const MOST_FAILURES: RangeInclusive<u64> = 1..=1000;
+const WINDOW_S: RangeInclusive<u64> = 1..=86_400;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +50,45 @@ pub struct Manifest {
     /// What the app reads through `wasi:config/store`.
     pub config: BTreeMap<String, String>,
     pub limits: Limits,
+    pub restart: Restart,
+}
+
+/// What becomes of an app that fails, where its manifest says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart {
+    /// How often a batch that failed is tried again as a whole, before it is halved.
+    pub retries: u32,
+    first_pause: Option<Duration>,
+    longest_pause: Option<Duration>,
+    most_failures: Option<usize>,
+    window: Option<Duration>,
+}
+
+impl Default for Restart {
+    fn default() -> Restart {
+        Restart {
+            retries: 1,
+            first_pause: None,
+            longest_pause: None,
+            most_failures: None,
+            window: None,
+        }
+    }
+}
+
+impl Restart {
+    /// `default` in all that the manifest doesn't mention.
+    pub(super) fn policy(&self, default: RestartPolicy) -> RestartPolicy {
+        let first_pause = self.first_pause.unwrap_or(default.first_pause);
+        let longest_pause = self.longest_pause.unwrap_or(default.longest_pause);
+        RestartPolicy {
+            first_pause,
+            longest_pause: longest_pause.max(first_pause),
+            most_failures: self.most_failures.unwrap_or(default.most_failures),
+            window: self.window.unwrap_or(default.window),
+            ..default
+        }
+    }
 }
 
 /// What an app may use.
@@ -105,6 +150,18 @@ struct RawManifest {
     config: BTreeMap<String, Spanned<Value>>,
     #[serde(default)]
     limits: RawLimits,
+    #[serde(default)]
+    restart: RawRestart,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRestart {
+    retries: Option<Spanned<i64>>,
+    first_pause_ms: Option<Spanned<i64>>,
+    longest_pause_ms: Option<Spanned<i64>>,
+    most_failures: Option<Spanned<i64>>,
+    window_s: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -152,6 +209,7 @@ impl Manifest {
             },
             config: check.config(raw.config)?,
             limits: check.limits(&raw.limits, default_queue_events)?,
+            restart: check.restart(&raw.restart)?,
             name,
         })
     }
@@ -310,26 +368,52 @@ impl Check<'_> {
         config.into_iter().map(to_text).collect()
     }
 
+    fn number(
+        &self,
+        key: &str,
+        value: &Option<Spanned<i64>>,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<u64>, ManifestError> {
+        let Some(value) = value else {
+            return Ok(None);
+        };
+        let number = u64::try_from(*value.get_ref()).ok();
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.error(
+                value,
+                format!(
+                    "`{key}`: {} is out of range; give {} to {}",
+                    value.get_ref(),
+                    range.start(),
+                    range.end()
+                ),
+            )),
+        }
+    }
+
+    fn restart(&self, raw: &RawRestart) -> Result<Restart, ManifestError> {
+        let number = |key, value, range| self.number(&format!("restart.{key}"), value, range);
+        let millis = |key, value| -> Result<_, ManifestError> {
+            Ok(number(key, value, PAUSE_MS)?.map(Duration::from_millis))
+        };
+        let default = Restart::default();
+        let retries = number("retries", &raw.retries, RETRIES)?;
+        let most_failures = number("most_failures", &raw.most_failures, MOST_FAILURES)?;
+        Ok(Restart {
+            retries: retries.map_or(default.retries, |number| number as u32),
+            first_pause: millis("first_pause_ms", &raw.first_pause_ms)?,
+            longest_pause: millis("longest_pause_ms", &raw.longest_pause_ms)?,
+            most_failures: most_failures.map(|number| number as usize),
+            window: number("window_s", &raw.window_s, WINDOW_S)?.map(Duration::from_secs),
+        })
+    }
+
     fn limits(&self, raw: &RawLimits, queue_events: usize) -> Result<Limits, ManifestError> {
         let default = Limits::new(queue_events);
-        let number = |key, value: &Option<Spanned<i64>>, range: RangeInclusive<u64>, default| {
-            let Some(value) = value else {
-                return Ok(default);
-            };
-            let number = u64::try_from(*value.get_ref()).ok();
-            number
-                .filter(|number| range.contains(number))
-                .ok_or_else(|| {
-                    self.error(
-                        value,
-                        format!(
-                            "`limits.{key}`: {} is out of range; give {} to {}",
-                            value.get_ref(),
-                            range.start(),
-                            range.end()
-                        ),
-                    )
-                })
+        let number = |key, value: &Option<Spanned<i64>>, range, default| {
+            let number = self.number(&format!("limits.{key}"), value, range)?;
+            Ok(number.unwrap_or(default))
         };
         Ok(Limits {
             memory_pages: number(
@@ -418,6 +502,11 @@ mod tests {
             queue_events = 10
             publish_per_batch = 0
             log_per_batch = 1
+
+            [restart]
+            retries = 0
+            first_pause_ms = 50
+            most_failures = 3
             "##,
             100,
         )
@@ -441,6 +530,20 @@ mod tests {
             log_per_batch: 1,
         };
         assert_eq!(manifest.limits, limits);
+        let default = RestartPolicy::default();
+        let policy = manifest.restart.policy(default);
+        assert_eq!(
+            (
+                manifest.restart.retries,
+                policy.first_pause,
+                policy.most_failures
+            ),
+            (0, Duration::from_millis(50), 3)
+        );
+        assert_eq!(
+            (policy.longest_pause, policy.window),
+            (default.longest_pause, default.window)
+        );
     }
 
     #[test]
@@ -502,6 +605,14 @@ mod tests {
                 "line 5: `limits.memory_pages`: 1025 is out of range; give 1 to 1024",
             ),
             (with("[limits]\nbatch_deadline_ms = 0"), "give 1 to 60000"),
+            (
+                with("[restart]\nretries = 11"),
+                "line 5: `restart.retries`: 11 is out of range; give 0 to 10",
+            ),
+            (
+                with("[restart]\nwindow = 1"),
+                "line 5: unknown field `window`",
+            ),
             (
                 with("[limits]\nqueue_events = -1"),
                 "line 5: `limits.queue_events`: -1 is out of range",

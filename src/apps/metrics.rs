@@ -5,11 +5,13 @@ use std::sync::Once;
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::app::App;
+use super::breaker::BreakerState;
 use super::status::AppState;
 
 const OFFERED: &str = "headgate_app_offered_events_total";
 const HANDLED: &str = "headgate_app_handled_events_total";
 const FAILED: &str = "headgate_app_failed_events_total";
+const RETRIED: &str = "headgate_app_retried_batches_total";
 const DROPPED: &str = "headgate_app_dropped_events_total";
 const QUEUED: &str = "headgate_app_queued_events";
 const PUBLISHED: &str = "headgate_app_published_events_total";
@@ -20,6 +22,7 @@ const BATCH_SUM: &str = "headgate_app_batch_seconds_sum";
 const BATCH_COUNT: &str = "headgate_app_batch_seconds_count";
 const LOG_DROPPED: &str = "headgate_app_dropped_log_lines_total";
 const RESTARTS: &str = "headgate_app_restarts_total";
+const BREAKER: &str = "headgate_app_breaker_state";
 const STATE: &str = "headgate_app_state";
 const MEMORY: &str = "headgate_app_memory_bytes";
 const REFUSED_GROWTH: &str = "headgate_app_refused_growth_total";
@@ -32,7 +35,14 @@ fn describe() {
             "Events routed to the app: handled + failed + dropped + queued"
         );
         describe_counter!(HANDLED, "Events in batches that the app handled");
-        describe_counter!(FAILED, "Events in batches that failed");
+        describe_counter!(
+            FAILED,
+            "Events that the app could not handle, each tried alone"
+        );
+        describe_counter!(
+            RETRIED,
+            "Batches that failed and were tried again, whole or in halves"
+        );
         describe_counter!(DROPPED, "Events that never reached the app, by reason");
         describe_gauge!(
             QUEUED,
@@ -50,7 +60,11 @@ fn describe() {
         describe_gauge!(BATCH_SUM, Unit::Seconds, "Time in the app's handler");
         describe_counter!(BATCH_COUNT, "Calls of the app's handler");
         describe_counter!(LOG_DROPPED, "Log lines beyond the app's quota");
-        describe_counter!(RESTARTS, "Instances replaced after a failure");
+        describe_counter!(RESTARTS, "Instances replaced after a failure, by reason");
+        describe_gauge!(
+            BREAKER,
+            "The circuit breaker: 1 for the state that it is in, 0 for the others"
+        );
         describe_gauge!(
             STATE,
             "1 for the state that the app is in, 0 for the others"
@@ -70,6 +84,7 @@ pub(super) fn record(app: &App) {
     counter!(OFFERED, "app" => name()).increment(counters.offered);
     counter!(HANDLED, "app" => name()).increment(counters.handled);
     counter!(FAILED, "app" => name()).increment(counters.failed);
+    counter!(RETRIED, "app" => name()).increment(counters.retried);
     let dropped = &counters.dropped;
     for (reason, count) in [
         ("queue_full", dropped.queue_full),
@@ -93,7 +108,14 @@ pub(super) fn record(app: &App) {
     gauge!(BATCH_SUM, "app" => name()).increment(since_last.durations.sum_seconds());
     counter!(BATCH_COUNT, "app" => name()).increment(counters.batches);
     counter!(LOG_DROPPED, "app" => name()).increment(counters.over_log_quota);
-    counter!(RESTARTS, "app" => name()).increment(since_last.restarts);
+    let restarts = since_last.restarts;
+    for (reason, count) in [("trap", restarts.trap), ("failure", restarts.failure)] {
+        counter!(RESTARTS, "app" => name(), "reason" => reason).increment(count);
+    }
+    for state in BreakerState::ALL {
+        let is = if state == info.breaker { 1.0 } else { 0.0 };
+        gauge!(BREAKER, "app" => name(), "state" => state.as_str()).set(is);
+    }
     for state in AppState::ALL {
         let is = if state == info.state { 1.0 } else { 0.0 };
         gauge!(STATE, "app" => name(), "state" => state.as_str()).set(is);
@@ -110,5 +132,8 @@ pub(super) fn forget(app: &App) {
     gauge!(MEMORY, "app" => name()).set(0.0);
     for state in AppState::ALL {
         gauge!(STATE, "app" => name(), "state" => state.as_str()).set(0.0);
+    }
+    for state in BreakerState::ALL {
+        gauge!(BREAKER, "app" => name(), "state" => state.as_str()).set(0.0);
     }
 }

@@ -56,9 +56,7 @@ pub use compile::{compile_ahead, compile_here};
 pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
 pub use preinstalled::PRECOMPILED_EXTENSION;
-pub use status::{
-    AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, Restarts,
-};
+pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, Restarts};
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
 
@@ -197,8 +195,9 @@ impl Apps {
 
         let workers = control.workers_unless_shut_down()?;
         let present = control.app(&name).ok();
-        let desired = match &present {
-            Some(app) if app.state() == AppState::Stopped => Desired::Stopped,
+        let desired = match present.as_ref().map(|app| app.state()) {
+            Some(AppState::Stopped | AppState::Draining) => Desired::Stopped,
+            Some(AppState::Paused) => Desired::Paused,
             _ => Desired::Running,
         };
         let record = AppRecord {
@@ -214,6 +213,10 @@ impl Apps {
             .gateway_line(LogLevel::Info, &format!("installed, component {id}"));
         match desired {
             Desired::Running => app.start(package, loaded, None),
+            Desired::Paused => {
+                app.start_paused();
+                app.start(package, loaded, None);
+            }
             Desired::Stopped => app.replace_package(package),
         }
         control.shared.update_routes();
@@ -250,6 +253,69 @@ impl Apps {
         let app = control.app(name)?;
         control.set_desired(&app, Desired::Stopped)?;
         control.stop(&app);
+        Ok(app.info())
+    }
+
+    /// Lets what comes for an app wait, until `resume`, also when the gateway starts again.
+    pub fn pause(&self, name: &str) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let _workers = control.workers_unless_shut_down()?;
+        let app = control.app(name)?;
+        if !app.pause() {
+            return Err(AppError::WrongState {
+                name: name.to_owned(),
+                state: app.state(),
+                remedy: "only an app that runs can be paused",
+            });
+        }
+        control.set_desired(&app, Desired::Paused)?;
+        Ok(app.info())
+    }
+
+    /// Has a paused app go on.
+    pub fn resume(&self, name: &str) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let workers = control.workers_unless_shut_down()?;
+        let app = control.app(name)?;
+        if !app.resume() {
+            return Err(AppError::WrongState {
+                name: name.to_owned(),
+                state: app.state(),
+                remedy: "only a paused app can be resumed; `headgate app start` starts one that is \
+                         stopped or quarantined",
+            });
+        }
+        control.set_desired(&app, Desired::Running)?;
+        drop(workers);
+        app.wait_until_settled(Instant::now() + SETTLE);
+        Ok(app.info())
+    }
+
+    /// Has an app take nothing more, finish all that waits, and stop; what it has not finished
+    /// after `patience` is dropped and counted. Blocks for as long.
+    pub fn drain(&self, name: &str, patience: Duration) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let app = {
+            let _workers = control.workers_unless_shut_down()?;
+            let app = control.app(name)?;
+            if !app.drain() {
+                return Err(AppError::WrongState {
+                    name: name.to_owned(),
+                    state: app.state(),
+                    remedy: "only an app that runs or is paused can be drained",
+                });
+            }
+            control.set_desired(&app, Desired::Stopped)?;
+            control.shared.update_routes();
+            app
+        };
+        let deadline = Instant::now() + patience;
+        // Others may go on with their commands meanwhile.
+        app.wait_until_drained(deadline);
+        let _workers = control.workers_unless_shut_down()?;
+        if app.state() == AppState::Draining {
+            app.halt(Instant::now() + LET_GO);
+        }
         Ok(app.info())
     }
 
@@ -443,9 +509,13 @@ impl Control {
             );
             return None;
         }
-        if record.desired == Desired::Stopped {
-            app.halt(Instant::now());
-            return None;
+        match record.desired {
+            Desired::Running => {}
+            Desired::Paused => app.start_paused(),
+            Desired::Stopped => {
+                app.halt(Instant::now());
+                return None;
+            }
         }
         let loaded = self.loader.cached(name, record.component);
         self.start_or_compile(app, package, loaded)
@@ -534,7 +604,8 @@ impl Control {
 
     fn stop(&self, app: &App) {
         let now = Instant::now();
-        app.drain();
+        // One that is down has nothing to finish.
+        let _ = app.drain();
         self.shared.update_routes();
         app.wait_until_drained(now + DRAIN);
         app.halt(now + DRAIN + LET_GO);

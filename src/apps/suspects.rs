@@ -85,7 +85,11 @@ mod tests {
 
     /// Has an app work on `events` that fails with each batch in which a poisonous one is. Returns what
     /// it handled, what is to blame, and the number of calls.
-    fn work(events: Vec<u32>, retries: u32, poison: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<u32>, u32) {
+    fn work(
+        events: Vec<u32>,
+        retries: u32,
+        poison: impl Fn(u32) -> bool,
+    ) -> (Vec<u32>, Vec<u32>, u32) {
         let mut suspects = Suspects::default();
         let (mut handled, mut blamed, mut calls) = (Vec::new(), Vec::new(), 0);
         suspects.push_front(events, 0);

@@ -188,6 +188,7 @@ pub fn encode_dead_letter(letter: &DeadLetter, record: &mut Vec<u8>) {
             qos: letter.qos,
             payload_bytes: letter.payload_bytes,
             payload: &letter.payload,
+            error: letter.error.as_deref(),
         },
         record,
     );
@@ -203,6 +204,7 @@ pub fn decode_dead_letter(record: &[u8]) -> Result<DeadLetter, Unreadable> {
         qos: stored.qos,
         payload_bytes: stored.payload_bytes,
         payload: Bytes::copy_from_slice(stored.payload),
+        error: stored.error.map(str::to_owned),
     })
 }
 
@@ -339,6 +341,7 @@ struct DeadLetterOnDisk<'a> {
     payload_bytes: u64,
     #[serde(serialize_with = "as_bytes")]
     payload: &'a [u8],
+    error: Option<&'a str>,
 }
 
 /// In one go, where serde by itself writes a slice number by number. The encoding is the same.
@@ -702,7 +705,8 @@ pub mod tests {
             source in "[a-z]{0,10}",
         ) {
             let (topic, payload) = (&message.topic, &message.payload);
-            let letter = DeadLetter::new(Reason::Expired, &source, topic, payload, 2);
+            let mut letter = DeadLetter::new(Reason::AppFailed, &source, topic, payload, 2);
+            letter.error = (!source.is_empty()).then(|| source.clone());
             let mut record = Vec::new();
             encode_dead_letter(&letter, &mut record);
             prop_assert_eq!(decode_dead_letter(&record).unwrap(), letter);

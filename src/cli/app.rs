@@ -37,6 +37,17 @@ pub(super) enum AppCommand {
     Start { name: String },
     /// Stop an app; it stays stopped when the gateway restarts
     Stop { name: String },
+    /// Let what comes for an app wait, until it is resumed
+    Pause { name: String },
+    /// Have a paused app go on
+    Resume { name: String },
+    /// Let an app finish all that waits, and stop it; stop drops what it has not done in 2 seconds
+    Drain {
+        name: String,
+        /// Drop what it has not done by then
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u32,
+    },
     /// Give an app a fresh instance
     Restart { name: String },
     /// Stop an app and forget it
@@ -91,6 +102,12 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
         AppCommand::Inspect { name } => inspect(&client.inspect(&name).await?, output),
         AppCommand::Start { name } => outcome(&client.start(&name).await?, output),
         AppCommand::Stop { name } => outcome(&client.stop(&name).await?, output),
+        AppCommand::Pause { name } => outcome(&client.pause(&name).await?, output),
+        AppCommand::Resume { name } => outcome(&client.resume(&name).await?, output),
+        AppCommand::Drain { name, timeout } => {
+            let timeout = Duration::from_secs(timeout.into());
+            outcome(&client.drain(&name, timeout).await?, output)
+        }
         AppCommand::Restart { name } => outcome(&client.restart(&name).await?, output),
         AppCommand::Remove { name } => {
             client.remove(&name).await?;
@@ -195,7 +212,16 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         ("state", Some(app.state.to_string())),
         ("reason", optional(&app.reason)),
         ("since", Some(format!("{} ago", ago(app.since_ms)))),
-        ("restarts", Some(app.restarts.to_string())),
+        ("breaker", Some(app.breaker.as_str().to_owned())),
+        (
+            "restarts",
+            Some(format!(
+                "{} ({} after a trap, {} after a pause)",
+                app.restarts.total(),
+                app.restarts.trap,
+                app.restarts.failure
+            )),
+        ),
         ("last error", optional(&app.last_error)),
         (
             "component",
@@ -245,7 +271,13 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
                 counters.over_log_quota, counters.refused_growth
             )),
         ),
-        ("batches", Some(counters.batches.to_string())),
+        (
+            "batches",
+            Some(format!(
+                "{}, {} of them tried again",
+                counters.batches, counters.retried
+            )),
+        ),
     ];
     for (label, value) in rows {
         if let Some(value) = value.filter(|value| !value.is_empty()) {

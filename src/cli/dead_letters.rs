@@ -59,7 +59,7 @@ fn list(list: DeadLetterList, output: &Output) -> anyhow::Result<()> {
         output.text("no dead letters")?;
     } else {
         let header = [
-            "TIME", "REASON", "SOURCE", "TOPIC", "QOS", "BYTES", "PAYLOAD",
+            "TIME", "REASON", "SOURCE", "TOPIC", "QOS", "BYTES", "PAYLOAD", "ERROR",
         ];
         let rows: Vec<_> = list.letters.iter().map(row).collect();
         output.table(header, &rows)?;
@@ -73,7 +73,7 @@ fn list(list: DeadLetterList, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(letter: &DeadLetterInfo) -> [String; 7] {
+fn row(letter: &DeadLetterInfo) -> [String; 8] {
     [
         utc(letter.time_ms),
         letter.reason.as_str().to_owned(),
@@ -82,6 +82,7 @@ fn row(letter: &DeadLetterInfo) -> [String; 7] {
         letter.qos.to_string(),
         letter.payload_bytes.to_string(),
         beginning(letter),
+        first_line(letter.error.as_deref().unwrap_or_default()),
     ]
 }
 
@@ -96,6 +97,11 @@ fn beginning(letter: &DeadLetterInfo) -> String {
         true => line.chars().take(SHOWN).chain(['…']).collect(),
         false => line,
     }
+}
+
+/// The rest is a backtrace, which --json shows.
+fn first_line(text: &str) -> String {
+    one_line(text.lines().next().unwrap_or_default())
 }
 
 fn one_line(text: &str) -> String {
@@ -116,6 +122,7 @@ mod tests {
             qos: 1,
             payload_bytes: 4,
             payload: payload.map(str::to_owned),
+            error: Some("`handle` trapped\n  in main".into()),
             payload_base64: payload.is_none().then(|| "/w==".to_owned()),
         }
     }
@@ -131,7 +138,8 @@ mod tests {
                 "plant/a b",
                 "1",
                 "4",
-                "a b"
+                "a b",
+                "`handle` trapped"
             ]
         );
         assert_eq!(row(&letter(None))[6], "(binary; --json shows it)");

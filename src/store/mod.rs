@@ -127,6 +127,8 @@ pub type ReadRecord = Result<AppRecord, String>;
 #[serde(rename_all = "lowercase")]
 pub enum Desired {
     Running,
+    /// Up, but handed nothing.
+    Paused,
     Stopped,
 }
 

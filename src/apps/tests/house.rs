@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler};
+use crate::dead_letters::DeadLetters;
 use crate::event::{Event, Topic};
 use crate::pipeline::{Offer, Routes, Sink};
 use crate::store::{Store, StoreConfig};
@@ -23,6 +24,7 @@ pub(super) struct House {
     pub(super) sink: Arc<Remembering>,
     /// How often an outlet has told of progress.
     pub(super) progress: Arc<AtomicUsize>,
+    pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) apps: Apps,
 }
 
@@ -97,6 +99,7 @@ impl House {
         let routes = Arc::<Routes>::default();
         let sink = Arc::<Remembering>::default();
         let progress = Arc::<AtomicUsize>::default();
+        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
         let apps = Apps::open(
             config,
             store(folder.path()),
@@ -108,8 +111,10 @@ impl House {
                     progress.fetch_add(1, Ordering::SeqCst);
                 }
             }),
+            dead_letters.clone(),
         );
         House {
+            dead_letters,
             apps: apps.unwrap(),
             folder,
             routes,

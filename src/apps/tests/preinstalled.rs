@@ -292,6 +292,7 @@ fn a_folder_that_is_none_is_named() {
             house.routes.clone(),
             house.sink.clone(),
             Arc::new(|| {}),
+            house.dead_letters.clone(),
         );
         match opened {
             Ok(_) => panic!("it was opened"),
