@@ -1569,12 +1569,12 @@ mod tests {
 
     #[test]
     fn a_message_larger_than_the_client_takes_is_left_out() {
-        // Maximum packet size 10.
+        // Maximum packet size 32.
         let mut client = Client::connect(
-            b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x0a\x00\x01c",
+            b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x20\x00\x01c",
         );
-        client.deliver("more than ten bytes", QoS::AtLeastOnce);
-        client.deliver("more than ten bytes", QoS::AtMostOnce);
+        client.deliver("more than thirty-two bytes in all", QoS::AtLeastOnce);
+        client.deliver("more than thirty-two bytes in all", QoS::AtMostOnce);
         assert!(client.sent().is_empty());
         client.deliver("ok", QoS::AtMostOnce);
         assert_eq!(client.sent(), b"\x30\x06\x00\x01t\x00ok");
@@ -1705,9 +1705,9 @@ mod tests {
             QoS::AtLeastOnce,
         );
         client.sent();
-        // Receive maximum 1 and maximum packet size 20.
+        // Receive maximum 1 and maximum packet size 32.
         let (request, decoder) = request(
-            b"\x10\x16\x00\x04MQTT\x05\x00\x00\x3c\x08\x21\x00\x01\x27\x00\x00\x00\x14\x00\x01c",
+            b"\x10\x16\x00\x04MQTT\x05\x00\x00\x3c\x08\x21\x00\x01\x27\x00\x00\x00\x20\x00\x01c",
         );
         client.decoder = decoder;
         client
