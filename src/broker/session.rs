@@ -590,7 +590,7 @@ impl Session {
             (Some(wish), Some(max)) => Some(wish.min(max)),
             (wish, max) => wish.or(max),
         };
-        let properties = ConnAckProperties {
+        let mut properties = ConnAckProperties {
             session_expiry_interval: Some(request.session_expiry.as_secs() as u32),
             receive_max: Some(self.limits.receive_maximum),
             max_packet_size: Some(self.limits.max_packet_bytes),
@@ -627,7 +627,14 @@ impl Session {
         self.refused = None;
         let start = out.len();
         self.encoder
-            .connack(resumed, ConnectReturnCode::Success, properties, out);
+            .connack(resumed, ConnectReturnCode::Success, properties.clone(), out);
+        if out.len() - start > self.max_packet_bytes && properties.response_information.is_some() {
+            // The only property that a client can do without.
+            properties.response_information = None;
+            out.truncate(start);
+            let code = ConnectReturnCode::Success;
+            self.encoder.connack(resumed, code, properties, out);
+        }
         if out.len() - start > self.max_packet_bytes {
             // It must not be sent (MQTT 5.0, 3.1.2.11.4), and nothing may come before it.
             out.truncate(start);

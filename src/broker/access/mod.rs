@@ -332,6 +332,13 @@ impl Access {
         self.files.load().vouch_for(identity)
     }
 
+    /// Whether `user` has a password, or may have a token.
+    pub fn may_know(&self, user: &str) -> bool {
+        let files = self.files.load();
+        let passwords = files.passwords.as_ref();
+        files.tokens.is_some() || passwords.is_some_and(|passwords| passwords.get(user).is_some())
+    }
+
     /// What a client may do from now on.
     pub fn permissions(&self, identity: &Identity, client_id: &str) -> Arc<Permissions> {
         // Whether there are rules is a matter of the configuration, which is read once.
