@@ -300,6 +300,18 @@ impl Registry {
         }
     }
 
+    /// As [`Registry::evict`], and waits until the connection is gone.
+    pub async fn evict_and_wait(&self, client_id: &str, why: Eviction) -> bool {
+        let holder = match self.slots.lock().by_client_id.get(client_id) {
+            Some(Slot::Online(online)) => online.clone(),
+            _ => return false,
+        };
+        holder.evict(why);
+        // Its connection never drops the sender without saying so first.
+        let _ = holder.gone.subscribe().wait_for(|gone| *gone).await;
+        true
+    }
+
     /// Calls `online` or `parked` with each client id.
     pub fn for_each(
         &self,
