@@ -272,6 +272,12 @@ impl DeadLetters {
         kept.push(letter);
     }
 
+    /// Counts dropped messages of which nothing is kept.
+    pub fn count(&self, reason: Reason, count: u64) {
+        self.counts[reason as usize].fetch_add(count, Ordering::Relaxed);
+        self.left_out.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// Takes over what an earlier run has saved, with sequences that count up.
     pub fn restore(&self, letters: Vec<(u64, DeadLetter)>) {
         let mut kept = self.kept.lock();

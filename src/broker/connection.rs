@@ -224,7 +224,11 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         return None;
     }
     let max = shared.config.max_connections;
-    let attached = shared.registry.attach(&client_id, &identity, max).await;
+    let counts = |user: &str| shared.may_log_in(user);
+    let attached = shared
+        .registry
+        .attach(&client_id, &identity, counts, max)
+        .await;
     let (online, parked) = match attached {
         Ok(attached) => attached,
         Err(error) => {
@@ -859,8 +863,7 @@ impl Connection {
                     None => continue,
                 }
             }
-            if !reads {
-                // Not the client's doing.
+            if paused.is_some() || stuck || !self.behind.is_empty() {
                 self.place.excuse(&shared.places, paused.unwrap_or(now));
             }
             let writes = self.deaf.is_none() && !self.wire.is_sent();
@@ -924,7 +927,7 @@ impl Connection {
                             "the client takes no bytes (mqtt.write_timeout_ms)".into(),
                         );
                     }
-                    if reads && packet_deadline.is_some_and(|deadline| deadline <= now) {
+                    if packet_deadline.is_some_and(|deadline| deadline <= now) {
                         return self.too_slow();
                     }
                     if reads && let Some(Effect::Close(close)) =
@@ -1107,7 +1110,8 @@ impl Connection {
                 }
                 Ok(None) => {
                     let begun = codec::begun_size(&self.wire.input);
-                    self.place.adjust(begun, &self.shared.places, now);
+                    let bytes = self.wire.input.len();
+                    self.place.adjust(begun, bytes, &self.shared.places, now);
                     break;
                 }
                 Err(error) => {

@@ -143,19 +143,23 @@ impl Broker {
         self.shared.registry.evict(client_id, Eviction::ByOperator)
     }
 
-    /// Ends the connection of a client, if it has one, and its session. Returns whether there was
-    /// either.
+    /// Ends the connection of a client, if it has one, and its session, on disk too. Returns whether
+    /// there was either.
     pub async fn forget(&self, client_id: &str) -> bool {
-        if self.shared.registry.evict(client_id, Eviction::Forgotten) {
-            return true;
-        }
-        match self.shared.registry.take_parked(client_id) {
+        let registry = &self.shared.registry;
+        let why = Eviction::Forgotten;
+        let was_there = match registry.take_parked(client_id) {
             Some(parked) => {
                 self.shared.end_parked(client_id, parked).await;
                 true
             }
-            None => false,
+            None => registry.evict_and_wait(client_id, why).await,
+        };
+        if let Some(archive) = self.shared.mailboxes.archive.as_ref().filter(|_| was_there) {
+            // What can't be written is logged and counted by the archive, and is tried again.
+            drop(archive.synced().await);
         }
+        was_there
     }
 
     /// Subscriptions by client id and filter; of one client, if there is a `client_id`.

@@ -1,6 +1,7 @@
 //! Large packets on their way in. A connection keeps what it has of a packet until it has come in
 //! whole, so all together could keep more than there is memory. Before it reads on in a large one, a
-//! connection needs a place for it, and waits its turn without reading.
+//! connection needs a place for what comes, and waits its turn without reading. A place is for what has
+//! come in, not for what was announced: who holds much has sent much.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Larger ones need a place. Smaller ones are counted with the connection.
+/// Packets up to here need no place, nor does the beginning of a larger one: that much is counted with
+/// the connection.
 const LARGE: usize = 64 * 1024;
 
-/// Who has a place and sends more slowly than this keeps it from others.
+/// Who sends more slowly than this keeps a place from others.
 const BYTES_PER_S: usize = 16 * 1024;
 
 /// Places for so many bytes.
@@ -37,97 +39,108 @@ fn kibibytes(bytes: usize) -> u32 {
 
 /// What a connection has for the packet that it is reading.
 #[derive(Default)]
-pub(super) enum Place {
-    /// The packet is small, or there is none.
-    #[default]
-    NotNeeded,
-    Wanted {
-        size: usize,
-        turn: Turn,
-    },
-    Held {
-        size: usize,
-        _permit: OwnedSemaphorePermit,
-        /// When the packet must be there.
-        until: Instant,
-    },
+pub(super) struct Place {
+    /// None: the packet is small, or there is none.
+    packet: Option<LargePacket>,
+}
+
+struct LargePacket {
+    size: usize,
+    /// When it must be there.
+    until: Instant,
+    /// For as much as has been read of it, and the next read.
+    permit: Option<OwnedSemaphorePermit>,
+    turn: Option<Turn>,
 }
 
 type Turn = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
 
 impl Place {
-    /// A packet of `size` bytes has begun and is not there in whole; none if nothing has begun.
-    pub fn adjust(&mut self, size: Option<usize>, places: &Places, now: Instant) {
-        let has_size = match self {
-            Place::NotNeeded => None,
-            Place::Wanted { size, .. } | Place::Held { size, .. } => Some(*size),
+    /// A packet of `size` bytes has begun and `bytes` of it are there; no size if nothing has begun.
+    pub fn adjust(&mut self, size: Option<usize>, bytes: usize, places: &Places, now: Instant) {
+        let Some(size) = size.filter(|size| *size > LARGE) else {
+            self.leave();
+            return;
         };
-        let size = size.filter(|size| *size > LARGE);
-        if has_size == size {
+        let packet = self.packet.get_or_insert_with(|| LargePacket {
+            size,
+            until: now + places.patience + Duration::from_secs((size / BYTES_PER_S) as u64),
+            permit: None,
+            turn: None,
+        });
+        let has = packet
+            .permit
+            .as_ref()
+            .map_or(0, |permit| permit.num_permits());
+        let wants = match bytes < LARGE {
+            true => 0,
+            false => kibibytes((bytes + LARGE).min(packet.size)),
+        };
+        let missing = wants.saturating_sub(has as u32);
+        if missing == 0 || packet.turn.is_some() {
             return;
         }
-        // What there was is given back first.
-        *self = Place::NotNeeded;
-        let Some(size) = size else {
-            return;
-        };
         let semaphore = places.kibibytes.clone();
-        *self = match semaphore.clone().try_acquire_many_owned(kibibytes(size)) {
-            Ok(permit) => Place::held(size, permit, places, now),
-            Err(_) => Place::Wanted {
-                size,
-                turn: Box::pin(async move {
-                    let turn = semaphore.acquire_many_owned(kibibytes(size)).await;
+        match semaphore.clone().try_acquire_many_owned(missing) {
+            Ok(permit) => packet.take(permit),
+            Err(_) => {
+                // Those who have to wait give up before those who make them wait: what they hold is
+                // what others wait for.
+                packet.until = packet.until.min(now + places.patience);
+                packet.turn = Some(Box::pin(async move {
+                    let turn = semaphore.acquire_many_owned(missing).await;
                     turn.expect("the semaphore is never closed")
-                }),
-            },
-        };
+                }));
+            }
+        }
     }
 
     /// A packet has come in whole: the next one, even if it is as large, has a place of its own.
     pub fn leave(&mut self) {
-        *self = Place::NotNeeded;
+        self.packet = None;
     }
 
     pub fn is_wanted(&self) -> bool {
-        matches!(self, Place::Wanted { .. })
+        let packet = self.packet.as_ref();
+        packet.is_some_and(|packet| packet.turn.is_some())
     }
 
     /// Waits until it is this connection's turn, if it waits for one. May be dropped at any time.
     pub async fn turn(&mut self) -> OwnedSemaphorePermit {
-        match self {
-            Place::Wanted { turn, .. } => turn.await,
-            _ => std::future::pending().await,
+        match self.packet.as_mut().and_then(|packet| packet.turn.as_mut()) {
+            Some(turn) => turn.await,
+            None => std::future::pending().await,
         }
     }
 
     /// It is this connection's turn.
     pub fn take(&mut self, permit: OwnedSemaphorePermit, places: &Places, now: Instant) {
-        if let Place::Wanted { size, .. } = self {
-            *self = Place::held(*size, permit, places, now);
+        if let Some(packet) = &mut self.packet {
+            packet.turn = None;
+            packet.take(permit);
+            let time = Duration::from_secs((packet.size / BYTES_PER_S) as u64);
+            packet.until = now + places.patience + time;
         }
     }
 
-    fn held(size: usize, permit: OwnedSemaphorePermit, places: &Places, now: Instant) -> Place {
-        let time = Duration::from_secs((size / BYTES_PER_S) as u64);
-        Place::Held {
-            size,
-            _permit: permit,
-            until: now + places.patience + time,
-        }
-    }
-
-    /// Nothing was read until `now`.
+    /// The gateway has not let the client send until `now`.
     pub fn excuse(&mut self, places: &Places, now: Instant) {
-        if let Place::Held { until, .. } = self {
-            *until = (*until).max(now + places.patience);
+        if let Some(packet) = self.packet.as_mut().filter(|packet| packet.turn.is_none()) {
+            packet.until = packet.until.max(now + places.patience);
         }
     }
 
+    /// When the packet has taken too long.
     pub fn deadline(&self) -> Option<Instant> {
-        match self {
-            Place::Held { until, .. } => Some(*until),
-            _ => None,
+        self.packet.as_ref().map(|packet| packet.until)
+    }
+}
+
+impl LargePacket {
+    fn take(&mut self, permit: OwnedSemaphorePermit) {
+        match &mut self.permit {
+            Some(held) => held.merge(permit),
+            None => self.permit = Some(permit),
         }
     }
 }
@@ -143,33 +156,43 @@ mod tests {
         let now = Instant::now();
         let places = Places::new(300 * 1024, PATIENCE);
         let (mut first, mut second) = (Place::default(), Place::default());
-        first.adjust(Some(200 * 1024), &places, now);
-        second.adjust(Some(200 * 1024), &places, now);
+        first.adjust(Some(320 * 1024), 150 * 1024, &places, now);
         assert_eq!(
             first.deadline(),
-            Some(now + PATIENCE + Duration::from_secs(12))
+            Some(now + PATIENCE + Duration::from_secs(20))
         );
-        assert!(second.is_wanted() && second.deadline().is_none());
+        second.adjust(Some(320 * 1024), 150 * 1024, &places, now);
+        assert!(second.is_wanted());
+        assert_eq!(
+            second.deadline(),
+            Some(now + PATIENCE),
+            "it waits no longer"
+        );
         first.leave();
         let permit = second.turn().await;
         second.take(permit, &places, now);
-        assert!(!second.is_wanted() && second.deadline().is_some());
+        assert!(!second.is_wanted());
     }
 
     #[test]
-    fn a_place_is_kept_while_the_packet_is_the_same_and_given_back_after_it() {
+    fn a_place_is_for_what_has_come_in_and_given_back_after_the_packet() {
         let now = Instant::now();
         let places = Places::new(300 * 1024, PATIENCE);
         let mut place = Place::default();
-        place.adjust(Some(100 * 1024), &places, now);
-        let until = place.deadline();
-        place.adjust(Some(100 * 1024), &places, now + PATIENCE);
-        assert_eq!(place.deadline(), until);
+        place.adjust(Some(200 * 1024), 100, &places, now);
+        assert_eq!(
+            places.kibibytes.available_permits(),
+            300,
+            "nothing is there"
+        );
+        place.adjust(Some(200 * 1024), 100 * 1024, &places, now);
+        assert_eq!(places.kibibytes.available_permits(), 300 - 164);
+        place.adjust(Some(200 * 1024), 190 * 1024, &places, now);
+        assert_eq!(places.kibibytes.available_permits(), 100);
         let late = now + PATIENCE * 9;
         place.excuse(&places, late);
         assert_eq!(place.deadline(), Some(late + PATIENCE));
-        assert_eq!(places.kibibytes.available_permits(), 200);
-        place.adjust(Some(10), &places, now);
+        place.adjust(Some(10), 10, &places, now);
         assert_eq!(places.kibibytes.available_permits(), 300);
     }
 }

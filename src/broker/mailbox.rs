@@ -261,6 +261,11 @@ impl Mailbox {
         });
     }
 
+    /// Counts dead letters of which nothing is kept.
+    pub fn count_dead_letters(&self, reason: Reason, count: u64) {
+        self.all.dead_letters.count(reason, count);
+    }
+
     /// Keeps the count of all mailboxes' bytes.
     fn count_bytes(&self, before: usize, after: usize) {
         let total = &self.all.queued_bytes;
@@ -521,31 +526,17 @@ impl Mailbox {
         shared
     }
 
-    /// The session has ended. What was sent to share groups is returned.
-    pub fn close(&self, now: Instant) -> Vec<Delivery> {
+    /// The session has ended. Returns what was in memory for it.
+    pub fn close(&self) -> Vec<Delivery> {
         let mut queue = self.queue.lock();
         queue.closed = true;
         self.count_bytes(queue.bytes, 0);
-        let mut left = Vec::from(std::mem::take(&mut queue.deliveries));
+        let left = Vec::from(std::mem::take(&mut queue.deliveries));
         queue.bytes = 0;
         self.set_pressed(false);
         drop(queue);
         self.eased.notify_waiters();
-        left.retain(|delivery| {
-            let is_shared = delivery.group.is_some();
-            if !is_shared {
-                self.lost(delivery, now);
-            }
-            is_shared
-        });
         left
-    }
-
-    /// The session has ended before this one was delivered.
-    pub fn lost(&self, delivery: &Delivery, now: Instant) {
-        if delivery.qos != QoS::AtMostOnce {
-            self.dead_letter(Reason::SessionEnded, &delivery.message, now);
-        }
     }
 }
 

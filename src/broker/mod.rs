@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use rumqttd::protocol::ConnectReturnCode;
+use rumqttd::protocol::{ConnectReturnCode, QoS};
 use rustc_hash::FxHashSet;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
@@ -114,6 +114,10 @@ pub struct BrokerConfig {
     /// From all clients together. 0: no limit.
     pub max_total_bytes_per_s: u64,
 }
+
+/// Of the messages that a session leaves undelivered at its end, so many are kept as dead letters, and
+/// the others counted: one client must not push out the letters of all others.
+const LETTERS_OF_A_SESSION: usize = 16;
 
 /// How far the shutdown has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -471,50 +475,40 @@ impl Shared {
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
         let (shared, lost) = session.take_shared();
-        self.hand_on(shared, lost, mailbox, key, now);
-        self.clear_stored(client_id, mailbox, key, now);
-        self.hand_on(mailbox.close(now), Vec::new(), mailbox, key, now);
-        if let Some(archive) = mailbox.archive() {
-            archive.remove_session(client_id, key);
-        }
-    }
-
-    /// What waits on disk for a session that is over goes to the other members of its share groups,
-    /// or is lost.
-    fn clear_stored(&self, client_id: &str, mailbox: &Mailbox, key: SessionKey, now: Instant) {
-        const AT_ONCE: usize = 512;
-        loop {
-            let mut part = VecDeque::new();
-            if let Err(error) = mailbox.take(AT_ONCE, &mut part) {
-                tracing::error!(
-                    client = client_id,
-                    %error,
-                    "what waits for a session that is over can't be read, and is dropped"
-                );
-                return;
-            }
-            if part.is_empty() {
-                return;
-            }
-            let (shared, lost) = part
-                .into_iter()
-                .partition(|delivery| delivery.group.is_some());
-            self.hand_on(shared, lost, mailbox, key, now);
-        }
-    }
-
-    /// Gives what was `shared` to other members of the groups, and writes down what nobody gets.
-    fn hand_on(
-        &self,
-        shared: Vec<Delivery>,
-        lost: Vec<Delivery>,
-        mailbox: &Mailbox,
-        key: SessionKey,
-        now: Instant,
-    ) {
         let left = self.fanout.pass_on(shared, key, now);
-        for delivery in left.iter().chain(&lost) {
-            mailbox.lost(delivery, now);
+        // A session that is not kept has nothing to come back for.
+        let mut lost: VecDeque<Delivery> = match mailbox.archive() {
+            Some(_) => left.into_iter().chain(lost).collect(),
+            None => left.into(),
+        };
+        if let Err(error) = mailbox.take(LETTERS_OF_A_SESSION, &mut lost) {
+            tracing::error!(
+                client = client_id,
+                %error,
+                "what waits for a session that is over can't be read, and is dropped"
+            );
+        }
+        lost.extend(mailbox.close());
+        let (shared, lost): (Vec<_>, Vec<_>) = lost
+            .into_iter()
+            .partition(|delivery| delivery.group.is_some());
+        let left = self.fanout.pass_on(shared, key, now);
+        let lost = left.into_iter().chain(lost);
+        let lost = lost.filter(|delivery| delivery.qos != QoS::AtMostOnce);
+        let mut stored = Vec::new();
+        let mut count = 0;
+        for delivery in lost {
+            count += 1;
+            match count <= LETTERS_OF_A_SESSION {
+                true => mailbox.dead_letter(Reason::SessionEnded, &delivery.message, now),
+                false => mailbox.count_dead_letters(Reason::SessionEnded, 1),
+            }
+            stored.extend(delivery.is_stored.then_some(delivery.sequence));
+        }
+        if let Some(archive) = mailbox.archive() {
+            // What is left on disk is counted there, when it is removed.
+            archive.remove(key, stored.into_iter());
+            archive.remove_session(client_id, key);
         }
     }
 
@@ -671,6 +665,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Whether somebody may still come as `user`, for all that can be known.
+    fn may_log_in(&self, user: &str) -> bool {
+        let tls = self.tls.as_ref();
+        self.access.may_know(user) || tls.is_some_and(|tls| tls.asks_for_certificates())
     }
 
     /// Whether a client with these certificates would be let in now.

@@ -1,5 +1,6 @@
 //! Which client id belongs to whom: connected sessions, parked sessions, takeover.
 
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -137,14 +138,16 @@ pub enum Due {
 
 impl Registry {
     /// Takes the client id, away from another connection if need be, and with it what is parked
-    /// under it. What belongs to nobody may be had by anybody. At most `max` are connected.
+    /// under it. What belongs to another user is not to be had while that user `counts`, and what
+    /// belongs to nobody may be had by anybody. At most `max` are connected.
     pub async fn attach(
         &self,
         client_id: &str,
         identity: &Identity,
+        counts: impl Fn(&str) -> bool,
         max: usize,
     ) -> Result<(Arc<Online>, Option<Parked>), AttachError> {
-        let is_other = |user: Option<&str>| user.is_some() && user != identity.user();
+        let is_other = |user: Option<&str>| user != identity.user() && user.is_some_and(&counts);
         loop {
             let holder = {
                 let mut slots = self.slots.lock();
@@ -297,6 +300,18 @@ impl Registry {
         }
     }
 
+    /// As [`Registry::evict`], and waits until the connection is gone.
+    pub async fn evict_and_wait(&self, client_id: &str, why: Eviction) -> bool {
+        let holder = match self.slots.lock().by_client_id.get(client_id) {
+            Some(Slot::Online(online)) => online.clone(),
+            _ => return false,
+        };
+        holder.evict(why);
+        // Its connection never drops the sender without saying so first.
+        let _ = holder.gone.subscribe().wait_for(|gone| *gone).await;
+        true
+    }
+
     /// Calls `online` or `parked` with each client id.
     pub fn for_each(
         &self,
@@ -339,10 +354,18 @@ impl Slots {
             })
     }
 
+    /// Of the sessions of the user who has most of them: one user must not push out the others'.
     fn take_first_to_expire(&mut self) -> Option<(String, Parked)> {
+        let mut users: FxHashMap<Option<&str>, usize> = FxHashMap::default();
+        for (_, parked) in self.parked() {
+            *users.entry(parked.session.user()).or_default() += 1;
+        }
         let (_, id) = self
             .parked()
-            .map(|(id, parked)| (parked.expires, id.clone()))
+            .map(|(id, parked)| {
+                let of_user = users[&parked.session.user()];
+                ((Reverse(of_user), parked.expires), id.clone())
+            })
             .min()?;
         match self.by_client_id.remove(&id) {
             Some(Slot::Parked(parked)) => Some((id, *parked)),

@@ -590,7 +590,7 @@ impl Session {
             (Some(wish), Some(max)) => Some(wish.min(max)),
             (wish, max) => wish.or(max),
         };
-        let properties = ConnAckProperties {
+        let mut properties = ConnAckProperties {
             session_expiry_interval: Some(request.session_expiry.as_secs() as u32),
             receive_max: Some(self.limits.receive_maximum),
             max_packet_size: Some(self.limits.max_packet_bytes),
@@ -627,7 +627,14 @@ impl Session {
         self.refused = None;
         let start = out.len();
         self.encoder
-            .connack(resumed, ConnectReturnCode::Success, properties, out);
+            .connack(resumed, ConnectReturnCode::Success, properties.clone(), out);
+        if out.len() - start > self.max_packet_bytes && properties.response_information.is_some() {
+            // The only property that a client can do without.
+            properties.response_information = None;
+            out.truncate(start);
+            let code = ConnectReturnCode::Success;
+            self.encoder.connack(resumed, code, properties, out);
+        }
         if out.len() - start > self.max_packet_bytes {
             // It must not be sent (MQTT 5.0, 3.1.2.11.4), and nothing may come before it.
             out.truncate(start);
@@ -1569,12 +1576,12 @@ mod tests {
 
     #[test]
     fn a_message_larger_than_the_client_takes_is_left_out() {
-        // Maximum packet size 10.
+        // Maximum packet size 32.
         let mut client = Client::connect(
-            b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x0a\x00\x01c",
+            b"\x10\x13\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00\x20\x00\x01c",
         );
-        client.deliver("more than ten bytes", QoS::AtLeastOnce);
-        client.deliver("more than ten bytes", QoS::AtMostOnce);
+        client.deliver("more than thirty-two bytes in all", QoS::AtLeastOnce);
+        client.deliver("more than thirty-two bytes in all", QoS::AtMostOnce);
         assert!(client.sent().is_empty());
         client.deliver("ok", QoS::AtMostOnce);
         assert_eq!(client.sent(), b"\x30\x06\x00\x01t\x00ok");
@@ -1705,9 +1712,9 @@ mod tests {
             QoS::AtLeastOnce,
         );
         client.sent();
-        // Receive maximum 1 and maximum packet size 20.
+        // Receive maximum 1 and maximum packet size 32.
         let (request, decoder) = request(
-            b"\x10\x16\x00\x04MQTT\x05\x00\x00\x3c\x08\x21\x00\x01\x27\x00\x00\x00\x14\x00\x01c",
+            b"\x10\x16\x00\x04MQTT\x05\x00\x00\x3c\x08\x21\x00\x01\x27\x00\x00\x00\x20\x00\x01c",
         );
         client.decoder = decoder;
         client

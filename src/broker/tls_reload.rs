@@ -85,6 +85,11 @@ impl TlsReloader {
         self.current.load().config.clone()
     }
 
+    /// Whether clients may show who they are by certificates.
+    pub(super) fn asks_for_certificates(&self) -> bool {
+        self.current.load().clients.is_some()
+    }
+
     /// Whether somebody vouches for a client with these certificates, its own first, now.
     pub(super) fn vouches_for(&self, certificates: &[CertificateDer<'static>]) -> bool {
         let loaded = self.current.load();

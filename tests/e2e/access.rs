@@ -497,6 +497,30 @@ fn who_is_forgotten_while_connected_has_no_session_afterwards() {
     kept.accepted();
     gateway.json(&["client", "forget", "mine"]);
     assert_eq!(kept.until_closed(), []);
-    gateway.until_status("clients", |s| s["broker"]["connected"].as_u64(), Some(0));
+    // At once, and for good.
+    let gateway = gateway.kill().start();
     assert_eq!(gateway.status()["broker"]["parked"], 0);
+}
+
+#[test]
+fn the_session_of_a_user_who_is_no_more_keeps_nobody_out() {
+    let home = home();
+    must_add_user(&home, &["press"], "p");
+    must_add_user(&home, &["otto"], "o");
+    let gateway = home.start();
+    let rest = [string("press"), string("p")].concat();
+    let mut kept = Wire::open(&gateway);
+    kept.send(&connect_packet_with(4, "mine", 0, USER | PASSWORD, &rest));
+    kept.accepted();
+    kept.close();
+    gateway.until_status("sessions", |s| s["broker"]["parked"].as_u64(), Some(1));
+    let removed = finished(
+        home.command(&["user", "remove", "press"]).spawn().unwrap(),
+        PATIENCE,
+    );
+    assert!(removed.status.success(), "{removed:?}");
+    gateway.cli(&["reload"]);
+    let mut wire = Wire::open(&gateway);
+    wire.send(&connect(5, "mine", Some(("otto", "o"))));
+    wire.accepted();
 }

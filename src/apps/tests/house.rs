@@ -13,7 +13,7 @@ use crate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler};
 use crate::dead_letters::DeadLetters;
 use crate::event::{Event, Topic};
 use crate::pipeline::{Offer, Routes, Sink};
-use crate::store::{Store, StoreConfig};
+use crate::store::{Store, StoreConfig, StoreError};
 
 /// Longer than anything here takes on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -76,12 +76,22 @@ pub(super) fn config(folder: &Path) -> AppsConfig {
     }
 }
 
+/// Waits for the threads of an earlier gateway to let go of the store: one that compiles is not waited
+/// for when a gateway ends.
 pub(super) fn store(folder: &Path) -> Store {
-    Store::open(&StoreConfig {
-        path: folder.join("store"),
-        map_bytes: 64 << 20,
-    })
-    .unwrap()
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let opened = Store::open(&StoreConfig {
+            path: folder.join("store"),
+            map_bytes: 64 << 20,
+        });
+        match opened {
+            Err(StoreError::InUse { .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 impl House {

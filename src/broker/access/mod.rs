@@ -208,10 +208,10 @@ pub struct Access {
     /// Of everybody who has permissions that depend on rules. Locked while they change, so that no
     /// client gets old ones meanwhile.
     clients: Mutex<Clients>,
-    throttle: Mutex<Throttle>,
+    throttle: Arc<Mutex<Throttle>>,
     checking: Arc<Semaphore>,
     queue: LoginQueue,
-    verified: Verified,
+    verified: Arc<Verified>,
     failed: [AtomicU64; REASONS.len()],
 }
 
@@ -299,10 +299,10 @@ impl Access {
         Ok(Access {
             files: ArcSwap::from_pointee(files),
             clients: Mutex::default(),
-            throttle: Mutex::new(Throttle::new(config.max_failures_per_minute)),
+            throttle: Arc::new(Mutex::new(Throttle::new(config.max_failures_per_minute))),
             checking: Arc::new(Semaphore::new(CHECKED_AT_ONCE)),
             queue: LoginQueue::default(),
-            verified: Verified::default(),
+            verified: Arc::default(),
             failed: Default::default(),
             config,
         })
@@ -330,6 +330,13 @@ impl Access {
     /// key of the token is.
     pub fn still_valid(&self, identity: &Identity) -> bool {
         self.files.load().vouch_for(identity)
+    }
+
+    /// Whether `user` has a password, or may have a token.
+    pub fn may_know(&self, user: &str) -> bool {
+        let files = self.files.load();
+        let passwords = files.passwords.as_ref();
+        files.tokens.is_some() || passwords.is_some_and(|passwords| passwords.get(user).is_some())
     }
 
     /// What a client may do from now on.
@@ -503,26 +510,37 @@ impl Access {
             .and_then(|passwords| passwords.get(user))
             .map(|user| user.hash.clone());
         let right = tokio::task::spawn_blocking({
+            let (throttle, verified) = (self.throttle.clone(), self.verified.clone());
             let (hash, password) = (hash.clone(), password.to_owned());
+            let (address, user) = (login.peer.ip(), user.to_owned());
             move || {
-                // Held here, and not by the connection, which may be gone before the work is done.
+                // Held here, and not by the connection, which may be gone before the work is done. What
+                // came of it counts all the same: else no login would ever be in time on a machine that
+                // is too busy for one.
                 let _turn = turn;
-                passwords::verify(hash.as_deref(), &password)
+                let right = passwords::verify(hash.as_deref(), &password);
+                let suspect = Suspect {
+                    address,
+                    user: Some(&user),
+                };
+                match hash {
+                    Some(hash) if right => {
+                        throttle.lock().succeeded(suspect, Instant::now());
+                        verified.remember(&user, &hash, &password);
+                    }
+                    _ => throttle.lock().failed(suspect, Instant::now()),
+                }
+                right
             }
         });
         let right = right.await.unwrap_or(false);
         match hash {
-            Some(hash) if right => {
-                self.throttle.lock().succeeded(suspect, Instant::now());
-                self.verified.remember(user, &hash, password);
-                Ok(Identity {
-                    user: Some(user.into()),
-                    proof: Proof::Password { hash },
-                    expires: None,
-                })
-            }
+            Some(hash) if right => Ok(Identity {
+                user: Some(user.into()),
+                proof: Proof::Password { hash },
+                expires: None,
+            }),
             hash => {
-                self.throttle.lock().failed(suspect, Instant::now());
                 let user = shortened(user);
                 Err(match hash {
                     Some(_) => LoginRefused::WrongPassword { user },

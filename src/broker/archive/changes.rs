@@ -81,16 +81,19 @@ impl Changes {
     }
 
     /// Takes back all that waits for a session.
-    pub fn take_back_queue(&mut self, number: u64) {
+    /// Returns how many there were.
+    pub fn take_back_queue(&mut self, number: u64) -> u64 {
         let keys: Vec<_> = self
             .queued
             .range((number, 0)..=(number, u64::MAX))
             .map(|(key, _)| *key)
             .collect();
+        let count = keys.len() as u64;
         for key in keys {
             self.take_back(key);
         }
         self.removed.forget(number);
+        count
     }
 
     /// Adds what was wanted before, where nothing else is wanted since.

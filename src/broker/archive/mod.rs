@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use super::message::{Delivery, Message};
 use super::stored::{self, Clock, SessionRecord, StoredWill};
-use crate::dead_letters::{DeadLetters, Unsaved};
+use crate::dead_letters::{DeadLetters, Reason, Unsaved};
 use crate::event::Topic;
 use crate::store::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, Store, StoreError, queued_cost};
 use changes::{Changes, Ranges, Waiting};
@@ -245,7 +245,8 @@ impl Archive {
     /// id by now stays. Nothing may be appended to a session that was removed.
     pub fn remove_session(&self, client_id: &str, number: u64) {
         self.shared.change(|state| {
-            state.waiting.take_back_queue(number);
+            let lost = state.waiting.take_back_queue(number);
+            self.shared.dead_letters.count(Reason::SessionEnded, lost);
             state.waiting.gone.insert(number);
             if state.numbers.get(client_id) == Some(&number) {
                 state.numbers.remove(client_id);
@@ -612,7 +613,10 @@ impl Shared {
                 let removed = full
                     && self
                         .commit(&changes, Part::Removals, committed, record)
-                        .map(|written| self.state.lock().committed_bytes = written.queued_bytes)
+                        .map(|written| {
+                            self.dead_letters.count(Reason::SessionEnded, written.lost);
+                            self.state.lock().committed_bytes = written.queued_bytes;
+                        })
                         .is_ok();
                 // The other one is in the state, and not to be copied.
                 drop(changes);
@@ -641,8 +645,10 @@ impl Shared {
         }
         let mut unfinished = Vec::new();
         let mut left = REMOVED_AT_ONCE;
+        let mut lost = 0;
         for &number in &changes.gone {
             let (count, cost) = txn.remove_queued(number, (0, u64::MAX), left)?;
+            lost += count as u64;
             removed += cost;
             left -= count;
             if left == 0 {
@@ -693,10 +699,12 @@ impl Shared {
             queued_bytes,
             unfinished,
             nearly_full,
+            lost,
         })
     }
 
     fn written(&self, written: Written, target: u64) {
+        self.dead_letters.count(Reason::SessionEnded, written.lost);
         let mut state = self.state.lock();
         state.committed_bytes = written.queued_bytes;
         state.writing = Arc::default();
@@ -806,6 +814,8 @@ enum Part {
 /// What a transaction has come to.
 struct Written {
     queued_bytes: u64,
+    /// Deliveries of sessions that are gone.
+    lost: u64,
     /// Sessions that are gone, and for which something is still queued.
     unfinished: Vec<u64>,
     nearly_full: bool,

@@ -251,7 +251,7 @@ impl Rehearsal {
         let request = ConnectRequest::new(version, packet, key, &self.limits, || unreachable!());
         let request = request.expect("a CONNECT that keeps the rules");
         let identity = Identity::remembered(None);
-        let attached = now_or_never(self.registry.attach(&id, &identity, PLENTY));
+        let attached = now_or_never(self.registry.attach(&id, &identity, |_| true, PLENTY));
         let (online, parked) = attached.expect("there is room, and nobody has a name");
 
         let parked = match parked {
@@ -463,7 +463,8 @@ impl Rehearsal {
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
         let (mut shared, _) = session.take_shared();
-        shared.extend(mailbox.close(self.now));
+        let left = mailbox.close().into_iter();
+        shared.extend(left.filter(|delivery| delivery.group.is_some()));
         self.fanout.pass_on(shared, key, self.now);
     }
 
