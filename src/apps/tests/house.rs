@@ -197,6 +197,15 @@ impl House {
         self.eventually(name, "an empty queue", |info| info.counters.queued == 0)
     }
 
+    /// Has the app fail until it is left alone.
+    pub(super) fn open_breaker(&self, name: &str) {
+        for failures in 1..=10 {
+            self.send(&format!("{name}/in"), &["U"]);
+            self.eventually(name, "the failure", |info| info.counters.failed == failures);
+        }
+        self.until_state(name, AppState::BackingOff);
+    }
+
     /// Sends the app an event and waits until it comes back.
     pub(super) fn assert_works(&self, name: &str) {
         let before = self.info(name).counters.handled;

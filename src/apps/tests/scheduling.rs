@@ -1,6 +1,7 @@
 //! Queues, order, fairness, and the books.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -156,10 +157,9 @@ fn an_app_in_a_long_call_loses_what_does_not_fit_instead_of_blocking_the_pipelin
 
 #[test]
 fn an_app_that_backs_off_queues_up_to_its_bound_and_drops_the_rest() {
-    let house = House::new();
+    let house = House::with(|config| config.restart.first_pause = Duration::from_millis(300));
     house.install("a");
-    house.send("a/in", &["U"]);
-    house.until_state("a", AppState::BackingOff);
+    house.open_breaker("a");
     for _ in 0..30 {
         house.send("a/in", &["x"; 10]);
     }
