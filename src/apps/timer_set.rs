@@ -278,7 +278,7 @@ mod tests {
     fn fire(set: &mut TimerSet, now: Now) -> Vec<String> {
         let fired = set.fire(now);
         let line = |fired: &Fired| {
-            let ms = (fired.due_unix_ns - START_NS) / 1_000_000;
+            let ms = (fired.due_unix_ns as i64 - START_NS as i64) / 1_000_000;
             format!("{} {ms}", fired.name)
         };
         fired.iter().map(line).collect()
