@@ -353,6 +353,10 @@ impl AppState {
     pub(super) fn reopen(self: &Arc<Self>) {
         let mut contents = self.contents.lock();
         contents.closed = false;
+        // What could not be read must not be overwritten.
+        if contents.unreadable.is_some() {
+            return;
+        }
         contents.pending.replace = true;
         contents.version += 1;
         let enlist = !std::mem::replace(&mut contents.queued, true);
