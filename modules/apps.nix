@@ -137,6 +137,24 @@ let
             default = "64";
             description = "Lines that one call may log.";
           };
+          kv_bytes = limit {
+            from = 0;
+            to = 67108864;
+            default = "1048576, which is 1 MiB";
+            description = "What the app may keep, in bytes: keys, values, and 64 for each key.";
+          };
+          kv_per_batch = limit {
+            from = 0;
+            to = 1000000;
+            default = "1000";
+            description = "Calls about what it keeps that one call may make.";
+          };
+          timers = limit {
+            from = 0;
+            to = 1024;
+            default = "8";
+            description = "Timers that may be set at a time.";
+          };
         };
 
         manifest = mkOption {

@@ -506,9 +506,11 @@ impl Gateway {
                     outputs.latency.record_metrics();
                     apps.record_metrics();
                 });
+                let apps = self.apps.clone();
                 let endpoints = Endpoints {
                     recorder,
                     publish,
+                    append: Arc::new(move |text| apps.render_measures(text)),
                     health: self.health.clone(),
                 };
                 let serve = metrics::serve(listener, endpoints, stopped());

@@ -3,7 +3,8 @@
 //! An app gets the events that match its manifest's `subscribe` filters, a batch at a time, and
 //! returns the events that are to be published. It is a `cdylib` that is compiled for
 //! `wasm32-unknown-unknown` and wrapped as a WebAssembly component; it sees nothing of the machine
-//! that it runs on but its configuration, a log and the events.
+//! that it runs on but its configuration, a log, the events, what it keeps in [`kv`], and the
+//! [`clock`]. It can set a [`timer`] and count in [`metrics`].
 //!
 //! ```
 //! use headgate_sdk::{App, Config, Event, info};
@@ -55,10 +56,14 @@
 
 #![deny(unsafe_code)]
 
+pub mod clock;
 mod config;
 mod guest;
+pub mod kv;
 mod log;
+pub mod metrics;
 mod rate_limit;
+pub mod timer;
 
 pub use config::{Config, ConfigError};
 pub use guest::{App, PublishError, publish};

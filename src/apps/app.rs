@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,10 @@ use super::engine::{CallError, Instance, LoadedComponent};
 use super::host::{Output, Tally, Watch};
 use super::log::{AppLog, Complaint};
 use super::manifest::{Limits, Manifest};
+use super::measures::MeasuresText;
 use super::preinstalled::AppFolder;
-use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin, Restarts};
+use super::services::AppServices;
+use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin, Restarts, StateUsage};
 use super::supervisor::{RestartPolicy, Supervisor, Verdict};
 use super::suspects::Suspects;
 use super::workers::Shared;
@@ -54,6 +56,7 @@ pub(super) struct App {
     idle: AtomicBool,
     watch: Arc<Watch>,
     log: Arc<AppLog>,
+    services: Arc<AppServices>,
 }
 
 struct Inside {
@@ -175,7 +178,6 @@ impl App {
             };
             App {
                 log: Arc::new(AppLog::new(name.clone())),
-                name,
                 this: this.clone(),
                 inside: Mutex::new(Inside {
                     supervisor: Supervisor::new(shared.restart),
@@ -201,6 +203,14 @@ impl App {
                     recorded: (AppCounters::default(), Restarts::default()),
                     memory_bytes: 0,
                 }),
+                services: Arc::new(AppServices {
+                    state: shared.kv.open(&name),
+                    measures: Mutex::default(),
+                    alarms: shared.timer.alarms(),
+                    app: this.clone(),
+                    timers: AtomicUsize::new(0),
+                }),
+                name,
                 shared,
                 changed: Condvar::new(),
                 instance: Mutex::new(None),
@@ -212,6 +222,14 @@ impl App {
 
     pub(super) fn log(&self) -> &AppLog {
         &self.log
+    }
+
+    pub(super) fn services(&self) -> &Arc<AppServices> {
+        &self.services
+    }
+
+    pub(super) fn render_measures(&self, text: &mut MeasuresText) {
+        self.services.measures.lock().render(&self.name, text);
     }
 
     pub(super) fn package(&self) -> Package {
@@ -242,6 +260,7 @@ impl App {
 
     fn info_of(&self, inside: &Inside) -> AppInfo {
         let manifest = inside.package.manifest.as_deref();
+        let state = self.services.state.usage();
         let texts = |filters: &[TopicFilter]| filters.iter().map(|f| f.to_string()).collect();
         AppInfo {
             name: self.name.to_string(),
@@ -262,6 +281,12 @@ impl App {
             limits: manifest.map_or_else(|| Limits::new(0), |m| m.limits.clone()),
             counters: inside.counters(),
             memory_bytes: inside.memory_bytes as u64,
+            kv: StateUsage {
+                bytes: state.bytes as u64,
+                keys: state.keys as u64,
+                synced: state.synced,
+            },
+            timers: self.services.timers.load(Ordering::Relaxed) as u64,
         }
     }
 
@@ -522,8 +547,9 @@ impl App {
         let started = {
             let _running = self.shared.ticker.running();
             let (log, watch) = (self.log.clone(), self.watch.clone());
+            let services = self.services.clone();
             catch_unwind(AssertUnwindSafe(|| {
-                Instance::start(component, manifest, log, watch)
+                Instance::start(component, manifest, log, watch, services)
             }))
         };
         self.watch.call_ended();
@@ -793,6 +819,29 @@ impl App {
         }
     }
 
+    /// Takes the events of timers, one each. A full queue is no reason to refuse them: a timer has
+    /// at most one event in it. False: the app takes nothing now.
+    pub(super) fn timers_fired(&self, batch: Batch) -> bool {
+        let mut inside = self.inside.lock();
+        if !inside.is_open() {
+            return false;
+        }
+        let events = batch.len();
+        inside.counters.offered += events as u64;
+        // Those that instances before this one have left count as well.
+        if inside.waiting + events > inside.bound() + 2 * inside.most_timers() {
+            inside.counters.dropped.queue_full += events as u64;
+            return false;
+        }
+        let bytes = batch.iter().map(event_bytes).sum();
+        inside.push(Queued { batch, bytes });
+        self.update_idle(&inside);
+        if inside.supervisor.state() == AppState::Running {
+            self.schedule(&mut inside);
+        }
+        true
+    }
+
     /// A call has become long: what the pipeline holds back for this app would be dropped now.
     fn on_stall(&self) {
         let progress = self.inside.lock().take_refused();
@@ -916,6 +965,11 @@ impl Inside {
         manifest.map_or(0, |manifest| manifest.limits.queue_events)
     }
 
+    fn most_timers(&self) -> usize {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.limits.timers)
+    }
+
     /// Bytes of memory that the app may have.
     fn memory_bound(&self) -> usize {
         let manifest = self.package.manifest.as_ref();
@@ -1004,6 +1058,7 @@ impl Inside {
         self.counters.over_publish_quota += tally.over_publish_quota;
         self.counters.over_log_quota += tally.over_log_quota;
         self.counters.refused_growth += refused_growth;
+        self.counters.refused_calls.add(tally.calls);
     }
 
     fn counters(&self) -> AppCounters {

@@ -12,6 +12,7 @@ use super::error::ComponentProblem;
 use super::host::{self, EventIn, EventOut, HostState, Interruption, Output, Tally, Watch};
 use super::log::AppLog;
 use super::manifest::Manifest;
+use super::services::AppServices;
 #[cfg(feature = "compiler")]
 use super::target::Target;
 use crate::event::Event;
@@ -307,8 +308,9 @@ impl Instance {
         manifest: Arc<Manifest>,
         log: Arc<AppLog>,
         watch: Arc<Watch>,
+        services: Arc<AppServices>,
     ) -> StartResult {
-        let state = HostState::new(manifest, log, watch);
+        let state = HostState::new(manifest, log, watch, services);
         let mut store = Store::new(component.pre.engine(), state);
         store.limiter(|state| &mut state.limiter);
         store.epoch_deadline_callback(|mut store| store.data_mut().watch.look());
@@ -317,7 +319,10 @@ impl Instance {
         store.set_epoch_deadline(1);
         let result = Self::configure(&mut store, component);
         let outputs = match &result {
-            Ok(_) => store.data_mut().take_outputs(Vec::new()),
+            Ok(_) => {
+                store.data_mut().commit();
+                store.data_mut().take_outputs(Vec::new())
+            }
             Err(_) => Vec::new(),
         };
         StartResult {
@@ -361,14 +366,21 @@ impl Instance {
             })
             .collect();
         self.store.data_mut().begin_call();
+        self.store.data_mut().arrive(batch);
         self.store.set_epoch_deadline(1);
         // A `TypedFunc` is covariant in its parameters: this one takes shorter borrows, too.
         let handle: &HandleFunc<'_> = &self.handle;
         match handle.call(&mut self.store, (&events,)) {
-            Ok((Ok(results),)) => Ok(self.store.data_mut().take_outputs(results)),
-            Ok((Err(message),)) => Err(CallError::Returned(format!(
-                "`handle` returned an error: {message}"
-            ))),
+            Ok((Ok(results),)) => {
+                self.store.data_mut().commit();
+                Ok(self.store.data_mut().take_outputs(results))
+            }
+            Ok((Err(message),)) => {
+                self.store.data_mut().abandon();
+                Err(CallError::Returned(format!(
+                    "`handle` returned an error: {message}"
+                )))
+            }
             Err(error) => Err(CallError::Trapped {
                 message: format!("`handle` {}", explain(&error)),
                 backtrace: backtrace(&error),

@@ -3,6 +3,12 @@
 //!
 //! Nothing that an app hands out leaves before its call has ended well: [`CallState`] gathers it.
 
+mod clocks;
+mod keyvalue;
+mod measures;
+mod random;
+mod timers;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
@@ -15,10 +21,15 @@ use rustc_hash::FxHashMap;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmStr};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
+use super::instance_timers::InstanceTimers;
+use super::kv::StagedState;
 use super::log::{AppLog, Complaint, MAX_CONTEXT, MAX_MESSAGE, cut};
-use super::manifest::Manifest;
-use super::status::LogLevel;
-use crate::event::{Topic, unix_time_ns};
+use super::manifest::{Limits, Manifest};
+use super::measures::Measures;
+use super::services::AppServices;
+use super::status::{LogLevel, RefusedCalls};
+use super::timer_set::Requests;
+use crate::event::{Event, Topic, unix_time_ns};
 
 pub(super) const LOGGING: &str = "wasi:logging/logging@0.1.0-draft";
 pub(super) const CONFIG: &str = "wasi:config/store@0.2.0-draft";
@@ -26,14 +37,55 @@ pub(super) const PUBLISHER: &str = "headgate:app/publisher@0.1.0";
 pub(super) const TYPES: &str = "headgate:app/types@0.1.0";
 
 /// All that an app can import.
-pub(super) const INTERFACES: [&str; 4] = [LOGGING, CONFIG, PUBLISHER, TYPES];
+pub(super) const INTERFACES: [&str; 14] = [
+    LOGGING,
+    CONFIG,
+    PUBLISHER,
+    TYPES,
+    keyvalue::STORE,
+    keyvalue::ATOMICS,
+    keyvalue::BATCH,
+    clocks::MONOTONIC,
+    clocks::WALL,
+    random::SECURE,
+    random::INSECURE,
+    random::SEED,
+    timers::TIMERS,
+    measures::METRICS,
+];
 
 /// The functions in them.
-pub(super) const FUNCTIONS: [(&str, &str); 4] = [
+pub(super) const FUNCTIONS: [(&str, &str); 30] = [
     (LOGGING, "log"),
     (CONFIG, "get"),
     (CONFIG, "get-all"),
     (PUBLISHER, "publish"),
+    (keyvalue::STORE, "open"),
+    (keyvalue::STORE, "[method]bucket.get"),
+    (keyvalue::STORE, "[method]bucket.set"),
+    (keyvalue::STORE, "[method]bucket.delete"),
+    (keyvalue::STORE, "[method]bucket.exists"),
+    (keyvalue::STORE, "[method]bucket.list-keys"),
+    (keyvalue::ATOMICS, "increment"),
+    (keyvalue::BATCH, "get-many"),
+    (keyvalue::BATCH, "set-many"),
+    (keyvalue::BATCH, "delete-many"),
+    (clocks::MONOTONIC, "now"),
+    (clocks::MONOTONIC, "resolution"),
+    (clocks::WALL, "now"),
+    (clocks::WALL, "resolution"),
+    (random::SECURE, "get-random-bytes"),
+    (random::SECURE, "get-random-u64"),
+    (random::INSECURE, "get-insecure-random-bytes"),
+    (random::INSECURE, "get-insecure-random-u64"),
+    (random::SEED, "insecure-seed"),
+    (timers::TIMERS, "set-interval"),
+    (timers::TIMERS, "set-once"),
+    (timers::TIMERS, "set-wall"),
+    (timers::TIMERS, "cancel"),
+    (measures::METRICS, "counter-add"),
+    (measures::METRICS, "gauge-set"),
+    (measures::METRICS, "histogram-record"),
 ];
 
 /// Most bytes that cross from an app to the host in one step (an argument list, a result). Bounds
@@ -165,7 +217,12 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
         |mut store: StoreContextMut<HostState>, (events,): (Vec<EventOut>,)| {
             Ok((store.data_mut().publish(events),))
         },
-    )
+    )?;
+    keyvalue::add_to_linker(linker)?;
+    clocks::add_to_linker(linker)?;
+    random::add_to_linker(linker)?;
+    timers::add_to_linker(linker)?;
+    measures::add_to_linker(linker)
 }
 
 /// What belongs to one live instance.
@@ -177,6 +234,10 @@ pub(super) struct HostState {
     pub(super) watch: CallWatch,
     /// Topics that this instance has published to and may: checking costs more than looking up.
     known_topics: FxHashMap<Box<str>, Topic>,
+    services: Arc<AppServices>,
+    handles: keyvalue::Handles,
+    /// None until the instance sets the first one.
+    timers: Option<Arc<InstanceTimers>>,
 }
 
 /// Topics that an instance's outputs are looked up in.
@@ -191,6 +252,17 @@ pub(super) struct CallState {
     publish_left: u32,
     log_left: u32,
     tally: Tally,
+    /// None as long as the call uses none of it, as most do.
+    staged: Option<Box<Staged>>,
+}
+
+/// What takes effect when the call has ended well, besides the outputs.
+#[derive(Default)]
+struct Staged {
+    state: StagedState,
+    kv_calls_left: u32,
+    timers: Requests,
+    measures: Measures,
 }
 
 /// An event that an app hands out, checked.
@@ -206,6 +278,7 @@ pub(super) struct Tally {
     pub(super) denied: u64,
     pub(super) over_publish_quota: u64,
     pub(super) over_log_quota: u64,
+    pub(super) calls: RefusedCalls,
 }
 
 /// Why an output can't go out.
@@ -225,6 +298,15 @@ impl CallState {
         may
     }
 
+    fn staged(&mut self, limits: &Limits) -> &mut Staged {
+        self.staged.get_or_insert_with(|| {
+            Box::new(Staged {
+                kv_calls_left: limits.kv_per_batch,
+                ..Staged::default()
+            })
+        })
+    }
+
     /// Whether `count` more events of `bytes` fit in the quota.
     fn fits(&self, count: usize, bytes: usize) -> bool {
         count <= self.publish_left as usize && bytes <= MAX_OUTPUT_BYTES - self.output_bytes
@@ -232,7 +314,12 @@ impl CallState {
 }
 
 impl HostState {
-    pub(super) fn new(manifest: Arc<Manifest>, log: Arc<AppLog>, watch: Arc<Watch>) -> HostState {
+    pub(super) fn new(
+        manifest: Arc<Manifest>,
+        log: Arc<AppLog>,
+        watch: Arc<Watch>,
+        services: Arc<AppServices>,
+    ) -> HostState {
         let limiter = Limiter::new(manifest.limits.memory_bytes());
         let deadline = Duration::from_millis(manifest.limits.batch_deadline_ms);
         HostState {
@@ -241,6 +328,9 @@ impl HostState {
             limiter,
             call: CallState::default(),
             known_topics: FxHashMap::default(),
+            services,
+            handles: keyvalue::Handles::default(),
+            timers: None,
             watch: CallWatch {
                 deadline,
                 began: None,
@@ -257,6 +347,29 @@ impl HostState {
             ..CallState::default()
         };
         self.watch.began = None;
+    }
+
+    /// The app gets this batch next.
+    pub(super) fn arrive(&self, batch: &[Event]) {
+        if let Some(timers) = &self.timers {
+            timers.arrive(batch);
+        }
+    }
+
+    /// The call has ended well: what it has staged takes effect.
+    pub(super) fn commit(&mut self) {
+        if let Some(staged) = self.call.staged.take() {
+            self.services.state.commit(staged.state);
+            if !staged.measures.is_empty() {
+                self.services.measures.lock().commit(staged.measures);
+            }
+            self.commit_timers(staged.timers);
+        }
+    }
+
+    /// The call has failed: what it has staged never was.
+    pub(super) fn abandon(&mut self) {
+        self.call.staged = None;
     }
 
     /// Takes what the call has handed out, and `results`, what it has returned.
@@ -484,6 +597,9 @@ pub(super) enum Interruption {
         max_pages: usize,
     },
     Tables,
+    Random {
+        wanted: u64,
+    },
 }
 
 impl fmt::Display for Interruption {
@@ -508,6 +624,11 @@ impl fmt::Display for Interruption {
                     "wanted tables of more than {MAX_TABLE_ELEMENTS} elements"
                 )
             }
+            Interruption::Random { wanted } => write!(
+                f,
+                "wanted {wanted} random bytes at once, and {} are the most",
+                random::MAX_RANDOM_BYTES
+            ),
         }
     }
 }

@@ -39,10 +39,12 @@ pub(super) enum Complaint {
     OverQuota,
     /// Returns errors from `handle`.
     BatchFailed,
+    /// Calls the host with what that does not take.
+    Refused,
 }
 
 impl Complaint {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 }
 
 impl AppLog {

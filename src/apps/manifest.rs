@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use toml::{Spanned, Value};
 
+use super::instance_timers::TIMER_TOPICS;
 use super::supervisor::RestartPolicy;
 use crate::event::TopicFilter;
 
@@ -32,6 +33,10 @@ const RETRIES: RangeInclusive<u64> = 0..=10;
 const PAUSE_MS: RangeInclusive<u64> = 1..=3_600_000;
 const MOST_FAILURES: RangeInclusive<u64> = 1..=1000;
 const WINDOW_S: RangeInclusive<u64> = 1..=86_400;
+/// All of it is in memory too.
+const KV_BYTES: RangeInclusive<u64> = 0..=64 << 20;
+const KV_PER_BATCH: RangeInclusive<u64> = 0..=1_000_000;
+const TIMERS: RangeInclusive<u64> = 0..=1024;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,6 +109,12 @@ pub struct Limits {
     pub publish_per_batch: u32,
     /// Lines that one call may log.
     pub log_per_batch: u32,
+    /// What the app may keep, in bytes: keys, values, and 64 for each key.
+    pub kv_bytes: usize,
+    /// Calls about what it keeps that one call may make.
+    pub kv_per_batch: u32,
+    /// Timers that may be set at a time.
+    pub timers: usize,
 }
 
 const WASM_PAGE: usize = 64 * 1024;
@@ -122,6 +133,9 @@ impl Limits {
             queue_events,
             publish_per_batch: 4096,
             log_per_batch: 64,
+            kv_bytes: 1 << 20,
+            kv_per_batch: 1000,
+            timers: 8,
         }
     }
 }
@@ -172,6 +186,9 @@ struct RawLimits {
     queue_events: Option<Spanned<i64>>,
     publish_per_batch: Option<Spanned<i64>>,
     log_per_batch: Option<Spanned<i64>>,
+    kv_bytes: Option<Spanned<i64>>,
+    kv_per_batch: Option<Spanned<i64>>,
+    timers: Option<Spanned<i64>>,
 }
 
 impl Manifest {
@@ -288,6 +305,16 @@ impl Check<'_> {
                     format!(
                         "`subscribe`: {:?}: an app has no shared subscriptions; leave out the \
                          first two levels",
+                        filter.get_ref()
+                    ),
+                ));
+            }
+            if filter.get_ref().starts_with(TIMER_TOPICS) {
+                return Err(self.error(
+                    filter,
+                    format!(
+                        "`subscribe`: {:?}: an app gets the events of its timers without \
+                         subscribing to them; leave this out",
                         filter.get_ref()
                     ),
                 ));
@@ -446,6 +473,15 @@ impl Check<'_> {
                 LOG_PER_BATCH,
                 default.log_per_batch.into(),
             )? as u32,
+            kv_bytes: number("kv_bytes", &raw.kv_bytes, KV_BYTES, default.kv_bytes as u64)?
+                as usize,
+            kv_per_batch: number(
+                "kv_per_batch",
+                &raw.kv_per_batch,
+                KV_PER_BATCH,
+                default.kv_per_batch.into(),
+            )? as u32,
+            timers: number("timers", &raw.timers, TIMERS, default.timers as u64)? as usize,
         })
     }
 }
@@ -502,6 +538,9 @@ mod tests {
             queue_events = 10
             publish_per_batch = 0
             log_per_batch = 1
+            kv_bytes = 67108864
+            kv_per_batch = 0
+            timers = 1024
 
             [restart]
             retries = 0
@@ -528,6 +567,9 @@ mod tests {
             queue_events: 10,
             publish_per_batch: 0,
             log_per_batch: 1,
+            kv_bytes: 64 << 20,
+            kv_per_batch: 0,
+            timers: 1024,
         };
         assert_eq!(manifest.limits, limits);
         let default = RestartPolicy::default();
@@ -616,6 +658,15 @@ mod tests {
             (
                 with("[limits]\nqueue_events = -1"),
                 "line 5: `limits.queue_events`: -1 is out of range",
+            ),
+            (
+                with("[limits]\nkv_bytes = 67108865"),
+                "line 5: `limits.kv_bytes`: 67108865 is out of range; give 0 to 67108864",
+            ),
+            (with("[limits]\ntimers = 1025"), "give 0 to 1024"),
+            (
+                SMALLEST.replace("plant/#", "$timer/tick"),
+                "line 3: `subscribe`: \"$timer/tick\": an app gets the events of its timers",
             ),
             (
                 with("[limits]\nmemory = 1"),

@@ -6,6 +6,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::app::App;
 use super::breaker::BreakerState;
+use super::kv::KvStore;
 use super::status::AppState;
 
 const OFFERED: &str = "headgate_app_offered_events_total";
@@ -26,6 +27,12 @@ const BREAKER: &str = "headgate_app_breaker_state";
 const STATE: &str = "headgate_app_state";
 const MEMORY: &str = "headgate_app_memory_bytes";
 const REFUSED_GROWTH: &str = "headgate_app_refused_growth_total";
+const REFUSED_CALLS: &str = "headgate_app_refused_calls_total";
+const STATE_BYTES: &str = "headgate_app_kv_bytes";
+const STATE_KEYS: &str = "headgate_app_kv_keys";
+const TIMERS: &str = "headgate_app_timers";
+const STORE_COMMITS: &str = "headgate_app_store_commits_total";
+const STORE_FAILURES: &str = "headgate_app_store_failures_total";
 
 fn describe() {
     static ONCE: Once = Once::new();
@@ -71,6 +78,21 @@ fn describe() {
         );
         describe_gauge!(MEMORY, Unit::Bytes, "Linear memory of the app's instance");
         describe_counter!(REFUSED_GROWTH, "Refused growths of memory or tables");
+        describe_counter!(
+            REFUSED_CALLS,
+            "Calls of the app to the host that got an error, by reason"
+        );
+        describe_gauge!(STATE_BYTES, Unit::Bytes, "What the app keeps");
+        describe_gauge!(STATE_KEYS, "Keys under which the app keeps something");
+        describe_gauge!(TIMERS, "Timers of the app that will fire");
+        describe_counter!(
+            STORE_COMMITS,
+            "Transactions that brought what apps keep to the store"
+        );
+        describe_counter!(
+            STORE_FAILURES,
+            "Transactions of what apps keep that failed and are tried again"
+        );
     });
 }
 
@@ -122,6 +144,27 @@ pub(super) fn record(app: &App) {
     }
     gauge!(MEMORY, "app" => name()).set(info.memory_bytes as f64);
     counter!(REFUSED_GROWTH, "app" => name()).increment(counters.refused_growth);
+    let calls = &counters.refused_calls;
+    for (reason, count) in [
+        ("kv_bytes", calls.kv_bytes),
+        ("kv_per_batch", calls.kv_per_batch),
+        ("kv_invalid", calls.kv_invalid),
+        ("timers", calls.timers),
+        ("metrics", calls.metrics),
+    ] {
+        counter!(REFUSED_CALLS, "app" => name(), "reason" => reason).increment(count);
+    }
+    gauge!(STATE_BYTES, "app" => name()).set(info.kv.bytes as f64);
+    gauge!(STATE_KEYS, "app" => name()).set(info.kv.keys as f64);
+    gauge!(TIMERS, "app" => name()).set(info.timers as f64);
+}
+
+/// Hands the counters of the store of what apps keep to the recorder.
+pub(super) fn record_store(kv: &KvStore) {
+    describe();
+    let (commits, failures) = kv.commits_and_failures();
+    counter!(STORE_COMMITS).absolute(commits);
+    counter!(STORE_FAILURES).absolute(failures);
 }
 
 /// Records a removed app for the last time: it is in no state and holds nothing any more.
@@ -130,6 +173,9 @@ pub(super) fn forget(app: &App) {
     let name = || app.info().name;
     gauge!(QUEUED, "app" => name()).set(0.0);
     gauge!(MEMORY, "app" => name()).set(0.0);
+    gauge!(STATE_BYTES, "app" => name()).set(0.0);
+    gauge!(STATE_KEYS, "app" => name()).set(0.0);
+    gauge!(TIMERS, "app" => name()).set(0.0);
     for state in AppState::ALL {
         gauge!(STATE, "app" => name(), "state" => state.as_str()).set(0.0);
     }

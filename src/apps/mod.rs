@@ -14,17 +14,22 @@ mod engine;
 mod epoch;
 mod error;
 mod host;
+mod instance_timers;
+mod kv;
 mod loader;
 mod log;
 mod manifest;
+mod measures;
 mod metrics;
 mod precompiled;
 mod preinstalled;
+mod services;
 mod status;
 mod supervisor;
 mod suspects;
 mod target;
 mod timer;
+mod timer_set;
 mod workers;
 
 #[cfg(test)]
@@ -41,7 +46,9 @@ use self::aot::AotCache;
 use self::app::{App, Package};
 use self::engine::{LoadedComponent, WasmEngine};
 use self::epoch::Ticker;
+use self::kv::KvStore;
 use self::loader::Loader;
+use self::measures::MeasuresText;
 use self::preinstalled::{AppFolder, Code};
 use self::timer::Timer;
 use self::workers::{RunQueue, Shared, Workers};
@@ -56,7 +63,10 @@ pub use compile::{compile_ahead, compile_here};
 pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
 pub use preinstalled::PRECOMPILED_EXTENSION;
-pub use status::{AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, Restarts};
+pub use status::{
+    AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, RefusedCalls, Restarts,
+    StateUsage,
+};
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
 
@@ -152,6 +162,7 @@ impl Apps {
             restart: config.restart,
             ticker,
             timer: Timer::start().map_err(thread_error)?,
+            kv: KvStore::start(store.clone()).map_err(thread_error)?,
             routes,
             routing: Mutex::new(()),
             run_queue: RunQueue::default(),
@@ -347,7 +358,11 @@ impl Apps {
         let _workers = control.workers_unless_shut_down()?;
         let app = control.app(name)?;
         control.refuse_preinstalled(name)?;
-        let unused = control.store.remove_app(name)?;
+        // What it has kept goes with it, at once; what it writes from here on goes nowhere.
+        let state = &app.services().state;
+        state.close();
+        let unused = control.store.remove_app(name);
+        let unused = unused.inspect_err(|_| state.reopen())?;
         control.stop(&app);
         control.shared.apps.write().remove(name);
         control.loader.forget(&unused);
@@ -365,6 +380,16 @@ impl Apps {
     pub fn record_metrics(&self) {
         let apps = self.control.shared.apps.read();
         apps.values().for_each(|app| metrics::record(app));
+        metrics::record_store(&self.control.shared.kv);
+    }
+
+    /// Appends what the apps measure themselves to what `/metrics` answers.
+    pub fn render_measures(&self, text: &mut String) {
+        let mut measures = MeasuresText::default();
+        let apps = self.control.shared.apps.read();
+        apps.values()
+            .for_each(|app| app.render_measures(&mut measures));
+        measures.append_to(text);
     }
 
     /// Waits until every app that is to run does so, or has failed to. Blocks, for as long as the
@@ -622,6 +647,7 @@ impl Control {
         self.shared.update_routes();
         self.shared.timer.stop();
         workers.stop(&self.shared);
+        self.shared.kv.close();
         if let Some(starter) = self.starter.lock().take()
             && starter.is_finished()
             && starter.join().is_err()

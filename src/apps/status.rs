@@ -114,6 +114,21 @@ pub struct AppInfo {
     pub counters: AppCounters,
     /// Linear memory of the live instance; 0 if there is none.
     pub memory_bytes: u64,
+    /// What the app keeps.
+    pub kv: StateUsage,
+    /// Timers that will fire.
+    pub timers: u64,
+}
+
+/// What an app keeps through `wasi:keyvalue`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateUsage {
+    /// Keys with their bucket's name, values, and 64 bytes for each key. Bounded by
+    /// `limits.kv_bytes`.
+    pub bytes: u64,
+    pub keys: u64,
+    /// Whether all of it is on disk.
+    pub synced: bool,
 }
 
 /// How often the instance was replaced, by reason.
@@ -165,6 +180,42 @@ pub struct AppCounters {
     pub over_log_quota: u64,
     /// Refused attempts to grow a memory or a table beyond the limits.
     pub refused_growth: u64,
+    pub refused_calls: RefusedCalls,
+}
+
+/// Calls to the host that got an error, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedCalls {
+    /// What the app keeps would be more than `limits.kv_bytes`.
+    pub kv_bytes: u64,
+    /// Calls beyond `limits.kv_per_batch`.
+    pub kv_per_batch: u64,
+    /// A key, a value, a bucket or a cursor is none.
+    pub kv_invalid: u64,
+    /// Timers beyond `limits.timers`, or without a good name or period.
+    pub timers: u64,
+    /// Metrics beyond the limit, or without a good name or value.
+    pub metrics: u64,
+}
+
+impl RefusedCalls {
+    pub(super) fn add(&mut self, more: RefusedCalls) {
+        self.kv_bytes += more.kv_bytes;
+        self.kv_per_batch += more.kv_per_batch;
+        self.kv_invalid += more.kv_invalid;
+        self.timers += more.timers;
+        self.metrics += more.metrics;
+    }
+
+    fn since(&self, earlier: &RefusedCalls) -> RefusedCalls {
+        RefusedCalls {
+            kv_bytes: self.kv_bytes - earlier.kv_bytes,
+            kv_per_batch: self.kv_per_batch - earlier.kv_per_batch,
+            kv_invalid: self.kv_invalid - earlier.kv_invalid,
+            timers: self.timers - earlier.timers,
+            metrics: self.metrics - earlier.metrics,
+        }
+    }
 }
 
 impl AppCounters {
@@ -188,6 +239,7 @@ impl AppCounters {
             over_publish_quota: self.over_publish_quota - earlier.over_publish_quota,
             over_log_quota: self.over_log_quota - earlier.over_log_quota,
             refused_growth: self.refused_growth - earlier.refused_growth,
+            refused_calls: self.refused_calls.since(&earlier.refused_calls),
         }
     }
 }

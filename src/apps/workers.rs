@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::app::App;
 use super::epoch::Ticker;
+use super::kv::KvStore;
 use super::supervisor::RestartPolicy;
 use super::timer::Timer;
 use crate::dead_letters::DeadLetters;
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     pub(super) restart: RestartPolicy,
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,
+    pub(super) kv: KvStore,
     pub(super) routes: Arc<Routes>,
     /// Held while routes are gathered and replaced, so that the last to gather is the last to
     /// replace.

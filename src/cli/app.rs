@@ -237,15 +237,31 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
             "limits",
             Some(format!(
                 "{} memory pages, {} ms a batch, {} events queued, {} published a batch, {} log \
-                 lines a batch",
+                 lines a batch, {} bytes kept, {} calls about them a batch, {} timers",
                 limits.memory_pages,
                 limits.batch_deadline_ms,
                 limits.queue_events,
                 limits.publish_per_batch,
-                limits.log_per_batch
+                limits.log_per_batch,
+                limits.kv_bytes,
+                limits.kv_per_batch,
+                limits.timers
             )),
         ),
         ("memory", Some(format!("{} bytes", app.memory_bytes))),
+        (
+            "kept",
+            Some(format!(
+                "{} bytes under {} keys, {}",
+                app.kv.bytes,
+                app.kv.keys,
+                match app.kv.synced {
+                    true => "all on disk",
+                    false => "not all on disk yet",
+                }
+            )),
+        ),
+        ("timers", Some(app.timers.to_string())),
         (
             "events in",
             Some(format!(
@@ -267,8 +283,14 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         (
             "refused",
             Some(format!(
-                "{} log lines, {} memory growths",
-                counters.over_log_quota, counters.refused_growth
+                "{} log lines, {} memory growths, {} calls about kept state, {} timers, {} metrics",
+                counters.over_log_quota,
+                counters.refused_growth,
+                counters.refused_calls.kv_bytes
+                    + counters.refused_calls.kv_per_batch
+                    + counters.refused_calls.kv_invalid,
+                counters.refused_calls.timers,
+                counters.refused_calls.metrics
             )),
         ),
         (

@@ -46,6 +46,8 @@ pub struct Endpoints {
     pub recorder: PrometheusHandle,
     /// Called before each rendering, so that the rooms publish what they have counted.
     pub publish: Arc<dyn Fn() + Send + Sync>,
+    /// Appends what the recorder does not have: series that come and go.
+    pub append: Arc<dyn Fn(&mut String) + Send + Sync>,
     pub health: Health,
 }
 
@@ -76,6 +78,7 @@ async fn metrics_text(State(endpoints): State<Endpoints>) -> Response {
     (endpoints.publish)();
     let mut text = endpoints.recorder.render();
     process::render(&mut text);
+    (endpoints.append)(&mut text);
     (
         [(
             header::CONTENT_TYPE,
@@ -127,6 +130,7 @@ mod tests {
         let endpoints = Endpoints {
             recorder: recorder(),
             publish: Arc::new(publish),
+            append: Arc::new(|_| {}),
             health: health.clone(),
         };
         let server = tokio::spawn(serve(listener, endpoints, async {

@@ -3,6 +3,7 @@
 //! Owns the store's folder, its lock (one gateway a store) and its schema version. Does not know
 //! what the records mean to those who ask for them. A write is on disk when its call returns.
 
+mod app_state;
 mod error;
 mod lock;
 mod mqtt;
@@ -19,6 +20,8 @@ use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RoTxn, RwTxn, WithoutTl
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use app_state::AppStateDatabase;
+pub use app_state::{AppStateChanges, MAX_APP_KEY_BYTES};
 pub use error::StoreError;
 use mqtt::MqttDatabases;
 pub use mqtt::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, MqttSnapshot, Queue, queued_cost};
@@ -29,7 +32,7 @@ const SCHEMA_VERSION: u32 = 1;
 /// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
 const SCHEMA_KEY: &str = "schema";
 
-/// Nine today (`open_databases` has them), and room for those that later versions bring.
+/// Ten today (`open_databases` has them), and room for those that later versions bring.
 const MAX_DATABASES: u32 = 32;
 
 /// Where the store is and how big it may grow.
@@ -56,6 +59,7 @@ struct Inner {
     apps: Database<'static, Str, Bytes>,
     /// Names of the preinstalled apps that are to stay stopped; nothing is kept with them.
     stopped: Database<'static, Str, Unit>,
+    app_state: AppStateDatabase,
     mqtt: MqttDatabases,
     /// Held to the end: dropped after `env`, which is closed by then.
     _lock: File,
@@ -193,6 +197,7 @@ impl Store {
             retained,
             dead_letters,
             counters,
+            app_state,
         ] = open_databases(config, &env)?;
         let store = Store {
             inner: Arc::new(Inner {
@@ -202,6 +207,7 @@ impl Store {
                 components,
                 apps: apps.remap_key_type(),
                 stopped: stopped.remap_types(),
+                app_state,
                 mqtt: MqttDatabases {
                     sessions,
                     queued: queued.remap_key_type(),
@@ -264,8 +270,8 @@ impl Store {
         Ok(bytes.to_vec())
     }
 
-    /// Stores an app with its component, in the place of one of the same name. Returns the
-    /// components that nobody needs any more and that are gone now.
+    /// Stores an app with its component, in the place of one of the same name, whose state it gets.
+    /// Returns the components that nobody needs any more and that are gone now.
     pub fn put_app(
         &self,
         name: &str,
@@ -281,6 +287,9 @@ impl Store {
             self.inner
                 .components
                 .put(txn, &record.component.0, component)?;
+            if self.inner.apps.get(txn, name)?.is_none() {
+                self.clear_app_state(txn, name)?;
+            }
             self.inner.apps.put(txn, name, &record.encode())?;
             self.remove_unused_components(txn)
         })
@@ -302,10 +311,12 @@ impl Store {
         })
     }
 
-    /// Forgets an app. Returns the components that nobody needs any more and that are gone now.
+    /// Forgets an app and its state. Returns the components that nobody needs any more and that are
+    /// gone now.
     pub fn remove_app(&self, name: &str) -> Result<Vec<ComponentId>, StoreError> {
         self.write(|txn| {
             self.inner.apps.delete(txn, name)?;
+            self.clear_app_state(txn, name)?;
             self.remove_unused_components(txn)
         })
     }
@@ -384,6 +395,28 @@ impl Store {
         result.map_err(|error| self.error(error))
     }
 
+    /// Which part of the database's pages is in use with the changes in `txn`, from 0 to 1.
+    fn fill(&self, txn: &RwTxn) -> Result<f64, StoreError> {
+        let inner = &self.inner;
+        let mqtt = &inner.mqtt;
+        let stats = [
+            inner.components.stat(txn),
+            inner.apps.stat(txn),
+            inner.app_state.stat(txn),
+            mqtt.sessions.stat(txn),
+            mqtt.queued.stat(txn),
+            mqtt.retained.stat(txn),
+            mqtt.dead_letters.stat(txn),
+        ];
+        let mut used = 0;
+        for stat in stats {
+            let stat = stat.map_err(|e| self.error(e))?;
+            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            used += pages * stat.page_size as usize;
+        }
+        Ok(used as f64 / inner.map_bytes as f64)
+    }
+
     fn error(&self, error: heed::Error) -> StoreError {
         database_error(&self.inner.path, self.inner.map_bytes, error)
     }
@@ -400,7 +433,7 @@ impl Store {
 fn open_databases(
     config: &StoreConfig,
     env: &Env<WithoutTls>,
-) -> Result<[Database<'static, Bytes, Bytes>; 8], StoreError> {
+) -> Result<[Database<'static, Bytes, Bytes>; 9], StoreError> {
     let error = |error| database_error(&config.path, config.map_bytes, error);
     let txn = env.write_txn().map_err(error)?;
     let opened = env
@@ -428,6 +461,7 @@ fn open_databases(
                 create("mqtt_retained")?,
                 create("mqtt_dead_letters")?,
                 create("mqtt_counters")?,
+                create("app_state")?,
             ]))
         })
         .map_err(error)?;

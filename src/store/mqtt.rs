@@ -312,23 +312,7 @@ impl MqttChanges<'_> {
 
     /// Which part of the database's pages is in use with these changes, from 0 to 1.
     pub fn fill(&self) -> Result<f64, StoreError> {
-        let inner = &self.store.inner;
-        let mqtt = &inner.mqtt;
-        let stats = [
-            inner.components.stat(&self.txn),
-            inner.apps.stat(&self.txn),
-            mqtt.sessions.stat(&self.txn),
-            mqtt.queued.stat(&self.txn),
-            mqtt.retained.stat(&self.txn),
-            mqtt.dead_letters.stat(&self.txn),
-        ];
-        let mut used = 0;
-        for stat in stats {
-            let stat = stat.map_err(|e| self.error(e))?;
-            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
-            used += pages * stat.page_size as usize;
-        }
-        Ok(used as f64 / inner.map_bytes as f64)
+        self.store.fill(&self.txn)
     }
 
     /// On disk when it returns.

@@ -90,6 +90,12 @@ pub fn guest_with(from: &str, to: &str) -> Vec<u8> {
     component(&GUEST.replace("CONFIGURE", "").replace(from, to), "app")
 }
 
+/// A guest that keeps what it is told to; see `src/apps/tests/keeper.wat`. It publishes on `out`.
+pub fn keeper() -> Vec<u8> {
+    let keeper = include_str!("../../src/apps/tests/keeper.wat");
+    component(&keeper.replace("CONFIGURE", ""), "app")
+}
+
 const GUEST: &str = include_str!("../../src/apps/tests/guest.wat");
 
 /// What every module needs to become a component, and half of an app.

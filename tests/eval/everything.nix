@@ -119,6 +119,9 @@
           queue_events = 10;
           publish_per_batch = 0;
           log_per_batch = 1;
+          kv_bytes = 65536;
+          kv_per_batch = 2;
+          timers = 3;
         };
       };
       off = {

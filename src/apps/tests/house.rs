@@ -192,6 +192,33 @@ impl House {
         self.eventually(name, state.as_str(), |info| info.state == state)
     }
 
+    /// Installs a keeper with these limits.
+    pub(super) fn install_keeper(&self, name: &str, limits: &str) {
+        let info = self
+            .apps
+            .install(&keeper_manifest(name, limits), &keeper(""))
+            .unwrap();
+        assert_eq!(info.state, AppState::Running, "{info:#?}");
+    }
+
+    /// What a keeper answers to these words, in one call; nothing if the call fails.
+    pub(super) fn ask_for_bytes(&self, name: &str, words: &[&str]) -> Vec<Vec<u8>> {
+        let before = self.sink.len();
+        self.until_state(name, AppState::Running);
+        self.send(&format!("{name}/in"), words);
+        self.until_done(name);
+        let answers = self.sink.events();
+        let answers = answers[before..].iter();
+        answers.map(|event| event.payload.to_vec()).collect()
+    }
+
+    pub(super) fn ask(&self, name: &str, words: &[&str]) -> Vec<String> {
+        let answers = self.ask_for_bytes(name, words).into_iter();
+        answers
+            .map(|answer| String::from_utf8(answer).unwrap())
+            .collect()
+    }
+
     /// Waits until nothing is queued.
     pub(super) fn until_done(&self, name: &str) -> AppInfo {
         self.eventually(name, "an empty queue", |info| info.counters.queued == 0)
@@ -247,6 +274,19 @@ pub(crate) fn manifest(name: &str) -> String {
 /// The guest in `guest.wat`, with some code to run at the beginning of `configure`.
 pub(crate) fn guest(configure: &str) -> Vec<u8> {
     component(&include_str!("guest.wat").replace("CONFIGURE", configure))
+}
+
+/// The guest in `keeper.wat`, which does in `configure` what `actions` says.
+pub(super) fn keeper(actions: &str) -> Vec<u8> {
+    component(&include_str!("keeper.wat").replace("CONFIGURE", actions))
+}
+
+/// A manifest for [`keeper`], with these lines in `[limits]`.
+pub(super) fn keeper_manifest(name: &str, limits: &str) -> String {
+    format!(
+        "name = {name:?}\nversion = \"1.0.0\"\nsubscribe = [\"{name}/in\"]\n\
+         publish = [\"out\"]\n[limits]\n{limits}\n"
+    )
 }
 
 /// Makes a component for the world in `wit/` from a core module.

@@ -2,8 +2,11 @@
 
 pub(crate) mod house;
 mod install;
+mod keeping;
 mod lifecycle;
+mod measuring;
 mod misbehaviour;
 mod preinstalled;
 mod scheduling;
 mod speed;
+mod timing;

@@ -12,14 +12,16 @@ use crate::apps::log::AppLog;
 use crate::apps::manifest::Manifest;
 use crate::pipeline::Offer;
 
-fn instance() -> Instance {
+fn instance(house: &House) -> Instance {
     let compiled = engine::precompile(&guest(""), None).unwrap();
     // SAFETY: compiled on the line above.
     #[allow(unsafe_code)]
     let component = unsafe { WasmEngine::new().unwrap().load(&compiled) }.unwrap();
     let manifest = Arc::new(Manifest::parse(&manifest("a"), 100).unwrap());
     let log = Arc::new(AppLog::new("a".into()));
-    Instance::start(&component, manifest, log, Arc::new(Watch::new(|| {})))
+    let services = house.apps.control.app("a").unwrap().services().clone();
+    let watch = Arc::new(Watch::new(|| {}));
+    Instance::start(&component, manifest, log, watch, services)
         .instance
         .unwrap()
 }
@@ -38,7 +40,7 @@ fn nanoseconds_per_event() {
     for size in [1, 8, 64, 256] {
         let payloads = vec![&*payload; size];
         let batch = batch("a/in", &payloads);
-        let mut instance = instance();
+        let mut instance = instance(&house);
         let call = |instance: &mut Instance| {
             black_box(instance.handle(black_box(&batch)).unwrap());
         };
