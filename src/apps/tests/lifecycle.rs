@@ -130,12 +130,12 @@ fn a_drained_app_finishes_all_that_waits_and_stops() {
         move || apps.drain("a", Duration::from_secs(60)).unwrap()
     });
     house.until_state("a", AppState::Draining);
+    drop(gate);
+    let info = drainer.join().unwrap();
     assert!(
         house.offer("a/in", &["late"]).is_empty(),
         "nothing is routed to it"
     );
-    drop(gate);
-    let info = drainer.join().unwrap();
     assert_eq!(
         (
             info.state,
