@@ -33,9 +33,11 @@ pub(super) fn intersection(a: &TopicFilter, b: &TopicFilter) -> Option<TopicFilt
 
 /// Whether `outer` matches every topic that `inner` matches.
 pub(super) fn covers(outer: &TopicFilter, inner: &TopicFilter) -> bool {
-    // Every topic has a first level, so these two match the same.
+    // Every topic has a first level, and one with nothing but an empty level is none, so these match
+    // the same.
     let outer = match outer.as_str() {
         "+/#" => "#",
+        "/+/#" => "/#",
         text => text,
     };
     let (mut outer, mut inner) = (outer.split('/'), inner.as_str().split('/'));
@@ -82,6 +84,13 @@ mod tests {
         assert_eq!(meet("#", "$SYS/#"), None);
         assert_eq!(meet("+/x", "$SYS/x"), None);
         assert_eq!(meet("$SYS/+", "$SYS/#").as_deref(), Some("$SYS/+"));
+    }
+
+    #[test]
+    fn a_wildcard_for_what_is_always_there_covers_no_less() {
+        assert!(covers(&filter("+/#"), &filter("#")));
+        assert!(covers(&filter("/+/#"), &filter("/#")));
+        assert!(!covers(&filter("a/+/#"), &filter("a/#")));
     }
 
     /// Topics of up to four levels: one deeper than the filters, and with a level that none names.
