@@ -293,7 +293,7 @@ impl Suite {
         match &self.mosquitto {
             Some(program) => Ok(format!(
                 "{} with `max_queued_messages 0`, `max_inflight_messages 0` (both: no limit) and \
-                 `set_tcp_nodelay true`.",
+                 `set_tcp_nodelay true`; headgate with its defaults.",
                 Mosquitto::version(program)?
             )),
             None => {

@@ -642,6 +642,30 @@ enum End {
     Lost(String),
 }
 
+impl Eviction {
+    /// What the client hears of it.
+    fn told(self) -> (DisconnectReasonCode, &'static str) {
+        match self {
+            Eviction::TakenOver => (
+                DisconnectReasonCode::SessionTakenOver,
+                "another connection uses this client id",
+            ),
+            Eviction::ByOperator => (
+                DisconnectReasonCode::AdministrativeAction,
+                "disconnected by an operator",
+            ),
+            Eviction::Forgotten => (
+                DisconnectReasonCode::AdministrativeAction,
+                "disconnected and forgotten by an operator",
+            ),
+            Eviction::LoggedOut => (
+                DisconnectReasonCode::NotAuthorized,
+                "the login holds no longer: users, passwords, keys or certificates have changed",
+            ),
+        }
+    }
+}
+
 impl Connection {
     async fn run(mut self: Box<Self>, online: Arc<Online>) {
         let end = self.until_end(&online).await;
@@ -651,47 +675,25 @@ impl Connection {
     /// Leaves behind what the client's session, will and subscribers are owed.
     async fn leave(mut self: Box<Self>, end: End, online: &Online) {
         let now = Instant::now();
-        let text = match &end {
-            End::Close(Close::ByClient) => "disconnected by the client",
-            End::Close(Close::Refused(text)) => text,
-            End::Evicted(Eviction::TakenOver) => {
-                let reason = DisconnectReasonCode::SessionTakenOver;
-                let text = "another connection uses this client id";
-                self.session.refuse(reason, text, &mut self.wire.output);
-                text
+        let (reason, text) = match &end {
+            End::Close(Close::ByClient) => (None, "disconnected by the client"),
+            End::Close(Close::Refused(text)) | End::Lost(text) => (None, text.as_str()),
+            End::Evicted(why) => {
+                let (reason, text) = why.told();
+                (Some(reason), text)
             }
-            End::Evicted(Eviction::ByOperator) => {
-                let reason = DisconnectReasonCode::AdministrativeAction;
-                let text = "disconnected by an operator";
-                self.session.refuse(reason, text, &mut self.wire.output);
-                text
-            }
-            End::Evicted(Eviction::Forgotten) => {
-                let reason = DisconnectReasonCode::AdministrativeAction;
-                let text = "disconnected and forgotten by an operator";
-                self.session.refuse(reason, text, &mut self.wire.output);
-                text
-            }
-            End::Evicted(Eviction::LoggedOut) => {
-                let reason = DisconnectReasonCode::NotAuthorized;
-                let text = "the login holds no longer: users, passwords, keys or certificates have changed";
-                self.session.refuse(reason, text, &mut self.wire.output);
-                text
-            }
-            End::Expired => {
-                let reason = DisconnectReasonCode::NotAuthorized;
-                let text = "the token of the login has expired";
-                self.session.refuse(reason, text, &mut self.wire.output);
-                text
-            }
-            End::ShutDown => {
-                let reason = DisconnectReasonCode::ServerShuttingDown;
-                let text = "the gateway is shutting down";
-                self.session.refuse(reason, text, &mut self.wire.output);
-                text
-            }
-            End::Lost(text) => text,
+            End::Expired => (
+                Some(DisconnectReasonCode::NotAuthorized),
+                "the token of the login has expired",
+            ),
+            End::ShutDown => (
+                Some(DisconnectReasonCode::ServerShuttingDown),
+                "the gateway is shutting down",
+            ),
         };
+        if let Some(reason) = reason {
+            self.session.refuse(reason, text, &mut self.wire.output);
+        }
         let ending = match (self.session.refused(), &end) {
             (Some(reason), _) => Ending::Refused(reason),
             (None, End::Close(_)) => Ending::ByClient,

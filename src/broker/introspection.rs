@@ -147,13 +147,16 @@ impl Broker {
     /// there was either.
     pub async fn forget(&self, client_id: &str) -> bool {
         let registry = &self.shared.registry;
-        let why = Eviction::Forgotten;
         let was_there = match registry.take_parked(client_id) {
             Some(parked) => {
                 self.shared.end_parked(client_id, parked).await;
                 true
             }
-            None => registry.evict_and_wait(client_id, why).await,
+            None => {
+                registry
+                    .evict_and_wait(client_id, Eviction::Forgotten)
+                    .await
+            }
         };
         if let Some(archive) = self.shared.mailboxes.archive.as_ref().filter(|_| was_there) {
             // What can't be written is logged and counted by the archive, and is tried again.

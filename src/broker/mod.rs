@@ -474,40 +474,38 @@ impl Shared {
         let subscriptions = session.subscriptions();
         self.fanout
             .unsubscribe(key, subscriptions.map(|(key, _)| key));
-        let (shared, lost) = session.take_shared();
-        let left = self.fanout.pass_on(shared, key, now);
-        // A session that is not kept has nothing to come back for.
-        let mut lost: VecDeque<Delivery> = match mailbox.archive() {
-            Some(_) => left.into_iter().chain(lost).collect(),
-            None => left.into(),
-        };
-        if let Err(error) = mailbox.take(LETTERS_OF_A_SESSION, &mut lost) {
+        let (mut shared, mut lost) = session.take_shared();
+        if mailbox.archive().is_none() {
+            // A session that is not kept has nothing to come back for.
+            lost.clear();
+        }
+        let mut waiting = VecDeque::new();
+        if let Err(error) = mailbox.take(LETTERS_OF_A_SESSION, &mut waiting) {
             tracing::error!(
                 client = client_id,
                 %error,
                 "what waits for a session that is over can't be read, and is dropped"
             );
         }
-        lost.extend(mailbox.close());
-        let (shared, lost): (Vec<_>, Vec<_>) = lost
-            .into_iter()
-            .partition(|delivery| delivery.group.is_some());
-        let left = self.fanout.pass_on(shared, key, now);
-        let lost = left.into_iter().chain(lost);
-        let lost = lost.filter(|delivery| delivery.qos != QoS::AtMostOnce);
-        let mut stored = Vec::new();
-        let mut count = 0;
-        for delivery in lost {
-            count += 1;
-            match count <= LETTERS_OF_A_SESSION {
-                true => mailbox.dead_letter(Reason::SessionEnded, &delivery.message, now),
-                false => mailbox.count_dead_letters(Reason::SessionEnded, 1),
+        waiting.extend(mailbox.close());
+        for delivery in waiting {
+            match delivery.group {
+                Some(_) => shared.push(delivery),
+                None => lost.push(delivery),
             }
-            stored.extend(delivery.is_stored.then_some(delivery.sequence));
         }
+        // Of what was in flight at QoS 2, nobody else may have anything (MQTT 5.0, 4.8.2).
+        lost.extend(self.fanout.pass_on(shared, key, now));
+        lost.retain(|delivery| delivery.qos != QoS::AtMostOnce);
+        for delivery in lost.iter().take(LETTERS_OF_A_SESSION) {
+            mailbox.dead_letter(Reason::SessionEnded, &delivery.message, now);
+        }
+        let others = lost.len().saturating_sub(LETTERS_OF_A_SESSION);
+        mailbox.count_dead_letters(Reason::SessionEnded, others as u64);
         if let Some(archive) = mailbox.archive() {
             // What is left on disk is counted there, when it is removed.
-            archive.remove(key, stored.into_iter());
+            let stored = lost.iter().filter(|delivery| delivery.is_stored);
+            archive.remove(key, stored.map(|delivery| delivery.sequence));
             archive.remove_session(client_id, key);
         }
     }

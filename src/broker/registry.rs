@@ -97,6 +97,13 @@ impl Online {
         }
     }
 
+    /// As [`Online::evict`], and waits until the connection is gone.
+    async fn evict_and_wait(&self, why: Eviction) {
+        self.evict(why);
+        // Its connection never drops the sender without saying so first.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
     /// Waits until the connection has to end. May be dropped at any time.
     pub async fn evicted(&self) -> Eviction {
         loop {
@@ -179,9 +186,7 @@ impl Registry {
                     }
                 }
             };
-            holder.evict(Eviction::TakenOver);
-            // Its connection never drops the sender without saying so first.
-            let _ = holder.gone.subscribe().wait_for(|gone| *gone).await;
+            holder.evict_and_wait(Eviction::TakenOver).await;
         }
     }
 
@@ -247,14 +252,7 @@ impl Registry {
 
     /// Takes out the session of a client that is away.
     pub fn take_parked(&self, client_id: &str) -> Option<Parked> {
-        let mut slots = self.slots.lock();
-        match slots.by_client_id.remove(client_id)? {
-            Slot::Parked(parked) => Some(*parked),
-            online @ Slot::Online(_) => {
-                slots.by_client_id.insert(client_id.to_owned(), online);
-                None
-            }
-        }
+        self.slots.lock().take_parked(client_id)
     }
 
     /// When the next parked session's time is up, or its will's.
@@ -306,9 +304,7 @@ impl Registry {
             Some(Slot::Online(online)) => online.clone(),
             _ => return false,
         };
-        holder.evict(why);
-        // Its connection never drops the sender without saying so first.
-        let _ = holder.gone.subscribe().wait_for(|gone| *gone).await;
+        holder.evict_and_wait(why).await;
         true
     }
 
@@ -354,6 +350,16 @@ impl Slots {
             })
     }
 
+    fn take_parked(&mut self, client_id: &str) -> Option<Parked> {
+        match self.by_client_id.remove(client_id)? {
+            Slot::Parked(parked) => Some(*parked),
+            online @ Slot::Online(_) => {
+                self.by_client_id.insert(client_id.to_owned(), online);
+                None
+            }
+        }
+    }
+
     /// Of the sessions of the user who has most of them: one user must not push out the others'.
     fn take_first_to_expire(&mut self) -> Option<(String, Parked)> {
         let mut users: FxHashMap<Option<&str>, usize> = FxHashMap::default();
@@ -367,9 +373,7 @@ impl Slots {
                 ((Reverse(of_user), parked.expires), id.clone())
             })
             .min()?;
-        match self.by_client_id.remove(&id) {
-            Some(Slot::Parked(parked)) => Some((id, *parked)),
-            _ => None,
-        }
+        let parked = self.take_parked(&id)?;
+        Some((id, parked))
     }
 }

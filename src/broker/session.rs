@@ -362,6 +362,8 @@ pub struct Session {
     /// What is not to be sent, and why.
     undeliverable: Vec<(Reason, Arc<Message>)>,
     last_packet_id: u16,
+    /// How many packet ids after the last one are known to be free: so none has to be looked for.
+    free_packet_ids: u16,
     /// QoS 2 messages that the client has sent and not released: seen again, they are duplicates.
     unreleased: FxHashSet<u16>,
     /// Those of `unreleased` that may have been released since the store was told, before a crash.
@@ -410,6 +412,7 @@ impl Session {
             done: Vec::new(),
             undeliverable: Vec::new(),
             last_packet_id: 0,
+            free_packet_ids: 0,
             unreleased: FxHashSet::default(),
             unsure: FxHashSet::default(),
             subscriptions: FxHashMap::default(),
@@ -466,6 +469,7 @@ impl Session {
             done: Vec::new(),
             undeliverable: Vec::new(),
             last_packet_id: record.last_packet_id.wrapping_add(skipped),
+            free_packet_ids: 0,
             unsure: match record.expires {
                 None => record.unreleased.iter().copied().collect(),
                 Some(_) => FxHashSet::default(),
@@ -1166,15 +1170,26 @@ impl Session {
         self.waiting.len() >= self.inflight_max
     }
 
-    /// Sends with a packet id of its own. There is one: there are 65,535, and fewer in flight.
-    fn send(&mut self, delivery: Delivery, now: Instant, out: &mut BytesMut) {
-        let packet_id = loop {
-            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
-            let id = self.last_packet_id;
-            if self.inflight.iter().all(|(used, _)| *used != id) {
-                break id;
+    /// A packet id that nothing in flight has. There is one: there are 65,535, and fewer in flight.
+    fn next_packet_id(&mut self) -> u16 {
+        loop {
+            let next = self.last_packet_id % u16::MAX + 1;
+            if self.free_packet_ids == 0 {
+                let ahead = |id: u16| (u32::from(id) + 65_535 - u32::from(next)) % 65_535;
+                let nearest = self.inflight.iter().map(|(id, _)| ahead(*id)).min();
+                self.free_packet_ids = nearest.unwrap_or(65_535) as u16;
             }
-        };
+            self.last_packet_id = next;
+            if self.free_packet_ids > 0 {
+                self.free_packet_ids -= 1;
+                return next;
+            }
+        }
+    }
+
+    /// Sends with a packet id of its own.
+    fn send(&mut self, delivery: Delivery, now: Instant, out: &mut BytesMut) {
+        let packet_id = self.next_packet_id();
         if self.write(&delivery, packet_id, false, now, out) {
             self.inflight
                 .push_back((packet_id, Inflight::Published(delivery)));
@@ -1541,6 +1556,34 @@ mod tests {
         client.send(b"\x40\x02\x00\x02");
         assert_eq!(client.sent(), publish_qos1(4, "4", false));
         assert!(!client.session.is_congested());
+    }
+
+    #[test]
+    fn packet_ids_go_round_and_pass_over_what_is_still_in_flight() {
+        let mut client = Client::connect(CONNECT_V4);
+        for _ in 0..5 {
+            client.deliver("x", QoS::AtLeastOnce);
+            let sent = client.sent();
+            if sent[6] != 4 {
+                client.send(&[0x40, 2, sent[5], sent[6]]);
+            }
+        }
+        // The fourth is never acknowledged. Two rounds and a half, without another 4.
+        let mut last = 5;
+        for _ in 0..160_000_u32 {
+            client.deliver("x", QoS::AtLeastOnce);
+            let sent = client.sent();
+            let id = u16::from_be_bytes([sent[5], sent[6]]);
+            let next = match last {
+                u16::MAX => 1,
+                3 => 5,
+                last => last + 1,
+            };
+            assert_eq!(id, next);
+            client.send(&[0x40, 2, sent[5], sent[6]]);
+            last = id;
+        }
+        assert_eq!(client.session.inflight(), 1);
     }
 
     #[test]

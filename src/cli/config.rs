@@ -268,7 +268,7 @@ mod tests {
                 "{file}:2:10: mqtt.listen: expected \"host:port\" in quotes, found the integer 1883\n  \
                  help: write listen = \"127.0.0.1:1883\" in [mqtt]\n\
                  {file}:3:16: mqtt.max_inflight: 0 is out of range: 1 to 65535\n  \
-                 help: write max_inflight = 32 in [mqtt]\n"
+                 help: write max_inflight = 256 in [mqtt]\n"
             )
         );
     }

@@ -412,7 +412,7 @@ fn a_wrong_type_says_what_is_expected_what_was_found_and_what_to_write() {
             "2:10: mqtt.listen: expected \"host:port\" in quotes, found the integer 1883; \
              help: write listen = \"127.0.0.1:1883\" in [mqtt]",
             "3:16: mqtt.max_inflight: expected an integer, found the string \"32\"; \
-             help: write max_inflight = 32 in [mqtt]",
+             help: write max_inflight = 256 in [mqtt]",
             "4:20: mqtt.max_packet_bytes: expected a number of bytes or a string such as \"16MiB\", \
              found the boolean true; help: write max_packet_bytes = \"1MiB\" in [mqtt]",
         ]
@@ -430,7 +430,7 @@ fn a_wrong_type_says_what_is_expected_what_was_found_and_what_to_write() {
         errors_of_env(&[("HEADGATE_MQTT_MAX_INFLIGHT", "many")]),
         [
             "env HEADGATE_MQTT_MAX_INFLIGHT: mqtt.max_inflight: expected an integer, found \"many\"; \
-          help: set HEADGATE_MQTT_MAX_INFLIGHT=32"
+          help: set HEADGATE_MQTT_MAX_INFLIGHT=256"
         ]
     );
 }
@@ -463,7 +463,7 @@ fn a_value_out_of_range_says_the_range() {
         ),
         [
             "2:16: mqtt.max_inflight: 65536 is out of range: 1 to 65535; \
-             help: write max_inflight = 32 in [mqtt]",
+             help: write max_inflight = 256 in [mqtt]",
             "3:19: mqtt.max_connections: -1 is out of range: 1 to 100000; \
              help: write max_connections = 1024 in [mqtt]",
             "4:20: mqtt.max_packet_bytes: 1GiB is out of range: 64 to 268435455; \

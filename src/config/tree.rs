@@ -111,7 +111,7 @@ section! {
         max_keep_alive_s: u16 = integer(0, 65_535), Preset::Text("0");
         /// Most QoS 1 and 2 messages on their way to one client without its acknowledgement. An
         /// MQTT 5 client's own receive maximum can lower it.
-        max_inflight: u16 = integer(1, 65_535), Preset::Text("32");
+        max_inflight: u16 = integer(1, 65_535), Preset::Text("256");
         /// Most QoS 2 messages that one client may have begun to send without their being completed.
         /// QoS 1 needs no such bound: a client is not read from while an acknowledgement is owed.
         receive_maximum: u16 = integer(1, 65_535), Preset::Text("1024");

@@ -748,14 +748,13 @@ fn a_client_that_publishes_without_reading_its_acknowledgements_is_held_up_and_d
 
 #[test]
 fn a_client_that_acknowledges_nothing_keeps_its_connection_and_holds_up_nobody() {
-    beside_neighbours(Home::new(), |gateway, _| {
+    beside_neighbours(Home::new().set("mqtt.max_inflight", 32), |gateway, _| {
         let mut mute = Wire::connect(gateway, "mute");
         mute.subscribe("work", 1);
         let mut wire = Wire::connect(gateway, "publisher");
         for number in 0..100u8 {
             wire.publish("work", &[number]);
         }
-        // mqtt.max_inflight is 32 by default.
         let messages: Vec<_> = (0..32).map(|_| mute.next()).collect();
         mute.assert_quiet();
         for message in messages {

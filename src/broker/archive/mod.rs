@@ -613,10 +613,7 @@ impl Shared {
                 let removed = full
                     && self
                         .commit(&changes, Part::Removals, committed, record)
-                        .map(|written| {
-                            self.dead_letters.count(Reason::SessionEnded, written.lost);
-                            self.state.lock().committed_bytes = written.queued_bytes;
-                        })
+                        .map(|written| self.state.lock().committed_bytes = written.queued_bytes)
                         .is_ok();
                 // The other one is in the state, and not to be copied.
                 drop(changes);
@@ -695,16 +692,15 @@ impl Shared {
         let nearly_full = txn.fill()? > MAX_FILL || self.store.free_disk_bytes()? < DISK_RESERVE;
         txn.commit()?;
         self.commits.fetch_add(1, Ordering::Relaxed);
+        self.dead_letters.count(Reason::SessionEnded, lost);
         Ok(Written {
             queued_bytes,
             unfinished,
             nearly_full,
-            lost,
         })
     }
 
     fn written(&self, written: Written, target: u64) {
-        self.dead_letters.count(Reason::SessionEnded, written.lost);
         let mut state = self.state.lock();
         state.committed_bytes = written.queued_bytes;
         state.writing = Arc::default();
@@ -814,8 +810,6 @@ enum Part {
 /// What a transaction has come to.
 struct Written {
     queued_bytes: u64,
-    /// Deliveries of sessions that are gone.
-    lost: u64,
     /// Sessions that are gone, and for which something is still queued.
     unfinished: Vec<u64>,
     nearly_full: bool,

@@ -49,6 +49,9 @@ const UNSUBACK: u8 = 11;
 /// QoS 2 messages that a client may have unreleased: the gateway's receive maximum.
 pub const RECEIVE_MAXIMUM: u16 = 8;
 
+/// Questions that a client has open at most: with what it publishes, fewer than it has packet ids.
+const MOST_ASKED: usize = 32;
+
 impl Memory {
     fn next_packet_id(&mut self) -> u16 {
         // Few ids, so that they are used again soon.
@@ -56,7 +59,9 @@ impl Memory {
         loop {
             self.last_packet_id = self.last_packet_id % IDS + 1;
             let id = self.last_packet_id;
-            if !self.unacknowledged.iter().any(|sent| sent.packet_id == id) {
+            let is_asked = [SUBACK, UNSUBACK].map(|kind| self.asked.contains(&(kind, id)));
+            let mut sent = self.unacknowledged.iter();
+            if is_asked == [false; 2] && !sent.any(|sent| sent.packet_id == id) {
                 return id;
             }
         }
@@ -88,23 +93,30 @@ impl Memory {
         Some(packet)
     }
 
-    pub fn subscribe(&mut self, version: Version, filter: &str, qos: u8) -> Vec<u8> {
+    /// A SUBSCRIBE; none if too many wait for an answer.
+    pub fn subscribe(&mut self, version: Version, filter: &str, qos: u8) -> Option<Vec<u8>> {
+        if self.asked.len() >= MOST_ASKED {
+            return None;
+        }
         let id = self.next_packet_id();
         self.asked.insert((SUBACK, id));
         let mut body = id.to_be_bytes().to_vec();
         body.extend((version == Version::V5).then_some(0));
         body.extend(string(filter));
         body.push(qos);
-        packet(0x82, &body)
+        Some(packet(0x82, &body))
     }
 
-    pub fn unsubscribe(&mut self, version: Version, filter: &str) -> Vec<u8> {
+    pub fn unsubscribe(&mut self, version: Version, filter: &str) -> Option<Vec<u8>> {
+        if self.asked.len() >= MOST_ASKED {
+            return None;
+        }
         let id = self.next_packet_id();
         self.asked.insert((UNSUBACK, id));
         let mut body = id.to_be_bytes().to_vec();
         body.extend((version == Version::V5).then_some(0));
         body.extend(string(filter));
-        packet(0xa2, &body)
+        Some(packet(0xa2, &body))
     }
 
     /// One of the acknowledgements that it owes. In which order it sends them is its own affair, but

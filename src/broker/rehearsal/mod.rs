@@ -186,10 +186,10 @@ impl Rehearsal {
             }
             Step::Break(client) => self.lose(client),
             Step::Subscribe(client, name, qos) => self.ask(client, |memory, version| {
-                Some(memory.subscribe(version, &written(name), qos))
+                memory.subscribe(version, &written(name), qos)
             }),
             Step::Unsubscribe(client, name) => self.ask(client, |memory, version| {
-                Some(memory.unsubscribe(version, &written(name)))
+                memory.unsubscribe(version, &written(name))
             }),
             Step::Publish(client, topic, qos) => {
                 self.last_number += 1;
