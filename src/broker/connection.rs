@@ -794,6 +794,9 @@ impl Connection {
         let timer = tokio::time::sleep(Duration::MAX);
         tokio::pin!(timer);
         loop {
+            if let Some(why) = online.eviction() {
+                return End::Evicted(why);
+            }
             let now = Instant::now();
             if self.retained.is_empty()
                 && let Some(subscription) = self.retained_due.pop_front()
@@ -895,8 +898,7 @@ impl Connection {
             }
             tokio::select! {
                 biased;
-                why = online.evicted() => return End::Evicted(why),
-                () = shared.leaves(phase) => {}
+                () = online.bell.heard() => {}
                 readable = self.wire.stream.ready(reads, writes) => match readable {
                     Ok(true) if !self.has_to_wait() => {
                         if let Some(end) = self.on_readable() {
@@ -906,13 +908,13 @@ impl Connection {
                     Ok(_) => {}
                     Err(error) => return End::Lost(format!("connection failed: {error}")),
                 },
-                () = self.mailbox.filled(), if self.wants_deliveries() => {}
+                () = self.mailbox.filled.heard(), if self.wants_deliveries() => {}
                 () = self.tap.room(), if self.pipeline_full => self.hand_over(),
                 () = async { self.sync.as_mut().expect("checked").await }, if self.sync.is_some() => {
                     self.sync = None;
                     self.hand_over();
                 }
-                permit = self.place.turn() => {
+                permit = self.place.turn(), if self.place.is_wanted() => {
                     self.place.take(permit, &shared.places, Instant::now());
                 }
                 () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}

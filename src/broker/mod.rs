@@ -5,6 +5,7 @@
 
 pub mod access;
 mod archive;
+mod bell;
 mod certificate;
 mod codec;
 mod connection;
@@ -405,14 +406,20 @@ impl Broker {
         Ok(())
     }
 
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+        // Who connects after this sees the phase: both take the registry's lock.
+        self.shared.registry.ring_all();
+    }
+
     /// Accepts nobody and reads nothing any more.
     pub fn drain(&self) {
-        self.phase.send_replace(Phase::Draining);
+        self.enter(Phase::Draining);
     }
 
     /// Sends what waits and closes all connections. Returns when all are gone.
     pub async fn close(&self) {
-        self.phase.send_replace(Phase::Closing);
+        self.enter(Phase::Closing);
         let all = (self.shared.config.max_connections + HANDSHAKES) as u32;
         // The semaphore is never closed.
         let _ = self.shared.sockets.acquire_many(all).await;
