@@ -32,7 +32,7 @@ use super::registry::{AttachError, Details, Eviction, Online, Parked};
 use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
 use super::stream::Stream;
 use super::subscription::Subscription;
-use super::{Phase, Shared};
+use super::{Phase, Shared, end_session};
 use crate::dead_letters::Reason;
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Tap;
@@ -744,7 +744,7 @@ impl Connection {
         } = *self;
         mailbox.put_back(taken);
         if expiry.is_zero() {
-            shared.end_session(&client_id, &mut session, &mailbox, now);
+            end_session(&shared.fanout, &client_id, &mut session, &mailbox, now);
             shared.registry.detach(&client_id, online, None, 0);
         } else {
             mailbox.put_back(session.park());
