@@ -32,7 +32,7 @@ use super::registry::{AttachError, Details, Eviction, Online, Parked};
 use super::session::{Close, ConnectRefused, ConnectRequest, Effect, Session, Ticket};
 use super::stream::Stream;
 use super::subscription::Subscription;
-use super::{Phase, Shared};
+use super::{Phase, Shared, end_session};
 use crate::dead_letters::Reason;
 use crate::event::{Event, unix_time_ns};
 use crate::pipeline::Tap;
@@ -744,7 +744,7 @@ impl Connection {
         } = *self;
         mailbox.put_back(taken);
         if expiry.is_zero() {
-            shared.end_session(&client_id, &mut session, &mailbox, now);
+            end_session(&shared.fanout, &client_id, &mut session, &mailbox, now);
             shared.registry.detach(&client_id, online, None, 0);
         } else {
             mailbox.put_back(session.park());
@@ -794,6 +794,9 @@ impl Connection {
         let timer = tokio::time::sleep(Duration::MAX);
         tokio::pin!(timer);
         loop {
+            if let Some(why) = online.eviction() {
+                return End::Evicted(why);
+            }
             let now = Instant::now();
             if self.retained.is_empty()
                 && let Some(subscription) = self.retained_due.pop_front()
@@ -895,8 +898,7 @@ impl Connection {
             }
             tokio::select! {
                 biased;
-                why = online.evicted() => return End::Evicted(why),
-                () = shared.leaves(phase) => {}
+                () = online.bell.heard() => {}
                 readable = self.wire.stream.ready(reads, writes) => match readable {
                     Ok(true) if !self.has_to_wait() => {
                         if let Some(end) = self.on_readable() {
@@ -906,13 +908,13 @@ impl Connection {
                     Ok(_) => {}
                     Err(error) => return End::Lost(format!("connection failed: {error}")),
                 },
-                () = self.mailbox.filled(), if self.wants_deliveries() => {}
+                () = self.mailbox.filled.heard(), if self.wants_deliveries() => {}
                 () = self.tap.room(), if self.pipeline_full => self.hand_over(),
                 () = async { self.sync.as_mut().expect("checked").await }, if self.sync.is_some() => {
                     self.sync = None;
                     self.hand_over();
                 }
-                permit = self.place.turn() => {
+                permit = self.place.turn(), if self.place.is_wanted() => {
                     self.place.take(permit, &shared.places, Instant::now());
                 }
                 () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}

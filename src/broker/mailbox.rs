@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::archive::Archive;
+use super::bell::Bell;
 use super::message::{Delivery, Message, SessionKey};
 use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::store::StoreError;
@@ -44,7 +45,7 @@ pub struct Mailbox {
     slow: AtomicBool,
     offline: AtomicBool,
     /// Tells the connection's task that there is something to send.
-    filled: Notify,
+    pub filled: Bell,
     /// Tells publishers that the mailbox is no longer pressed, or no longer waited for.
     eased: Notify,
     all: Arc<Mailboxes>,
@@ -130,7 +131,7 @@ impl Mailbox {
             pressed: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             offline: AtomicBool::new(false),
-            filled: Notify::new(),
+            filled: Bell::default(),
             eased: Notify::new(),
             all,
         }
@@ -245,7 +246,7 @@ impl Mailbox {
         }
         drop(guard);
         if was_empty && pushed.added > 0 {
-            self.filled.notify_one();
+            self.filled.ring();
         }
         if dropped > 0 {
             self.all.dropped.fetch_add(dropped, Ordering::Relaxed);
@@ -381,11 +382,6 @@ impl Mailbox {
         self.queue.lock().next_sequence
     }
 
-    /// Waits for the mailbox to be filled from empty. A fill that came before the call counts.
-    pub async fn filled(&self) {
-        self.filled.notified().await;
-    }
-
     /// Whether publishers ought to pause.
     pub fn is_pressed(&self) -> bool {
         self.pressed.load(Ordering::Relaxed)
@@ -503,7 +499,7 @@ impl Mailbox {
     pub fn set_online(&self) {
         self.queue.lock().offline = false;
         self.offline.store(false, Ordering::Relaxed);
-        self.filled.notify_one();
+        self.filled.ring();
     }
 
     /// Takes out what other connected members of a share group can have instead.

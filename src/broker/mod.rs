@@ -5,6 +5,7 @@
 
 pub mod access;
 mod archive;
+mod bell;
 mod certificate;
 mod codec;
 mod connection;
@@ -405,14 +406,20 @@ impl Broker {
         Ok(())
     }
 
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+        // Who connects after this sees the phase: both take the registry's lock.
+        self.shared.registry.ring_all();
+    }
+
     /// Accepts nobody and reads nothing any more.
     pub fn drain(&self) {
-        self.phase.send_replace(Phase::Draining);
+        self.enter(Phase::Draining);
     }
 
     /// Sends what waits and closes all connections. Returns when all are gone.
     pub async fn close(&self) {
-        self.phase.send_replace(Phase::Closing);
+        self.enter(Phase::Closing);
         let all = (self.shared.config.max_connections + HANDSHAKES) as u32;
         // The semaphore is never closed.
         let _ = self.shared.sockets.acquire_many(all).await;
@@ -453,6 +460,53 @@ pub struct BrokerStats {
     pub retained: usize,
 }
 
+/// A session is over: nothing is kept for it.
+fn end_session(
+    fanout: &Fanout,
+    client_id: &str,
+    session: &mut Session,
+    mailbox: &Mailbox,
+    now: Instant,
+) {
+    let key = session.key();
+    let subscriptions = session.subscriptions();
+    fanout.unsubscribe(key, subscriptions.map(|(key, _)| key));
+    let (mut shared, mut lost) = session.take_shared();
+    if mailbox.archive().is_none() {
+        // It has nothing to come back for. What was a share group's alone is nobody's now.
+        lost.retain(|delivery| delivery.group.is_some());
+    }
+    let mut waiting = VecDeque::new();
+    if let Err(error) = mailbox.take(LETTERS_OF_A_SESSION, &mut waiting) {
+        tracing::error!(
+            client = client_id,
+            %error,
+            "what waits for a session that is over can't be read, and is dropped"
+        );
+    }
+    waiting.extend(mailbox.close());
+    for delivery in waiting {
+        match delivery.group {
+            Some(_) => shared.push(delivery),
+            None => lost.push(delivery),
+        }
+    }
+    // Of what was in flight at QoS 2, nobody else may have anything (MQTT 5.0, 4.8.2).
+    lost.extend(fanout.pass_on(shared, key, now));
+    lost.retain(|delivery| delivery.qos != QoS::AtMostOnce);
+    for delivery in lost.iter().take(LETTERS_OF_A_SESSION) {
+        mailbox.dead_letter(Reason::SessionEnded, &delivery.message, now);
+    }
+    let others = lost.len().saturating_sub(LETTERS_OF_A_SESSION);
+    mailbox.count_dead_letters(Reason::SessionEnded, others as u64);
+    if let Some(archive) = mailbox.archive() {
+        // What is left on disk is counted there, when it is removed.
+        let stored = lost.iter().filter(|delivery| delivery.is_stored);
+        archive.remove(key, stored.map(|delivery| delivery.sequence));
+        archive.remove_session(client_id, key);
+    }
+}
+
 impl Shared {
     fn phase(&self) -> Phase {
         *self.phase.borrow()
@@ -466,48 +520,6 @@ impl Shared {
 
     fn assign_client_id(&self, key: SessionKey) -> String {
         format!("headgate-{:x}-{key:x}", self.started_ns)
-    }
-
-    /// A session is over: nothing is kept for it.
-    fn end_session(&self, client_id: &str, session: &mut Session, mailbox: &Mailbox, now: Instant) {
-        let key = session.key();
-        let subscriptions = session.subscriptions();
-        self.fanout
-            .unsubscribe(key, subscriptions.map(|(key, _)| key));
-        let (mut shared, mut lost) = session.take_shared();
-        if mailbox.archive().is_none() {
-            // A session that is not kept has nothing to come back for.
-            lost.clear();
-        }
-        let mut waiting = VecDeque::new();
-        if let Err(error) = mailbox.take(LETTERS_OF_A_SESSION, &mut waiting) {
-            tracing::error!(
-                client = client_id,
-                %error,
-                "what waits for a session that is over can't be read, and is dropped"
-            );
-        }
-        waiting.extend(mailbox.close());
-        for delivery in waiting {
-            match delivery.group {
-                Some(_) => shared.push(delivery),
-                None => lost.push(delivery),
-            }
-        }
-        // Of what was in flight at QoS 2, nobody else may have anything (MQTT 5.0, 4.8.2).
-        lost.extend(self.fanout.pass_on(shared, key, now));
-        lost.retain(|delivery| delivery.qos != QoS::AtMostOnce);
-        for delivery in lost.iter().take(LETTERS_OF_A_SESSION) {
-            mailbox.dead_letter(Reason::SessionEnded, &delivery.message, now);
-        }
-        let others = lost.len().saturating_sub(LETTERS_OF_A_SESSION);
-        mailbox.count_dead_letters(Reason::SessionEnded, others as u64);
-        if let Some(archive) = mailbox.archive() {
-            // What is left on disk is counted there, when it is removed.
-            let stored = lost.iter().filter(|delivery| delivery.is_stored);
-            archive.remove(key, stored.map(|delivery| delivery.sequence));
-            archive.remove_session(client_id, key);
-        }
     }
 
     /// Takes up the sessions and retained messages of an earlier run.
@@ -604,7 +616,7 @@ impl Shared {
         } = parked;
         let will = will.map(|(_, will)| will);
         let will = self.allowed_will(will, &session, &mailbox, now);
-        self.end_session(client_id, &mut session, &mailbox, now);
+        end_session(&self.fanout, client_id, &mut session, &mailbox, now);
         if let Some(will) = will {
             self.publish_alone(will.into_message(now), now).await;
         }

@@ -12,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
 
 use super::access::Identity;
+use super::bell::Bell;
 use super::codec::Version;
 use super::mailbox::Mailbox;
 use super::message::SessionKey;
@@ -46,7 +47,8 @@ pub struct Online {
     /// Whose connection it is.
     identity: Identity,
     eviction: OnceLock<Eviction>,
-    evicted: Notify,
+    /// Rung when it is evicted, and when the broker begins to drain or to close.
+    pub bell: Bell,
     gone: watch::Sender<bool>,
 }
 
@@ -93,7 +95,7 @@ impl Online {
     /// Ends the connection soon. The first reason counts.
     pub fn evict(&self, why: Eviction) {
         if self.eviction.set(why).is_ok() {
-            self.evicted.notify_one();
+            self.bell.ring();
         }
     }
 
@@ -104,14 +106,9 @@ impl Online {
         let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
     }
 
-    /// Waits until the connection has to end. May be dropped at any time.
-    pub async fn evicted(&self) -> Eviction {
-        loop {
-            if let Some(why) = self.eviction.get() {
-                return *why;
-            }
-            self.evicted.notified().await;
-        }
+    /// Why the connection has to end, if it has to.
+    pub fn eviction(&self) -> Option<Eviction> {
+        self.eviction.get().copied()
     }
 }
 
@@ -172,7 +169,7 @@ impl Registry {
                             details: OnceLock::new(),
                             identity: identity.clone(),
                             eviction: OnceLock::new(),
-                            evicted: Notify::new(),
+                            bell: Bell::default(),
                             gone: watch::Sender::new(false),
                         });
                         slots.online += 1;
@@ -323,6 +320,13 @@ impl Registry {
                     }
                 }
             }
+        }
+    }
+
+    /// Wakes the task of every connection.
+    pub fn ring_all(&self) {
+        for online in self.slots.lock().online() {
+            online.bell.ring();
         }
     }
 

@@ -1170,21 +1170,34 @@ impl Session {
         self.waiting.len() >= self.inflight_max
     }
 
-    /// A packet id that nothing in flight has. There is one: there are 65,535, and fewer in flight.
+    /// A packet id that nothing in flight has.
     fn next_packet_id(&mut self) -> u16 {
-        loop {
-            let next = self.last_packet_id % u16::MAX + 1;
-            if self.free_packet_ids == 0 {
-                let ahead = |id: u16| (u32::from(id) + 65_535 - u32::from(next)) % 65_535;
-                let nearest = self.inflight.iter().map(|(id, _)| ahead(*id)).min();
-                self.free_packet_ids = nearest.unwrap_or(65_535) as u16;
-            }
-            self.last_packet_id = next;
-            if self.free_packet_ids > 0 {
-                self.free_packet_ids -= 1;
-                return next;
-            }
+        if self.free_packet_ids == 0 {
+            self.find_free_packet_ids();
         }
+        self.free_packet_ids -= 1;
+        self.last_packet_id = self.last_packet_id % u16::MAX + 1;
+        self.last_packet_id
+    }
+
+    /// Passes over those in flight that come next. There are free ones after them: there are 65,535
+    /// ids, and who sends has fewer in flight.
+    fn find_free_packet_ids(&mut self) {
+        const IDS: usize = u16::MAX as usize;
+        if self.inflight.is_empty() {
+            self.free_packet_ids = u16::MAX;
+            return;
+        }
+        let last = usize::from(self.last_packet_id) % IDS;
+        // By how many ids they come after the last one.
+        let mut used = vec![false; IDS];
+        for (id, _) in &self.inflight {
+            used[(usize::from(*id) + IDS - last - 1) % IDS] = true;
+        }
+        let passed = used.iter().take_while(|used| **used).count();
+        let free = used[passed..].iter().take_while(|used| !**used).count();
+        self.last_packet_id = ((last + passed) % IDS) as u16;
+        self.free_packet_ids = free as u16;
     }
 
     /// Sends with a packet id of its own.
@@ -1771,7 +1784,28 @@ mod tests {
         assert_eq!(client.sent(), b"\x32\x07\x00\x01t\x00\x03\x003");
     }
 
+    /// Near both ends, where ids start again.
+    fn packet_id() -> impl Strategy<Value = u16> {
+        prop_oneof![1..40u16, 65_500..=65_535u16]
+    }
+
     proptest! {
+        /// The first ones that come after the last one, whatever is in flight.
+        #[test]
+        fn packet_ids_are_given_out_in_turn_but_for_those_in_flight(
+            used in prop::collection::btree_set(packet_id(), 0..60),
+            last in packet_id(),
+        ) {
+            let mut client = Client::connect(CONNECT_V4_KEPT);
+            let released = used.iter().map(|id| (*id, Inflight::Released));
+            client.session.inflight = released.collect();
+            client.session.last_packet_id = last;
+            let ids = (last..=u16::MAX).chain(1..).skip(1);
+            for id in ids.filter(|id| !used.contains(id)).take(200) {
+                prop_assert_eq!(client.session.next_packet_id(), id);
+            }
+        }
+
         /// Whatever order packets and deliveries come in, the window holds, ids in flight differ,
         /// and nothing panics.
         #[test]

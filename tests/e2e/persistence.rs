@@ -1,6 +1,6 @@
 //! What clients and operators rely on across the gateway's end, orderly or not.
 
-use crate::gateway::{Gateway, Home};
+use crate::gateway::{Gateway, Home, eventually};
 use crate::wire::{
     CONNACK, PUBCOMP, PUBLISH, PUBREC, Packet, SUBACK, Wire, connect_packet_with, packet,
     publish_packet, string,
@@ -327,6 +327,33 @@ fn members_of_a_share_group_have_the_messages_among_them_and_get_what_one_leaves
 }
 
 #[test]
+fn what_a_member_of_a_share_group_has_not_completed_at_qos_2_when_it_goes_is_a_dead_letter() {
+    let gateway = Home::new().set("mqtt.max_inflight", 1).start();
+    let mut first = Wire::connect(&gateway, "first");
+    first.subscribe("$share/g/job", 2);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for (id, payload) in [(1, b"1"), (2, b"2")] {
+        publisher.send(&publish_packet("job", payload, 2, id));
+        assert_eq!(publisher.next().kind(), PUBREC);
+    }
+    assert_eq!(first.next().payload(), b"1");
+    let mut second = Wire::connect(&gateway, "second");
+    second.subscribe("$share/g/job", 2);
+    first.send(&DISCONNECT);
+    // MQTT 5.0, 4.8.2: nobody else may have the first message.
+    assert_eq!(second.next().payload(), b"2");
+    second.assert_quiet();
+    let letters = eventually("a dead letter", || {
+        let listed = gateway.json(&["dead-letters"]);
+        let letters = listed["letters"].as_array()?.clone();
+        (!letters.is_empty()).then_some(letters)
+    });
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!(letters[0]["reason"], "session_ended");
+    assert_eq!(letters[0]["source"], "first");
+}
+
+#[test]
 fn a_share_groups_name_on_two_filters_is_two_groups() {
     let gateway = Home::new().start();
     let mut first = Wire::connect(&gateway, "first");
@@ -374,4 +401,28 @@ fn what_waits_on_disk_for_a_session_that_ends_goes_to_the_dead_letters() {
         .iter()
         .filter(|letter| letter["reason"] == "session_ended" && letter["source"] == "keeper");
     assert_eq!(of_keeper.count(), 3, "{listed}");
+}
+
+#[test]
+fn of_a_session_that_ends_each_message_that_was_not_acknowledged_counts_once() {
+    let gateway = Home::new().start();
+    leave_subscribed(&gateway, "keeper", "a", 1);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for number in 0..40 {
+        publisher.publish("a", number.to_string().as_bytes());
+    }
+    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    // All come from disk; a quarter is acknowledged, the rest is in flight.
+    for _ in 0..10 {
+        keeper.next_message();
+    }
+    for _ in 10..40 {
+        assert_eq!(keeper.next().kind(), PUBLISH);
+    }
+    keeper.assert_quiet();
+    // Waits for the disk.
+    gateway.json(&["client", "forget", "keeper"]);
+    let (_, metrics) = gateway.http("/metrics");
+    let line = "headgate_dead_letters_total{reason=\"session_ended\"} 30\n";
+    assert!(metrics.contains(line), "{metrics}");
 }

@@ -20,6 +20,7 @@ use self::client::{Memory, RECEIVE_MAXIMUM, Read, packet, string};
 use self::ledger::{Ledger, Name, Number};
 use super::access::{Identity, Permissions};
 use super::codec::{Decoder, Incoming, Version};
+use super::end_session;
 use super::fanout::{Fanout, Publisher, Subscriber};
 use super::mailbox::{Bounds, Mailbox, Mailboxes};
 use super::message::{Delivery, Message, SessionKey};
@@ -457,15 +458,8 @@ impl Rehearsal {
     // ---- What the broker does for sessions without a connection ----
 
     fn end_session(&mut self, session: &mut Session, mailbox: &Mailbox) {
-        let key = session.key();
-        self.ledger.ended(key);
-        let subscriptions = session.subscriptions();
-        self.fanout
-            .unsubscribe(key, subscriptions.map(|(key, _)| key));
-        let (mut shared, _) = session.take_shared();
-        let left = mailbox.close().into_iter();
-        shared.extend(left.filter(|delivery| delivery.group.is_some()));
-        self.fanout.pass_on(shared, key, self.now);
+        self.ledger.ended(session.key());
+        end_session(&self.fanout, "rehearsal", session, mailbox, self.now);
     }
 
     fn end_parked(&mut self, parked: Parked) {
