@@ -1,6 +1,7 @@
 //! What apps measure themselves.
 
 use super::house::*;
+use crate::apps::AppState;
 
 fn text(house: &House) -> String {
     let mut text = String::new();
