@@ -50,6 +50,8 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}", get(inspect).delete(remove))
         .route("/v1/apps/{name}/start", post(start))
         .route("/v1/apps/{name}/stop", post(stop))
+        .route("/v1/upgrade", post(upgrade))
+        .route("/v1/apps/{name}/rollback", post(rollback))
         .route("/v1/apps/{name}/pause", post(pause))
         .route("/v1/apps/{name}/resume", post(resume))
         .route("/v1/apps/{name}/drain", post(drain))
@@ -204,6 +206,10 @@ async fn drain(
     with_app(api, name, move |apps, name| apps.drain(name, patience)).await
 }
 
+async fn rollback(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
+    with_app(api, name, Apps::rollback).await
+}
+
 async fn restart(State(api): State<Api>, AppName(name): AppName) -> Answer<AppInfo> {
     with_app(api, name, Apps::restart).await
 }
@@ -290,6 +296,23 @@ async fn install(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<AppInfo>), Refusal> {
+    let installed = with_package(api, headers, body, Apps::install).await?;
+    Ok((StatusCode::CREATED, Json(installed)))
+}
+
+async fn upgrade(State(api): State<Api>, headers: HeaderMap, body: Body) -> Answer<AppInfo> {
+    with_package(api, headers, body, Apps::upgrade)
+        .await
+        .map(Json)
+}
+
+/// Does something with the manifest and the component in a body.
+async fn with_package(
+    api: Api,
+    headers: HeaderMap,
+    body: Body,
+    what: impl FnOnce(&Apps, &str, &[u8]) -> Result<AppInfo, AppError> + Send + 'static,
+) -> Result<AppInfo, Refusal> {
     let manifest_bytes = manifest_length(&headers)?;
     if let Some(announced) = content_length(&headers) {
         check_size(announced, manifest_bytes)?;
@@ -306,7 +329,7 @@ async fn install(
         ));
     }
     let apps = api.state.apps;
-    let installed = blocking(move || {
+    blocking(move || {
         let (manifest, component) = package.split_at(manifest_bytes);
         let manifest = std::str::from_utf8(manifest).map_err(|error| {
             Refusal::new(
@@ -314,10 +337,9 @@ async fn install(
                 format!("manifest: not UTF-8: {error}"),
             )
         })?;
-        Ok(apps.install(manifest, component)?)
+        Ok(what(&apps, manifest, component)?)
     })
-    .await?;
-    Ok((StatusCode::CREATED, Json(installed)))
+    .await
 }
 
 fn manifest_length(headers: &HeaderMap) -> Result<usize, Refusal> {

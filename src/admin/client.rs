@@ -109,12 +109,32 @@ impl Client {
 
     /// Installs a package; an app of the same name is replaced.
     pub async fn install(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, ClientError> {
+        self.send_package("/v1/apps", manifest, component).await
+    }
+
+    /// Has another version of an installed app take over.
+    pub async fn upgrade(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, ClientError> {
+        self.send_package("/v1/upgrade", manifest, component).await
+    }
+
+    /// Has the version before the last upgrade take over again.
+    pub async fn rollback(&self, name: &str) -> Result<AppInfo, ClientError> {
+        self.request(Method::POST, &app_path(name, "/rollback"), COMPILE_TIMEOUT)
+            .await
+    }
+
+    async fn send_package(
+        &self,
+        path: &str,
+        manifest: &str,
+        component: &[u8],
+    ) -> Result<AppInfo, ClientError> {
         let mut package = Vec::with_capacity(manifest.len() + component.len());
         package.extend_from_slice(manifest.as_bytes());
         package.extend_from_slice(component);
         let request = Request::builder()
             .method(Method::POST)
-            .uri("/v1/apps")
+            .uri(path)
             .header(MANIFEST_LENGTH, manifest.len())
             .body(Full::new(Bytes::from(package)));
         self.send(request, COMPILE_TIMEOUT).await

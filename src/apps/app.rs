@@ -4,6 +4,8 @@
 //! once on one app), the control side and the timer change the state. What they share stands in
 //! [`Inside`], behind a lock that is held for moments and never across a call into the app.
 
+mod upgrade;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,6 +31,7 @@ use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
 use crate::pipeline::{Offer, Outlet};
 use crate::store::ComponentId;
+pub(super) use upgrade::{Previous, Successor, trial_of};
 
 /// Most bytes of topics and payloads that may wait for one app, whatever their number.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
@@ -84,8 +87,20 @@ struct Inside {
     scheduled: bool,
     /// The pipeline holds a batch back until it is told of progress.
     refused: bool,
-    /// Whether there is an instance.
+    /// Whether there is an instance that is to go on.
     alive: bool,
+    /// The instance is to stay until the one that starts is configured.
+    keeps_instance: bool,
+    /// What comes waits for an upgrade.
+    held: bool,
+    /// What there is to go back to.
+    previous: Option<Previous>,
+    /// What the package must do well, its start and then batches, before it is trusted.
+    trial: u32,
+    /// The start that comes is the first of the trial.
+    begins_trial: bool,
+    /// The subscriptions have changed.
+    reroutes: bool,
     /// Is to be paused before it is handed anything.
     starts_paused: bool,
     counters: AppCounters,
@@ -119,6 +134,12 @@ pub(super) struct Package {
 }
 
 impl Package {
+    /// Empty if the manifest can't be read.
+    pub(super) fn version(&self) -> &str {
+        let manifest = self.manifest.as_deref();
+        manifest.map_or("", |manifest| &manifest.version)
+    }
+
     pub(super) fn origin(&self) -> Origin {
         match self.folder {
             Some(_) => Origin::Preinstalled,
@@ -139,12 +160,22 @@ impl Package {
 
 /// What a worker is to do.
 enum Turn {
-    Start(Generation, LoadedComponent, Arc<Manifest>),
+    Start(Start),
     /// Events, and how often they were tried before.
     Handle(Generation, Batch, u32),
     Nothing,
     /// Let go of the instance, if there is one.
     Rest,
+}
+
+/// An instance that is to be made.
+struct Start {
+    generation: Generation,
+    component: LoadedComponent,
+    manifest: Arc<Manifest>,
+    /// The instance that there is stays if this one does not come up.
+    keeps_instance: bool,
+    begins_trial: bool,
 }
 
 /// How a call went, for the books.
@@ -197,6 +228,12 @@ impl App {
                     scheduled: false,
                     refused: false,
                     alive: false,
+                    keeps_instance: false,
+                    held: false,
+                    previous: None,
+                    trial: 0,
+                    begins_trial: false,
+                    reroutes: false,
                     starts_paused: false,
                     counters: AppCounters::default(),
                     durations: Durations::default(),
@@ -264,7 +301,10 @@ impl App {
         let texts = |filters: &[TopicFilter]| filters.iter().map(|f| f.to_string()).collect();
         AppInfo {
             name: self.name.to_string(),
-            version: manifest.map_or_else(String::new, |m| m.version.clone()),
+            version: inside.package.version().to_owned(),
+            previous_version: inside.previous.as_ref().map(Previous::version),
+            trial_batches_left: (inside.trial > 0)
+                .then(|| inside.trial - u32::from(inside.begins_trial)),
             description: manifest.and_then(|m| m.description.clone()),
             origin: inside.package.origin(),
             state: inside.state(),
@@ -332,11 +372,9 @@ impl App {
         }
         inside.package = package;
         inside.component = Some(component);
-        let policy = inside.restart_policy(self.shared.restart);
-        inside.supervisor.set_policy(policy);
         inside.draining = false;
-        inside.breaker.reset();
-        inside.supervisor.start();
+        inside.keeps_instance = false;
+        inside.start_afresh(self.shared.restart);
         inside.enter(None);
         self.update_idle(&inside);
         self.schedule(&mut inside);
@@ -496,9 +534,9 @@ impl App {
     pub(super) fn take_turn(&self) -> bool {
         let mut instance = self.instance.lock();
         match self.next_turn() {
-            Turn::Start(generation, component, manifest) => {
-                *instance = None;
-                self.start_instance(&mut instance, generation, &component, manifest);
+            Turn::Start(start) => {
+                let before = instance.take().filter(|_| start.keeps_instance);
+                *instance = self.start_instance(start, before);
             }
             Turn::Handle(generation, batch, tries) => {
                 self.handle(&mut instance, generation, batch, tries);
@@ -517,14 +555,26 @@ impl App {
     fn next_turn(&self) -> Turn {
         let mut inside = self.inside.lock();
         let generation = inside.generation;
+        if inside.held && inside.is_held() {
+            return Turn::Nothing;
+        }
         match inside.supervisor.state() {
-            AppState::Starting => match (&inside.component, &inside.package.manifest) {
-                (Some(component), Some(manifest)) => {
-                    self.watch.set_abort(false);
-                    Turn::Start(generation, component.clone(), manifest.clone())
+            AppState::Starting => {
+                let (keeps_instance, begins_trial) = (inside.keeps_instance, inside.begins_trial);
+                match (&inside.component, &inside.package.manifest) {
+                    (Some(component), Some(manifest)) => {
+                        self.watch.set_abort(false);
+                        Turn::Start(Start {
+                            generation,
+                            component: component.clone(),
+                            manifest: manifest.clone(),
+                            keeps_instance,
+                            begins_trial,
+                        })
+                    }
+                    _ => Turn::Rest,
                 }
-                _ => Turn::Rest,
-            },
+            }
             AppState::Running => match inside.next_batch(self.shared.max_batch_events) {
                 Some((batch, tries)) => {
                     inside.in_call = batch.len();
@@ -537,19 +587,21 @@ impl App {
         }
     }
 
-    fn start_instance(
-        &self,
-        slot: &mut Option<Instance>,
-        generation: Generation,
-        component: &LoadedComponent,
-        manifest: Arc<Manifest>,
-    ) {
+    /// Returns the instance that there is then.
+    fn start_instance(&self, start: Start, before: Option<Instance>) -> Option<Instance> {
+        let Start {
+            generation,
+            component,
+            manifest,
+            begins_trial,
+            ..
+        } = start;
         let started = {
             let _running = self.shared.ticker.running();
             let (log, watch) = (self.log.clone(), self.watch.clone());
             let services = self.services.clone();
             catch_unwind(AssertUnwindSafe(|| {
-                Instance::start(component, manifest, log, watch, services)
+                Instance::start(&component, manifest, log, watch, services)
             }))
         };
         self.watch.call_ended();
@@ -567,24 +619,28 @@ impl App {
         let mut inside = self.inside.lock();
         inside.counters.published += published as u64;
         inside.count_refusals(tally, refused_growth);
-        let note = match result {
-            Ok(_) if generation != inside.generation => None,
+        let (instance, note) = match result {
+            _ if generation != inside.generation => (before, None),
             Ok(instance) => {
-                inside.memory_bytes = instance.memory_bytes();
-                inside.alive = true;
-                *slot = Some(instance);
-                inside.supervisor.started();
-                let pauses = std::mem::take(&mut inside.starts_paused);
-                if pauses {
-                    inside.supervisor.pause();
-                }
-                inside.enter(None);
+                inside.keeps_instance = false;
+                inside.begins_trial = false;
+                let passed = begins_trial.then(|| self.passed(&mut inside, generation));
+                inside.started(instance.memory_bytes());
                 let state = inside.supervisor.state().as_str();
-                Some(Note(LogLevel::Info, state.into()))
+                let up = Note(LogLevel::Info, state.into());
+                (Some(instance), passed.flatten().or(Some(up)))
             }
-            Err(reason) => self.fail(&mut inside, generation, reason),
+            Err(reason) if inside.fails_trial(generation) => {
+                let note = self.roll_back(&mut inside, &reason);
+                if let Some(before) = &before {
+                    inside.started(before.memory_bytes());
+                }
+                (before, note)
+            }
+            Err(reason) => (None, self.fail(&mut inside, generation, reason)),
         };
         self.after_change(inside, note);
+        instance
     }
 
     fn handle(
@@ -671,7 +727,8 @@ impl App {
         let Some(error) = report.error else {
             inside.counters.handled += events;
             inside.breaker.succeeded();
-            self.after_change(inside, None);
+            let note = self.passed(&mut inside, generation);
+            self.after_change(inside, note);
             return;
         };
         let trapped = matches!(error, CallError::Trapped { .. });
@@ -683,6 +740,13 @@ impl App {
             return;
         }
         let message = error.message().to_owned();
+        if inside.fails_trial(generation) {
+            inside.counters.retried += 1;
+            inside.suspects.push_front(report.batch, report.tries);
+            let note = self.roll_back(&mut inside, &message);
+            self.after_change(inside, note);
+            return;
+        }
         inside.last_error = Some(message.clone());
         let retries = inside.retries();
         let tries = report.tries + 1;
@@ -773,10 +837,11 @@ impl App {
             false
         };
         let quarantined = inside.supervisor.state() == AppState::Quarantined;
+        let reroutes = std::mem::take(&mut inside.reroutes) || quarantined;
         drop(inside);
         self.changed.notify_all();
         self.tell_progress(progress);
-        if quarantined {
+        if reroutes {
             self.shared.update_routes();
         }
         if let Some(Note(level, message)) = note {
@@ -787,6 +852,7 @@ impl App {
     fn end_turn(&self, instance: &Option<Instance>) -> bool {
         let mut inside = self.inside.lock();
         let more = match inside.supervisor.state() {
+            _ if inside.held && inside.is_held() => false,
             AppState::Starting => inside.component.is_some(),
             AppState::Running => inside.has_work(),
             AppState::Paused => false,
@@ -938,6 +1004,26 @@ impl Inside {
 
     fn has_work(&self) -> bool {
         self.waiting > 0 || !self.suspects.is_empty()
+    }
+
+    /// Has the app start with a clean slate, without the instance that there may be.
+    fn start_afresh(&mut self, default: RestartPolicy) {
+        let policy = self.restart_policy(default);
+        self.supervisor.set_policy(policy);
+        self.supervisor.start();
+        self.breaker.reset();
+        self.alive = false;
+    }
+
+    /// There is an instance, and it is configured.
+    fn started(&mut self, memory_bytes: usize) {
+        self.memory_bytes = memory_bytes;
+        self.alive = true;
+        self.supervisor.started();
+        if std::mem::take(&mut self.starts_paused) {
+            self.supervisor.pause();
+        }
+        self.enter(None);
     }
 
     fn restart_policy(&self, default: RestartPolicy) -> RestartPolicy {

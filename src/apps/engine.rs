@@ -320,6 +320,7 @@ impl Instance {
         let result = Self::configure(&mut store, component);
         let outputs = match &result {
             Ok(_) => {
+                store.data_mut().stage_state_version();
                 store.data_mut().commit();
                 store.data_mut().take_outputs(Vec::new())
             }

@@ -51,6 +51,9 @@ pub enum AppError {
         remedy: &'static str,
     },
 
+    #[error("app {name}: {reason}")]
+    RolledBack { name: String, reason: String },
+
     #[error("apps.preinstalled: {}: {reason}", .path.display())]
     PreinstalledFolder { path: PathBuf, reason: String },
 
@@ -143,7 +146,8 @@ impl AppError {
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
             AppError::NoCompiler { .. }
             | AppError::Preinstalled { .. }
-            | AppError::WrongState { .. } => AppErrorKind::Conflict,
+            | AppError::WrongState { .. }
+            | AppError::RolledBack { .. } => AppErrorKind::Conflict,
             AppError::ShuttingDown => AppErrorKind::Unavailable,
             AppError::Compiler { .. }
             | AppError::Unreadable { .. }

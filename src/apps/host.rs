@@ -7,6 +7,7 @@ mod clocks;
 mod keyvalue;
 mod measures;
 mod random;
+mod state;
 mod timers;
 
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ pub(super) const PUBLISHER: &str = "headgate:app/publisher@0.1.0";
 pub(super) const TYPES: &str = "headgate:app/types@0.1.0";
 
 /// All that an app can import.
-pub(super) const INTERFACES: [&str; 14] = [
+pub(super) const INTERFACES: [&str; 15] = [
     LOGGING,
     CONFIG,
     PUBLISHER,
@@ -45,6 +46,7 @@ pub(super) const INTERFACES: [&str; 14] = [
     keyvalue::STORE,
     keyvalue::ATOMICS,
     keyvalue::BATCH,
+    state::STATE,
     clocks::MONOTONIC,
     clocks::WALL,
     random::SECURE,
@@ -55,7 +57,7 @@ pub(super) const INTERFACES: [&str; 14] = [
 ];
 
 /// The functions in them.
-pub(super) const FUNCTIONS: [(&str, &str); 30] = [
+pub(super) const FUNCTIONS: [(&str, &str); 31] = [
     (LOGGING, "log"),
     (CONFIG, "get"),
     (CONFIG, "get-all"),
@@ -70,6 +72,7 @@ pub(super) const FUNCTIONS: [(&str, &str); 30] = [
     (keyvalue::BATCH, "get-many"),
     (keyvalue::BATCH, "set-many"),
     (keyvalue::BATCH, "delete-many"),
+    (state::STATE, "version"),
     (clocks::MONOTONIC, "now"),
     (clocks::MONOTONIC, "resolution"),
     (clocks::WALL, "now"),
@@ -219,6 +222,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
         },
     )?;
     keyvalue::add_to_linker(linker)?;
+    state::add_to_linker(linker)?;
     clocks::add_to_linker(linker)?;
     random::add_to_linker(linker)?;
     timers::add_to_linker(linker)?;

@@ -29,6 +29,8 @@ struct Inside {
     set: TimerSet,
     /// When the thread is to ring.
     alarm: Option<Instant>,
+    /// The timers in `set` that count for the app.
+    counted: usize,
 }
 
 impl InstanceTimers {
@@ -100,17 +102,20 @@ impl InstanceTimers {
             alarms.change(self.id, inside.alarm, next, &self.this);
             inside.alarm = next;
         }
-        let timers = inside.set.len();
-        self.services.timers.store(timers, Ordering::Relaxed);
+        // There may be another instance of the app, which goes or comes.
+        let (timers, counted) = (inside.set.len(), inside.counted);
+        inside.counted = timers;
+        self.services.timers.fetch_add(timers, Ordering::Relaxed);
+        self.services.timers.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 
 impl Drop for InstanceTimers {
     fn drop(&mut self) {
-        let alarm = self.inside.get_mut().alarm;
+        let Inside { alarm, counted, .. } = *self.inside.get_mut();
         let alarms = &self.services.alarms;
         alarms.change(self.id, alarm, None, &self.this);
-        self.services.timers.store(0, Ordering::Relaxed);
+        self.services.timers.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::store::{MAX_APP_KEY_BYTES, Store, StoreError};
 
@@ -49,6 +49,9 @@ const PENDING_SLACK: usize = 1024;
 
 /// The bucket's name, a NUL, the key. No bucket has a NUL in its name.
 type Key = Arc<str>;
+/// Under this key stands the version of the format that the app writes, as four bytes,
+/// little-endian; where it is missing, the version is 1. No bucket has an empty name.
+const VERSION_KEY: &str = "\0version";
 type Value = Arc<[u8]>;
 
 /// The way to the store, for all apps.
@@ -87,7 +90,7 @@ pub(super) struct AppState {
 
 #[derive(Default)]
 struct Contents {
-    entries: BTreeMap<Key, Value>,
+    entries: Kept,
     /// [`cost`] of all entries.
     bytes: usize,
     pending: Pending,
@@ -130,6 +133,9 @@ pub(super) struct Usage {
     pub(super) synced: bool,
 }
 
+/// All that an app keeps, as it was at one time.
+pub(super) type Kept = BTreeMap<Key, Value>;
+
 /// The state would be larger than it may.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooMuch;
@@ -157,12 +163,9 @@ impl KvStore {
     pub(super) fn open(&self, app: &Arc<str>) -> Arc<AppState> {
         let contents = match self.writer.store.app_state(app) {
             Ok(state) => {
-                let entries: BTreeMap<Key, Value> = state
-                    .into_iter()
-                    .map(|(key, value)| (key.into(), value.into()))
-                    .collect();
+                let entries = kept(state);
                 Contents {
-                    bytes: entries.iter().map(|(k, v)| cost(k, v)).sum(),
+                    bytes: cost_of_all(&entries),
                     entries,
                     ..Contents::default()
                 }
@@ -212,7 +215,7 @@ impl AppState {
         let contents = self.contents.lock();
         Usage {
             bytes: contents.bytes,
-            keys: contents.entries.len(),
+            keys: contents.entries.len() - usize::from(contents.stored_version().is_some()),
             synced: contents.durable == contents.version,
         }
     }
@@ -222,11 +225,43 @@ impl AppState {
         self.contents.lock().unreadable.clone()
     }
 
+    /// The version of the format that what is kept was written in. None: nothing is kept.
+    pub(super) fn version(&self) -> Option<u32> {
+        let contents = self.contents.lock();
+        let is_empty = contents.entries.is_empty();
+        contents.stored_version().or((!is_empty).then_some(1))
+    }
+
+    /// The instance that is starting writes in this version of the format.
+    pub(super) fn stage_version(&self, staged: &mut StagedState, version: u32) {
+        let before = self.contents.lock().stored_version().unwrap_or(1);
+        if version != before {
+            let bytes = version.to_le_bytes();
+            staged
+                .changes
+                .insert(VERSION_KEY.into(), Some(bytes.as_slice().into()));
+        }
+    }
+
+    /// All that is kept now.
+    pub(super) fn kept(&self) -> Kept {
+        self.contents.lock().entries.clone()
+    }
+
+    /// Puts what was kept at another time into the place of all that is kept now.
+    pub(super) fn restore(self: &Arc<Self>, kept: Kept) {
+        let mut contents = self.contents.lock();
+        contents.bytes = cost_of_all(&kept);
+        contents.entries = kept;
+        self.write_all(contents);
+    }
+
     /// The names of the buckets that have something in them.
     pub(super) fn buckets(&self) -> Vec<String> {
         let contents = self.contents.lock();
         let mut names = Vec::new();
-        let mut from: Bound<String> = Bound::Unbounded;
+        // Behind the keys without a bucket.
+        let mut from = Bound::Included("\u{1}".to_owned());
         while let Some((key, _)) = contents
             .entries
             .range::<str, _>((from.as_ref().map(String::as_str), Bound::Unbounded))
@@ -354,11 +389,19 @@ impl AppState {
         let mut contents = self.contents.lock();
         contents.closed = false;
         // What could not be read must not be overwritten.
-        if contents.unreadable.is_some() {
+        if contents.unreadable.is_none() {
+            self.write_all(contents);
+        }
+    }
+
+    /// Has all entries written anew.
+    fn write_all(self: &Arc<Self>, mut contents: MutexGuard<Contents>) {
+        contents.version += 1;
+        if contents.closed {
             return;
         }
+        contents.pending.changes.clear();
         contents.pending.replace = true;
-        contents.version += 1;
         let enlist = !std::mem::replace(&mut contents.queued, true);
         drop(contents);
         if enlist {
@@ -401,6 +444,12 @@ impl AppState {
 }
 
 impl Contents {
+    fn stored_version(&self) -> Option<u32> {
+        let bytes = self.entries.get(VERSION_KEY)?;
+        // Nobody but the host writes it, four bytes long; anything else is read as no known version.
+        Some(<[u8; 4]>::try_from(&**bytes).map_or(u32::MAX, u32::from_le_bytes))
+    }
+
     fn apply(&mut self, key: Key, value: Option<Value>) {
         let before = match &value {
             Some(value) => {
@@ -443,7 +492,7 @@ impl Pending {
 struct Written {
     version: u64,
     changes: BTreeMap<Key, Option<Value>>,
-    replace: Option<BTreeMap<Key, Value>>,
+    replace: Option<Kept>,
 }
 
 impl Writer {
@@ -585,6 +634,18 @@ impl<'a> Iterator for Merged<'a> {
 
 fn cost(key: &str, value: &[u8]) -> usize {
     key.len() + value.len() + ENTRY_BYTES
+}
+
+fn cost_of_all(entries: &Kept) -> usize {
+    entries.iter().map(|(key, value)| cost(key, value)).sum()
+}
+
+/// What the store has, as it is in memory.
+pub(super) fn kept(stored: Vec<(String, Vec<u8>)>) -> Kept {
+    let entries = stored.into_iter();
+    entries
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect()
 }
 
 #[cfg(test)]

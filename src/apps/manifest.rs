@@ -30,6 +30,8 @@ const QUEUE_EVENTS: RangeInclusive<u64> = 1..=1_000_000;
 const PUBLISH_PER_BATCH: RangeInclusive<u64> = 0..=1_000_000;
 const LOG_PER_BATCH: RangeInclusive<u64> = 0..=10_000;
 const RETRIES: RangeInclusive<u64> = 0..=10;
+const TRIAL_BATCHES: RangeInclusive<u64> = 0..=1_000_000;
+const STATE_VERSION: RangeInclusive<u64> = 1..=u32::MAX as u64;
 const PAUSE_MS: RangeInclusive<u64> = 1..=3_600_000;
 const MOST_FAILURES: RangeInclusive<u64> = 1..=1000;
 const WINDOW_S: RangeInclusive<u64> = 1..=86_400;
@@ -37,6 +39,8 @@ const WINDOW_S: RangeInclusive<u64> = 1..=86_400;
 const KV_BYTES: RangeInclusive<u64> = 0..=64 << 20;
 const KV_PER_BATCH: RangeInclusive<u64> = 0..=1_000_000;
 const TIMERS: RangeInclusive<u64> = 0..=1024;
+
+const DEFAULT_TRIAL_BATCHES: u32 = 10;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +60,10 @@ pub struct Manifest {
     pub config: BTreeMap<String, String>,
     pub limits: Limits,
     pub restart: Restart,
+    /// Batches that must go well after an upgrade to this version, or the one before comes back.
+    pub trial_batches: u32,
+    /// Of the format in which the app keeps what it keeps.
+    pub state_version: u32,
 }
 
 /// What becomes of an app that fails, where its manifest says so.
@@ -166,6 +174,15 @@ struct RawManifest {
     limits: RawLimits,
     #[serde(default)]
     restart: RawRestart,
+    #[serde(default)]
+    upgrade: RawUpgrade,
+    state_version: Option<Spanned<i64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUpgrade {
+    trial_batches: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -227,6 +244,16 @@ impl Manifest {
             config: check.config(raw.config)?,
             limits: check.limits(&raw.limits, default_queue_events)?,
             restart: check.restart(&raw.restart)?,
+            trial_batches: check
+                .number(
+                    "upgrade.trial_batches",
+                    &raw.upgrade.trial_batches,
+                    TRIAL_BATCHES,
+                )?
+                .map_or(DEFAULT_TRIAL_BATCHES, |batches| batches as u32),
+            state_version: check
+                .number("state_version", &raw.state_version, STATE_VERSION)?
+                .map_or(1, |version| version as u32),
             name,
         })
     }

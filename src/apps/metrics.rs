@@ -131,7 +131,11 @@ pub(super) fn record(app: &App) {
     counter!(BATCH_COUNT, "app" => name()).increment(counters.batches);
     counter!(LOG_DROPPED, "app" => name()).increment(counters.over_log_quota);
     let restarts = since_last.restarts;
-    for (reason, count) in [("trap", restarts.trap), ("failure", restarts.failure)] {
+    for (reason, count) in [
+        ("trap", restarts.trap),
+        ("failure", restarts.failure),
+        ("rollback", restarts.rollback),
+    ] {
         counter!(RESTARTS, "app" => name(), "reason" => reason).increment(count);
     }
     for state in BreakerState::ALL {

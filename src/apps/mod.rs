@@ -30,6 +30,7 @@ mod suspects;
 mod target;
 mod timer;
 mod timer_set;
+mod upkeep;
 mod workers;
 
 #[cfg(test)]
@@ -43,7 +44,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use self::aot::AotCache;
-use self::app::{App, Package};
+use self::app::{App, Package, Previous, Successor, trial_of};
 use self::engine::{LoadedComponent, WasmEngine};
 use self::epoch::Ticker;
 use self::kv::KvStore;
@@ -51,10 +52,11 @@ use self::loader::Loader;
 use self::measures::MeasuresText;
 use self::preinstalled::{AppFolder, Code};
 use self::timer::Timer;
+use self::upkeep::Upkeep;
 use self::workers::{RunQueue, Shared, Workers};
 use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Routes, Sink};
-use crate::store::{AppRecord, ComponentId, Desired, Store};
+use crate::store::{AppRecord, ComponentId, Desired, PreviousVersion, Store};
 
 pub use breaker::BreakerState;
 pub use compile::Compiler;
@@ -152,6 +154,7 @@ impl Apps {
         let engine = WasmEngine::new().map_err(|error| AppError::Engine(format!("{error:#}")))?;
         let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
         let thread_error = |error| AppError::Engine(format!("cannot start a thread: {error}"));
+        let loader = Arc::new(Loader::new(engine.clone(), cache, config.compiler));
         let ticker = Ticker::start(engine.engine().clone(), config.epoch).map_err(thread_error)?;
         let shared = Arc::new(Shared {
             apps: RwLock::default(),
@@ -163,6 +166,7 @@ impl Apps {
             ticker,
             timer: Timer::start().map_err(thread_error)?,
             kv: KvStore::start(store.clone()).map_err(thread_error)?,
+            upkeep: Upkeep::new(store.clone(), loader.clone()),
             routes,
             routing: Mutex::new(()),
             run_queue: RunQueue::default(),
@@ -177,7 +181,7 @@ impl Apps {
                 queue_events: config.queue_events,
                 preinstalled: config.preinstalled,
                 store,
-                loader: Arc::new(Loader::new(engine, cache, config.compiler)),
+                loader,
                 shared,
                 workers: Mutex::new(Some(workers)),
                 starter: Mutex::new(None),
@@ -205,21 +209,24 @@ impl Apps {
         let loaded = control.loader.load(&name, id, component)?;
 
         let workers = control.workers_unless_shut_down()?;
+        control.shared.upkeep.settle();
         let present = control.app(&name).ok();
-        let desired = match present.as_ref().map(|app| app.state()) {
-            Some(AppState::Stopped | AppState::Draining) => Desired::Stopped,
-            Some(AppState::Paused) => Desired::Paused,
-            _ => Desired::Running,
+        let desired = match &present {
+            Some(app) => desired(app),
+            None => Desired::Running,
         };
         let record = AppRecord {
             manifest: manifest.to_owned(),
             component: id,
             component_bytes: component.len() as u64,
             desired,
+            previous: None,
+            on_trial: false,
         };
         let unused = control.store.put_app(&name, &record, component)?;
         control.loader.forget(&unused);
         let app = present.unwrap_or_else(|| control.add(&name, package.clone()));
+        app.set_previous(None, 0);
         app.log()
             .gateway_line(LogLevel::Info, &format!("installed, component {id}"));
         match desired {
@@ -230,6 +237,169 @@ impl Apps {
             }
             Desired::Stopped => app.replace_package(package),
         }
+        control.shared.update_routes();
+        drop(workers);
+        app.wait_until_settled(Instant::now() + SETTLE);
+        Ok(app.info())
+    }
+
+    /// Has another version of an app take over between two batches, with all that waits and all
+    /// that the app keeps. If it does not start, or fails with one of its first batches
+    /// (`upgrade.trial_batches`), the version before takes over again, that batch first. Blocks for
+    /// as long as the compiler takes, and until the new version has run its `configure`.
+    pub fn upgrade(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        let checked = Arc::new(Manifest::parse(manifest, control.queue_events)?);
+        let name = checked.name.clone();
+        let id = ComponentId::of(component);
+        control.refuse_preinstalled(&name)?;
+        control.app(&name)?;
+        let loaded = control.loader.load(&name, id, component)?;
+
+        let workers = control.workers_unless_shut_down()?;
+        control.shared.upkeep.settle();
+        let app = control.app(&name)?;
+        let before = control.readable(&app)?;
+        let wrong_state = |remedy| {
+            Err(AppError::WrongState {
+                name: name.clone(),
+                state: app.state(),
+                remedy,
+            })
+        };
+        if app.state() == AppState::Draining {
+            return wrong_state("wait until it has stopped");
+        }
+        if app.is_on_trial() {
+            return wrong_state(
+                "and its last upgrade is on trial still; let it handle some batches, or go back \
+                 with `headgate app rollback`",
+            );
+        }
+        if before.component == id && before.manifest.as_deref() == Some(&*checked) {
+            return wrong_state("and this very version of it is installed already");
+        }
+        let stored = control.store.app(&name)?;
+        let Some(Ok(stored)) = stored else {
+            return Err(AppError::Unreadable { name });
+        };
+        let record = AppRecord {
+            manifest: manifest.to_owned(),
+            component: id,
+            component_bytes: component.len() as u64,
+            desired: desired(&app),
+            previous: Some(stored.to_previous()),
+            on_trial: true,
+        };
+        let migrates = before
+            .manifest
+            .as_ref()
+            .is_some_and(|before| before.state_version != checked.state_version);
+        // What the app keeps must not change any more once it is put aside.
+        if migrates && !app.hold(Instant::now() + SETTLE) {
+            return wrong_state("and in a call that doesn't end; try again");
+        }
+        let kept = migrates.then(|| app.services().state.kept());
+        let entries = kept.iter().flatten().map(|(key, value)| (&**key, &**value));
+        let unused = control
+            .store
+            .upgrade_app(&name, &record, component, entries)
+            .inspect_err(|_| app.release())?;
+        control.loader.forget(&unused);
+        let version = checked.version.clone();
+        app.log().gateway_line(
+            LogLevel::Info,
+            &format!(
+                "upgraded from {} to {version}, component {id}",
+                before.version()
+            ),
+        );
+        let rollbacks = app.info().restarts.rollback;
+        app.switch(Successor {
+            trial: trial_of(checked.trial_batches),
+            package: Package {
+                manifest: Some(checked),
+                component: id,
+                component_bytes: component.len() as u64,
+                folder: None,
+            },
+            component: loaded,
+            previous: Some(Previous {
+                component: app.component(),
+                package: before,
+                kept,
+            }),
+            kept: None,
+        });
+        control.shared.update_routes();
+        drop(workers);
+        app.wait_until_settled(Instant::now() + SETTLE);
+        let info = app.info();
+        if info.restarts.rollback > rollbacks {
+            let reason = info.last_error.unwrap_or_default();
+            return Err(AppError::RolledBack { name, reason });
+        }
+        Ok(info)
+    }
+
+    /// Has the version before the last upgrade take over again, between two batches. If that keeps
+    /// what it keeps in another format, it finds what there was before the upgrade.
+    pub fn rollback(&self, name: &str) -> Result<AppInfo, AppError> {
+        let control = &self.control;
+        control.refuse_preinstalled(name)?;
+        let app = control.app(name)?;
+        let no_way_back = |app: &App, remedy| AppError::WrongState {
+            name: name.to_owned(),
+            state: app.state(),
+            remedy,
+        };
+        let nothing = "and there is no version before this one to go back to";
+        let previous = app.previous().ok_or_else(|| no_way_back(&app, nothing))?;
+        let component = match previous.component {
+            Some(component) => component,
+            None => load(&control.store, &control.loader, name, &previous.package)?,
+        };
+
+        let workers = control.workers_unless_shut_down()?;
+        control.shared.upkeep.settle();
+        let app = control.app(name)?;
+        let package = previous.package;
+        let present = app.package();
+        let still = app.previous().map(|previous| previous.package.component);
+        if still != Some(package.component) {
+            return Err(no_way_back(&app, nothing));
+        }
+        let version = |package: &Package| package.manifest.as_ref().map(|m| m.state_version);
+        let migrates = version(&package) != version(&present);
+        if migrates && !app.hold(Instant::now() + SETTLE) {
+            let remedy = "and in a call that doesn't end; try again";
+            return Err(no_way_back(&app, remedy));
+        }
+        let go_back = || {
+            let kept = match migrates {
+                true => Some(kv::kept(control.store.state_before_upgrade(name)?)),
+                false => None,
+            };
+            let unused = control.store.roll_back_app(name, present.component)?;
+            Ok::<_, AppError>((kept, unused))
+        };
+        let (kept, unused) = go_back().inspect_err(|_| app.release())?;
+        control.loader.forget(&unused);
+        app.log().gateway_line(
+            LogLevel::Info,
+            &format!(
+                "rolled back from {} to {}",
+                present.version(),
+                package.version()
+            ),
+        );
+        app.switch(Successor {
+            package,
+            component,
+            trial: 0,
+            previous: None,
+            kept,
+        });
         control.shared.update_routes();
         drop(workers);
         app.wait_until_settled(Instant::now() + SETTLE);
@@ -361,6 +531,7 @@ impl Apps {
         // What it has kept goes with it, at once; what it writes from here on goes nowhere.
         let state = &app.services().state;
         state.close();
+        control.shared.upkeep.settle();
         let unused = control.store.remove_app(name);
         let unused = unused.inspect_err(|_| state.reopen())?;
         control.stop(&app);
@@ -422,10 +593,8 @@ impl Control {
             uncompiled.extend(self.start_one_preinstalled(folder, is_stopped, &mut used));
         }
         let stored = self.store.apps()?;
-        let ids = stored
-            .iter()
-            .filter_map(|(_, record)| Some(record.as_ref().ok()?.component));
-        used.extend(ids);
+        let records = stored.iter().filter_map(|(_, record)| record.as_ref().ok());
+        used.extend(records.flat_map(AppRecord::components));
         self.loader.keep_only(&used);
         for (name, record) in stored {
             if self.app(&name).is_ok() {
@@ -534,6 +703,9 @@ impl Control {
             );
             return None;
         }
+        if let Some(previous) = &record.previous {
+            self.remember_previous(&app, previous, record.on_trial);
+        }
         match record.desired {
             Desired::Running => {}
             Desired::Paused => app.start_paused(),
@@ -544,6 +716,46 @@ impl Control {
         }
         let loaded = self.loader.cached(name, record.component);
         self.start_or_compile(app, package, loaded)
+    }
+
+    /// Tells an app of the version before it, and goes on with its trial.
+    fn remember_previous(&self, app: &App, previous: &PreviousVersion, on_trial: bool) {
+        let (name, present) = (app.info().name, app.package());
+        let manifest = match Manifest::parse(&previous.manifest, self.queue_events) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                tracing::warn!(
+                    app = name,
+                    "there is no way back to the app's version before: its manifest doesn't fit \
+                     this version of Headgate ({error})"
+                );
+                return;
+            }
+        };
+        let Some(present) = present.manifest.filter(|_| on_trial) else {
+            return app.set_previous(Some(without_code(previous, manifest)), 0);
+        };
+        let component = self.loader.cached(&name, previous.component);
+        let kept = match present.state_version != manifest.state_version {
+            true => self
+                .store
+                .state_before_upgrade(&name)
+                .map(|kept| Some(kv::kept(kept))),
+            false => Ok(None),
+        };
+        match kept {
+            Ok(kept) => app.set_previous(
+                Some(Previous {
+                    component: component.and_then(Result::ok),
+                    kept,
+                    ..without_code(previous, manifest)
+                }),
+                trial_of(present.trial_batches),
+            ),
+            Err(error) => {
+                tracing::error!(app = name, %error, "what the app kept before its upgrade can't be read, so it stays as it is");
+            }
+        }
     }
 
     /// Starts an app with what was loaded, or returns it if that has to be compiled first.
@@ -647,6 +859,7 @@ impl Control {
         self.shared.update_routes();
         self.shared.timer.stop();
         workers.stop(&self.shared);
+        self.shared.upkeep.settle();
         self.shared.kv.close();
         if let Some(starter) = self.starter.lock().take()
             && starter.is_finished()
@@ -662,6 +875,29 @@ impl Drop for Control {
         self.shut_down(Instant::now());
         // The apps hold what is shared, and that holds the apps.
         self.shared.apps.write().clear();
+    }
+}
+
+/// What the operator wants of an app, going by the state that he has brought it to.
+fn desired(app: &App) -> Desired {
+    match app.state() {
+        AppState::Stopped | AppState::Draining => Desired::Stopped,
+        AppState::Paused => Desired::Paused,
+        _ => Desired::Running,
+    }
+}
+
+/// A version that is to be loaded when somebody goes back to it.
+fn without_code(previous: &PreviousVersion, manifest: Manifest) -> Previous {
+    Previous {
+        package: Package {
+            manifest: Some(Arc::new(manifest)),
+            component: previous.component,
+            component_bytes: previous.component_bytes,
+            folder: None,
+        },
+        component: None,
+        kept: None,
     }
 }
 

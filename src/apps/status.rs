@@ -88,6 +88,11 @@ pub struct AppInfo {
     pub name: String,
     /// From the manifest; empty if the stored manifest can't be read (the reason says so).
     pub version: String,
+    /// What `rollback` goes back to.
+    pub previous_version: Option<String>,
+    /// Batches that must go well before this version is trusted; until then a failure brings the
+    /// one before back.
+    pub trial_batches_left: Option<u32>,
     pub description: Option<String>,
     pub origin: Origin,
     pub state: AppState,
@@ -138,17 +143,20 @@ pub struct Restarts {
     pub trap: u64,
     /// It could not be made, or most of its batches failed; after a pause.
     pub failure: u64,
+    /// A new version failed on trial, and the one before took over.
+    pub rollback: u64,
 }
 
 impl Restarts {
     pub fn total(&self) -> u64 {
-        self.trap + self.failure
+        self.trap + self.failure + self.rollback
     }
 
     pub(super) fn since(&self, earlier: &Restarts) -> Restarts {
         Restarts {
             trap: self.trap - earlier.trap,
             failure: self.failure - earlier.failure,
+            rollback: self.rollback - earlier.rollback,
         }
     }
 }

@@ -104,6 +104,12 @@ impl Supervisor {
         self.state = AppState::Starting;
     }
 
+    /// The version before starts in the place of one that has failed on trial.
+    pub(super) fn rolled_back(&mut self) {
+        debug_assert_eq!(self.state, AppState::Starting);
+        self.restarts.rollback += 1;
+    }
+
     /// Nothing is handed to the app until [`Supervisor::resume`].
     pub(super) fn pause(&mut self) {
         self.retry_at = None;

@@ -15,6 +15,7 @@ use super::epoch::Ticker;
 use super::kv::KvStore;
 use super::supervisor::RestartPolicy;
 use super::timer::Timer;
+use super::upkeep::Upkeep;
 use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Route, Routes, Sink};
 
@@ -29,6 +30,7 @@ pub(super) struct Shared {
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,
     pub(super) kv: KvStore,
+    pub(super) upkeep: Upkeep,
     pub(super) routes: Arc<Routes>,
     /// Held while routes are gathered and replaced, so that the last to gather is the last to
     /// replace.

@@ -22,13 +22,17 @@ const FOLLOW_LINES: usize = 1000;
 pub(super) enum AppCommand {
     /// Install an app and start it; an app of the same name is replaced
     Install {
-        /// Folder with manifest.toml and component, source folder of an app that `cargo xtask
-        /// apps` has built, or component
-        path: PathBuf,
-        /// Manifest to use instead of the one in the folder
-        #[arg(long, value_name = "FILE")]
-        manifest: Option<PathBuf>,
+        #[command(flatten)]
+        package: PackageArgs,
     },
+    /// Have another version of an installed app take over; if it fails with one of its first
+    /// batches, the version before comes back
+    Upgrade {
+        #[command(flatten)]
+        package: PackageArgs,
+    },
+    /// Go back to the version before the last upgrade
+    Rollback { name: String },
     /// List the installed apps
     List,
     /// Show all there is to know about an app
@@ -74,6 +78,24 @@ pub(super) enum AppCommand {
     },
 }
 
+#[derive(clap::Args)]
+pub(super) struct PackageArgs {
+    /// Folder with manifest.toml and component, source folder of an app that `cargo xtask apps` has
+    /// built, or component
+    path: PathBuf,
+    /// Manifest to use instead of the one in the folder
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+}
+
+impl PackageArgs {
+    fn find(&self) -> anyhow::Result<Package> {
+        let target = std::env::var_os("CARGO_TARGET_DIR");
+        let found = Package::find(&self.path, self.manifest.as_deref(), target.as_deref());
+        Ok(found?)
+    }
+}
+
 pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
     #[cfg(feature = "compiler")]
     let command = match command {
@@ -90,14 +112,17 @@ pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyh
 
 async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyhow::Result<()> {
     match command {
-        AppCommand::Install { path, manifest } => {
-            let target = std::env::var_os("CARGO_TARGET_DIR");
-            let package = Package::find(&path, manifest.as_deref(), target.as_deref())?;
-            let app = client
-                .install(&package.manifest, &package.component)
-                .await?;
-            outcome(&app, output)
+        AppCommand::Install { package } => {
+            let package = package.find()?;
+            let installed = client.install(&package.manifest, &package.component);
+            outcome(&installed.await?, output)
         }
+        AppCommand::Upgrade { package } => {
+            let package = package.find()?;
+            let upgraded = client.upgrade(&package.manifest, &package.component);
+            outcome(&upgraded.await?, output)
+        }
+        AppCommand::Rollback { name } => outcome(&client.rollback(&name).await?, output),
         AppCommand::List => list(client.list().await?, output),
         AppCommand::Inspect { name } => inspect(&client.inspect(&name).await?, output),
         AppCommand::Start { name } => outcome(&client.start(&name).await?, output),
@@ -207,6 +232,12 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
     let rows = [
         ("name", Some(app.name.clone())),
         ("version", Some(app.version.clone())),
+        (
+            "on trial",
+            app.trial_batches_left
+                .map(|left| format!("for {left} more batches")),
+        ),
+        ("previous", app.previous_version.clone()),
         ("description", optional(&app.description)),
         ("origin", Some(app.origin.to_string())),
         ("state", Some(app.state.to_string())),
@@ -216,10 +247,11 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         (
             "restarts",
             Some(format!(
-                "{} ({} after a trap, {} after a pause)",
+                "{} ({} after a trap, {} after a pause, {} back to the version before)",
                 app.restarts.total(),
                 app.restarts.trap,
-                app.restarts.failure
+                app.restarts.failure,
+                app.restarts.rollback
             )),
         ),
         ("last error", optional(&app.last_error)),

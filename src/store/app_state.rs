@@ -12,8 +12,9 @@ use super::{Store, StoreError};
 /// The app's name, a NUL, the key → the value. No app has a NUL in its name.
 pub(super) type AppStateDatabase = Database<'static, Bytes, Bytes>;
 
-/// Longest key, in bytes. LMDB's own limit is 511, and an app's name has 64 at most.
-pub const MAX_APP_KEY_BYTES: usize = 511 - 64 - 1;
+/// Longest key, in bytes. LMDB's own limit is 511, and an app's name has 64 at most, or
+/// one more where its state is put aside.
+pub const MAX_APP_KEY_BYTES: usize = 511 - 65 - 1;
 
 /// How full the database may get with what apps keep. The rest is for removing, which needs free
 /// pages, and for what the operator does.
@@ -52,6 +53,16 @@ impl Store {
         })
     }
 
+    pub(super) fn put_app_state(
+        &self,
+        txn: &mut RwTxn,
+        app: &str,
+        key: &str,
+        value: &[u8],
+    ) -> heed::Result<()> {
+        self.inner.app_state.put(txn, &full_key(app, key), value)
+    }
+
     pub(super) fn clear_app_state(&self, txn: &mut RwTxn, app: &str) -> heed::Result<()> {
         let first = prefix(app);
         let mut behind = first.clone();
@@ -71,8 +82,7 @@ impl AppStateChanges<'_> {
 
     pub fn put(&mut self, app: &str, key: &str, value: &[u8]) -> Result<(), StoreError> {
         self.grows = true;
-        let database = self.store.inner.app_state;
-        let put = database.put(&mut self.txn, &full_key(app, key), value);
+        let put = self.store.put_app_state(&mut self.txn, app, key, value);
         put.map_err(|e| self.store.error(e))
     }
 
@@ -172,6 +182,8 @@ mod tests {
             component: ComponentId::of(b"c"),
             component_bytes: 1,
             desired: Desired::Running,
+            previous: None,
+            on_trial: false,
         };
         // Left by somebody of the same name.
         put(&store, "a", "left", b"").unwrap();

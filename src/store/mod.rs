@@ -7,6 +7,7 @@ mod app_state;
 mod error;
 mod lock;
 mod mqtt;
+mod versions;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -25,6 +26,7 @@ pub use app_state::{AppStateChanges, MAX_APP_KEY_BYTES};
 pub use error::StoreError;
 use mqtt::MqttDatabases;
 pub use mqtt::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, MqttSnapshot, Queue, queued_cost};
+pub use versions::PreviousVersion;
 
 /// The layout of the databases below. Counts up when a change would confuse an older Headgate.
 const SCHEMA_VERSION: u32 = 1;
@@ -121,6 +123,10 @@ pub struct AppRecord {
     pub component: ComponentId,
     pub component_bytes: u64,
     pub desired: Desired,
+    /// What there is to go back to.
+    pub previous: Option<PreviousVersion>,
+    /// Goes back by itself if it fails.
+    pub on_trial: bool,
 }
 
 /// A record, or why it can't be read.
@@ -143,6 +149,17 @@ struct StoredApp {
     component: [u8; 32],
     component_bytes: u64,
     desired: Desired,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<StoredVersion>,
+    #[serde(default)]
+    on_trial: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredVersion {
+    manifest: String,
+    component: [u8; 32],
+    component_bytes: u64,
 }
 
 impl AppRecord {
@@ -152,6 +169,12 @@ impl AppRecord {
             component: self.component.0,
             component_bytes: self.component_bytes,
             desired: self.desired,
+            previous: self.previous.as_ref().map(|previous| StoredVersion {
+                manifest: previous.manifest.clone(),
+                component: previous.component.0,
+                component_bytes: previous.component_bytes,
+            }),
+            on_trial: self.on_trial,
         })
         .expect("strings and numbers are always JSON")
     }
@@ -163,7 +186,19 @@ impl AppRecord {
             component: ComponentId(stored.component),
             component_bytes: stored.component_bytes,
             desired: stored.desired,
+            previous: stored.previous.map(|previous| PreviousVersion {
+                manifest: previous.manifest,
+                component: ComponentId(previous.component),
+                component_bytes: previous.component_bytes,
+            }),
+            on_trial: stored.on_trial,
         })
+    }
+
+    /// All that the record refers to.
+    pub fn components(&self) -> impl Iterator<Item = ComponentId> {
+        let previous = self.previous.as_ref().map(|previous| previous.component);
+        std::iter::once(self.component).chain(previous)
     }
 }
 
@@ -255,6 +290,13 @@ impl Store {
         .collect()
     }
 
+    /// The app with this name, if there is one.
+    pub fn app(&self, name: &str) -> Result<Option<ReadRecord>, StoreError> {
+        let txn = self.read()?;
+        let found = self.inner.apps.get(&txn, name).map_err(|e| self.error(e))?;
+        Ok(found.map(|bytes| AppRecord::decode(bytes).map_err(|error| error.to_string())))
+    }
+
     /// The bytes of a component, checked against its name.
     pub fn component(&self, id: ComponentId) -> Result<Vec<u8>, StoreError> {
         let txn = self.read()?;
@@ -290,6 +332,7 @@ impl Store {
             if self.inner.apps.get(txn, name)?.is_none() {
                 self.clear_app_state(txn, name)?;
             }
+            self.clear_state_before_upgrade(txn, name)?;
             self.inner.apps.put(txn, name, &record.encode())?;
             self.remove_unused_components(txn)
         })
@@ -317,6 +360,7 @@ impl Store {
         self.write(|txn| {
             self.inner.apps.delete(txn, name)?;
             self.clear_app_state(txn, name)?;
+            self.clear_state_before_upgrade(txn, name)?;
             self.remove_unused_components(txn)
         })
     }
@@ -344,7 +388,7 @@ impl Store {
         let mut used = Vec::new();
         for entry in self.inner.apps.iter(txn)? {
             match AppRecord::decode(entry?.1) {
-                Ok(record) => used.push(record.component),
+                Ok(record) => used.extend(record.components()),
                 // Who knows what an unreadable record refers to: keep everything.
                 Err(_) => return Ok(Vec::new()),
             }
@@ -369,11 +413,11 @@ impl Store {
         let components = self.inner.components.remap_data_type::<DecodeIgnore>();
         for (name, record) in apps {
             let Ok(record) = record else { continue };
-            let found = components
-                .get(&txn, &record.component.0)
-                .map_err(|e| self.error(e))?;
-            if found.is_none() {
-                return Err(self.damaged(format!("the component of the app {name} is missing")));
+            for component in record.components() {
+                let found = components.get(&txn, &component.0);
+                if found.map_err(|e| self.error(e))?.is_none() {
+                    return Err(self.damaged(format!("a component of the app {name} is missing")));
+                }
             }
         }
         Ok(())
@@ -586,6 +630,8 @@ mod tests {
             component: ComponentId::of(component),
             component_bytes: component.len() as u64,
             desired,
+            previous: None,
+            on_trial: false,
         }
     }
 

@@ -36,6 +36,7 @@
     (func $at_wall (param i32 i32 i64 i32)))
   (import "headgate:app/timers@0.1.0" "cancel"
     (func $cancel (param i32 i32) (result i32)))
+  (import "headgate:app/state@0.1.0" "version" (func $version (result i32)))
   (import "headgate:app/metrics@0.1.0" "counter-add"
     (func $count (param i32 i32 i64 i32)))
   (import "headgate:app/metrics@0.1.0" "gauge-set"
@@ -50,6 +51,8 @@
   ;; Everything above here is free again after each call.
   (global $top (mut i32) (i32.const 4096))
   (global $bucket (mut i32) (i32.const 0))
+  ;; The version of what was kept when this instance started.
+  (global $found (mut i32) (i32.const 0))
   ;; The answer to the last action.
   (global $at (mut i32) (i32.const 0))
   (global $len (mut i32) (i32.const 0))
@@ -225,6 +228,8 @@
       (then
         (call $delete_many (global.get $bucket) (i32.const 500000) (i32.const 10) (i32.const 64))
         (call $result (i32.const 4))))
+    ;; v: the version that `configure` has found
+    (if (i32.eq (local.get $what) (i32.const 0x76)) (then (call $digit (global.get $found))))
     ;; E: fail
     (if (i32.eq (local.get $what) (i32.const 0x45)) (then (return (i32.const 1))))
     ;; U: unreachable; Z: loop for ever
@@ -298,6 +303,7 @@
   ;; action of two bytes each.
   (func (export "configure") (result i32)
     (local $at i32)
+    (global.set $found (call $version))
     (local.set $at (i32.const 1100))
     (block $done
       (loop $next

@@ -235,6 +235,8 @@ fn an_app_whose_stored_manifest_is_broken_says_so_and_the_others_run() {
         component: ComponentId::of(&component),
         component_bytes: component.len() as u64,
         desired: Desired::Running,
+        previous: None,
+        on_trial: false,
     };
     store(folder.path())
         .put_app("bad", &record, &component)

@@ -10,3 +10,4 @@ mod preinstalled;
 mod scheduling;
 mod speed;
 mod timing;
+mod upgrading;

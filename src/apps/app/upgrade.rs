@@ -1,0 +1,164 @@
+//! From one version of an app to the next between two batches, and back if the next one fails.
+
+use std::time::Instant;
+
+use super::{App, Generation, Inside, Note, Package};
+use crate::apps::engine::LoadedComponent;
+use crate::apps::kv::Kept;
+use crate::apps::status::{AppState, LogLevel};
+
+/// The version before, as long as there is a way back.
+#[derive(Clone)]
+pub(in crate::apps) struct Previous {
+    pub(in crate::apps) package: Package,
+    /// None: it has to be loaded first.
+    pub(in crate::apps) component: Option<LoadedComponent>,
+    /// What the app had kept, if the next version keeps it in another format.
+    pub(in crate::apps) kept: Option<Kept>,
+}
+
+impl Previous {
+    pub(super) fn version(&self) -> String {
+        self.package.version().to_owned()
+    }
+}
+
+/// A version that is to take over.
+pub(in crate::apps) struct Successor {
+    pub(in crate::apps) package: Package,
+    pub(in crate::apps) component: LoadedComponent,
+    /// Starts that must go well, then batches, until the way back is closed. With 0, the version
+    /// before does not come back by itself.
+    pub(in crate::apps) trial: u32,
+    /// What there is to go back to.
+    pub(in crate::apps) previous: Option<Previous>,
+    /// What the app is to find in the place of what it keeps now.
+    pub(in crate::apps) kept: Option<Kept>,
+}
+
+/// The start of a new version counts, too.
+pub(in crate::apps) fn trial_of(trial_batches: u32) -> u32 {
+    trial_batches + 1
+}
+
+impl App {
+    pub(in crate::apps) fn previous(&self) -> Option<Previous> {
+        self.inside.lock().previous.clone()
+    }
+
+    pub(in crate::apps) fn is_on_trial(&self) -> bool {
+        self.inside.lock().trial > 0
+    }
+
+    /// Tells a version that comes from the store how it got there.
+    pub(in crate::apps) fn set_previous(&self, previous: Option<Previous>, trial: u32) {
+        let mut inside = self.inside.lock();
+        inside.previous = previous;
+        inside.trial = trial;
+        inside.begins_trial = trial > 0;
+    }
+
+    /// Has what comes wait, from the end of the present call on, until [`App::release`] or
+    /// [`App::switch`]. False: the call did not end in time, and all goes on.
+    pub(in crate::apps) fn hold(&self, deadline: Instant) -> bool {
+        self.inside.lock().held = true;
+        self.wait_while(deadline, |inside| inside.scheduled);
+        let is_held = !self.inside.lock().scheduled;
+        if !is_held {
+            self.release();
+        }
+        is_held
+    }
+
+    pub(in crate::apps) fn release(&self) {
+        let mut inside = self.inside.lock();
+        inside.held = false;
+        if inside.is_up() {
+            self.schedule(&mut inside);
+        }
+    }
+
+    /// Puts another version into the place of the present one: at once if the app is stopped, else
+    /// between two batches. What waits, waits for the new one. The old instance is there until the
+    /// new one is configured; then it goes.
+    pub(in crate::apps) fn switch(&self, to: Successor) {
+        let mut inside = self.inside.lock();
+        inside.held = false;
+        let state = inside.supervisor.state();
+        if let Some(kept) = to.kept {
+            self.services.state.restore(kept);
+        }
+        inside.package = to.package;
+        inside.previous = to.previous;
+        inside.trial = to.trial;
+        inside.begins_trial = to.trial > 0;
+        if state == AppState::Stopped {
+            inside.component = None;
+            return;
+        }
+        inside.component = Some(to.component);
+        inside.starts_paused |= state == AppState::Paused;
+        inside.keeps_instance = inside.alive;
+        inside.start_afresh(self.shared.restart);
+        inside.enter(None);
+        self.update_idle(&inside);
+        self.schedule(&mut inside);
+        drop(inside);
+        self.changed.notify_all();
+    }
+
+    /// A start or a batch of this generation went well.
+    pub(super) fn passed(&self, inside: &mut Inside, generation: Generation) -> Option<Note> {
+        if inside.trial == 0 || generation != inside.generation {
+            return None;
+        }
+        inside.trial -= 1;
+        if inside.trial > 0 {
+            return None;
+        }
+        // Both are in the store, for who wants to go back later.
+        if let Some(previous) = &mut inside.previous {
+            previous.component = None;
+            previous.kept = None;
+        }
+        let component = inside.package.component;
+        self.shared.upkeep.trust(&self.name, component);
+        let message = format!("version {} has passed its trial", inside.package.version());
+        Some(Note(LogLevel::Info, message))
+    }
+
+    /// The new version has failed on trial: the one before takes over again.
+    pub(super) fn roll_back(&self, inside: &mut Inside, reason: &str) -> Option<Note> {
+        let previous = inside.previous.take()?;
+        let failed = inside.package.version().to_owned();
+        let component = std::mem::replace(&mut inside.package, previous.package).component;
+        inside.component = previous.component;
+        inside.trial = 0;
+        if let Some(kept) = previous.kept {
+            self.services.state.restore(kept);
+        }
+        inside.start_afresh(self.shared.restart);
+        inside.supervisor.rolled_back();
+        inside.reroutes = true;
+        let message = format!(
+            "version {failed} failed on trial, and version {} is back: {reason}",
+            inside.package.version()
+        );
+        inside.last_error = Some(message.clone());
+        inside.enter(None);
+        self.shared.upkeep.roll_back(&self.name, component);
+        if inside.component.is_none()
+            && let Some(this) = self.this.upgrade()
+        {
+            self.shared.upkeep.load(this, inside.generation);
+        }
+        Some(Note(LogLevel::Error, message))
+    }
+}
+
+impl Inside {
+    /// Whether a failure of this generation is for the version before to mend.
+    pub(super) fn fails_trial(&self, generation: Generation) -> bool {
+        self.trial > 0 && self.previous.is_some() && generation == self.generation
+    }
+}
