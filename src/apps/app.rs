@@ -19,7 +19,7 @@ use super::durations::Durations;
 use super::engine::{CallError, Instance, LoadedComponent};
 use super::host::{Output, Tally, Watch};
 use super::log::{AppLog, Complaint};
-use super::manifest::{Limits, Manifest};
+use super::manifest::{Limits, Manifest, WASM_PAGE};
 use super::measures::MeasuresText;
 use super::preinstalled::AppFolder;
 use super::services::AppServices;
@@ -108,6 +108,9 @@ struct Inside {
     /// The counters and restarts that the metrics know of.
     recorded: (AppCounters, Restarts),
     memory_bytes: usize,
+    peak_memory_bytes: usize,
+    /// How long the last start took.
+    cold_start: Option<Duration>,
 }
 
 struct Queued {
@@ -239,6 +242,8 @@ impl App {
                     durations: Durations::default(),
                     recorded: (AppCounters::default(), Restarts::default()),
                     memory_bytes: 0,
+                    peak_memory_bytes: 0,
+                    cold_start: None,
                 }),
                 services: Arc::new(AppServices {
                     state: shared.kv.open(&name),
@@ -320,7 +325,9 @@ impl App {
             config: manifest.map_or_else(Default::default, |m| m.config.clone()),
             limits: manifest.map_or_else(|| Limits::new(0), |m| m.limits.clone()),
             counters: inside.counters(),
-            memory_bytes: inside.memory_bytes as u64,
+            memory_pages: (inside.memory_bytes / WASM_PAGE) as u64,
+            peak_memory_pages: (inside.peak_memory_bytes / WASM_PAGE) as u64,
+            cold_start_seconds: inside.cold_start.map(|took| took.as_secs_f64()),
             kv: StateUsage {
                 bytes: state.bytes as u64,
                 keys: state.keys as u64,
@@ -596,6 +603,7 @@ impl App {
             begins_trial,
             ..
         } = start;
+        let began = Instant::now();
         let started = {
             let _running = self.shared.ticker.running();
             let (log, watch) = (self.log.clone(), self.watch.clone());
@@ -604,6 +612,7 @@ impl App {
                 Instance::start(&component, manifest, log, watch, services)
             }))
         };
+        let took = began.elapsed();
         self.watch.call_ended();
         let (result, outputs, tally, refused_growth) = match started {
             Ok(start) => (
@@ -624,6 +633,7 @@ impl App {
             Ok(instance) => {
                 inside.keeps_instance = false;
                 inside.begins_trial = false;
+                inside.cold_start = Some(took);
                 let passed = begins_trial.then(|| self.passed(&mut inside, generation));
                 inside.started(instance.memory_bytes());
                 let state = inside.supervisor.state().as_str();
@@ -722,7 +732,7 @@ impl App {
         inside.counters.published += report.published as u64;
         inside.count_refusals(report.tally, report.refused_growth);
         inside.durations.record(report.took);
-        inside.memory_bytes = report.memory_bytes;
+        inside.note_memory(report.memory_bytes);
         let events = report.batch.len() as u64;
         let Some(error) = report.error else {
             inside.counters.handled += events;
@@ -1017,13 +1027,18 @@ impl Inside {
 
     /// There is an instance, and it is configured.
     fn started(&mut self, memory_bytes: usize) {
-        self.memory_bytes = memory_bytes;
+        self.note_memory(memory_bytes);
         self.alive = true;
         self.supervisor.started();
         if std::mem::take(&mut self.starts_paused) {
             self.supervisor.pause();
         }
         self.enter(None);
+    }
+
+    fn note_memory(&mut self, bytes: usize) {
+        self.memory_bytes = bytes;
+        self.peak_memory_bytes = self.peak_memory_bytes.max(bytes);
     }
 
     fn restart_policy(&self, default: RestartPolicy) -> RestartPolicy {

@@ -25,7 +25,7 @@ use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 use super::instance_timers::InstanceTimers;
 use super::kv::StagedState;
 use super::log::{AppLog, Complaint, MAX_CONTEXT, MAX_MESSAGE, cut};
-use super::manifest::{Limits, Manifest};
+use super::manifest::{Limits, Manifest, WASM_PAGE};
 use super::measures::Measures;
 use super::services::AppServices;
 use super::status::{LogLevel, RefusedCalls};
@@ -104,8 +104,6 @@ const MAX_TABLES: usize = 16;
 const MAX_TABLE_ELEMENTS: usize = 100_000;
 const MAX_INSTANCES: usize = 64;
 const MAX_MEMORIES: usize = 16;
-
-const WASM_PAGE: usize = 64 * 1024;
 
 /// `event` on its way into an app.
 #[derive(Clone, Copy, ComponentType, Lower)]

@@ -9,6 +9,7 @@ use super::aot::{AotCache, Cached};
 use super::compile::{CompileError, Compiler};
 use super::engine::{self, LoadError, LoadedComponent, WasmEngine};
 use super::error::ComponentProblem;
+use super::metrics;
 use super::precompiled::Precompiled;
 use crate::store::ComponentId;
 
@@ -47,7 +48,10 @@ impl Loader {
         // SAFETY: the seal says that `load` below has written these bytes.
         #[allow(unsafe_code)]
         match unsafe { self.engine.load(&compiled) } {
-            Ok(component) => Some(Ok(component)),
+            Ok(component) => {
+                metrics::count_load(app, true);
+                Some(Ok(component))
+            }
             Err(LoadError::Component(problem)) => Some(Err(component_error(app, problem))),
             Err(LoadError::Unusable(why)) => {
                 tracing::warn!(
@@ -71,6 +75,7 @@ impl Loader {
         if let Some(result) = self.cached(app, id) {
             return result;
         }
+        metrics::count_load(app, false);
         let compiled = {
             let _one_at_a_time = self.compiling.lock();
             self.compiler.compile(bytes, self.cache.folder())

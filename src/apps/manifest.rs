@@ -125,7 +125,8 @@ pub struct Limits {
     pub timers: usize,
 }
 
-const WASM_PAGE: usize = 64 * 1024;
+/// A page of linear memory, in bytes.
+pub(super) const WASM_PAGE: usize = 64 * 1024;
 
 impl Limits {
     /// `memory_pages` in bytes.

@@ -9,12 +9,10 @@ use super::breaker::BreakerState;
 use super::kv::KvStore;
 use super::status::AppState;
 
-const OFFERED: &str = "headgate_app_offered_events_total";
-const HANDLED: &str = "headgate_app_handled_events_total";
-const FAILED: &str = "headgate_app_failed_events_total";
+const EVENTS: &str = "headgate_app_events_total";
 const RETRIED: &str = "headgate_app_retried_batches_total";
 const DROPPED: &str = "headgate_app_dropped_events_total";
-const QUEUED: &str = "headgate_app_queued_events";
+const QUEUED: &str = "headgate_app_queue_length";
 const PUBLISHED: &str = "headgate_app_published_events_total";
 const REFUSED: &str = "headgate_app_refused_outputs_total";
 /// Together a histogram, as PromQL's `histogram_quantile` takes it.
@@ -25,8 +23,12 @@ const LOG_DROPPED: &str = "headgate_app_dropped_log_lines_total";
 const RESTARTS: &str = "headgate_app_restarts_total";
 const BREAKER: &str = "headgate_app_breaker_state";
 const STATE: &str = "headgate_app_state";
-const MEMORY: &str = "headgate_app_memory_bytes";
-const REFUSED_GROWTH: &str = "headgate_app_refused_growth_total";
+const MEMORY: &str = "headgate_app_memory_pages";
+const PEAK_MEMORY: &str = "headgate_app_peak_memory_pages";
+const REFUSED_GROWTH: &str = "headgate_app_memory_grow_refused_total";
+const COLD_START: &str = "headgate_app_cold_start_seconds";
+const AOT_HITS: &str = "headgate_app_aot_cache_hits_total";
+const AOT_MISSES: &str = "headgate_app_aot_cache_misses_total";
 const REFUSED_CALLS: &str = "headgate_app_refused_calls_total";
 const STATE_BYTES: &str = "headgate_app_kv_bytes";
 const STATE_KEYS: &str = "headgate_app_kv_keys";
@@ -37,15 +39,7 @@ const STORE_FAILURES: &str = "headgate_app_store_failures_total";
 fn describe() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        describe_counter!(
-            OFFERED,
-            "Events routed to the app: handled + failed + dropped + queued"
-        );
-        describe_counter!(HANDLED, "Events in batches that the app handled");
-        describe_counter!(
-            FAILED,
-            "Events that the app could not handle, each tried alone"
-        );
+        describe_counter!(EVENTS, "Events routed to the app, by what became of them");
         describe_counter!(
             RETRIED,
             "Batches that failed and were tried again, whole or in halves"
@@ -76,7 +70,27 @@ fn describe() {
             STATE,
             "1 for the state that the app is in, 0 for the others"
         );
-        describe_gauge!(MEMORY, Unit::Bytes, "Linear memory of the app's instance");
+        describe_gauge!(
+            MEMORY,
+            "Linear memory of the app's instance, in pages of 64 KiB"
+        );
+        describe_gauge!(
+            PEAK_MEMORY,
+            "Most pages that an instance of the app has had since the gateway started"
+        );
+        describe_gauge!(
+            COLD_START,
+            Unit::Seconds,
+            "How long it took to make and configure the app's instance"
+        );
+        describe_counter!(
+            AOT_HITS,
+            "Loads of the app's component that found it compiled"
+        );
+        describe_counter!(
+            AOT_MISSES,
+            "Loads of the app's component that had to compile it"
+        );
         describe_counter!(REFUSED_GROWTH, "Refused growths of memory or tables");
         describe_counter!(
             REFUSED_CALLS,
@@ -103,9 +117,13 @@ pub(super) fn record(app: &App) {
     let name = || info.name.clone();
     // Increments, not totals: an app that was removed and is installed again counts on.
     let counters = &since_last.counters;
-    counter!(OFFERED, "app" => name()).increment(counters.offered);
-    counter!(HANDLED, "app" => name()).increment(counters.handled);
-    counter!(FAILED, "app" => name()).increment(counters.failed);
+    for (result, count) in [
+        ("handled", counters.handled),
+        ("failed", counters.failed),
+        ("dropped", counters.dropped.total()),
+    ] {
+        counter!(EVENTS, "app" => name(), "result" => result).increment(count);
+    }
     counter!(RETRIED, "app" => name()).increment(counters.retried);
     let dropped = &counters.dropped;
     for (reason, count) in [
@@ -146,7 +164,13 @@ pub(super) fn record(app: &App) {
         let is = if state == info.state { 1.0 } else { 0.0 };
         gauge!(STATE, "app" => name(), "state" => state.as_str()).set(is);
     }
-    gauge!(MEMORY, "app" => name()).set(info.memory_bytes as f64);
+    gauge!(MEMORY, "app" => name()).set(info.memory_pages as f64);
+    gauge!(PEAK_MEMORY, "app" => name()).set(info.peak_memory_pages as f64);
+    if let Some(seconds) = info.cold_start_seconds {
+        gauge!(COLD_START, "app" => name()).set(seconds);
+    }
+    counter!(AOT_HITS, "app" => name()).increment(0);
+    counter!(AOT_MISSES, "app" => name()).increment(0);
     counter!(REFUSED_GROWTH, "app" => name()).increment(counters.refused_growth);
     let calls = &counters.refused_calls;
     for (reason, count) in [
@@ -161,6 +185,12 @@ pub(super) fn record(app: &App) {
     gauge!(STATE_BYTES, "app" => name()).set(info.kv.bytes as f64);
     gauge!(STATE_KEYS, "app" => name()).set(info.kv.keys as f64);
     gauge!(TIMERS, "app" => name()).set(info.timers as f64);
+}
+
+/// A component was to be loaded for an app.
+pub(super) fn count_load(app: &str, was_compiled: bool) {
+    let name = if was_compiled { AOT_HITS } else { AOT_MISSES };
+    counter!(name, "app" => app.to_owned()).increment(1);
 }
 
 /// Hands the counters of the store of what apps keep to the recorder.

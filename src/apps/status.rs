@@ -117,8 +117,12 @@ pub struct AppInfo {
     pub config: BTreeMap<String, String>,
     pub limits: Limits,
     pub counters: AppCounters,
-    /// Linear memory of the live instance; 0 if there is none.
-    pub memory_bytes: u64,
+    /// Linear memory of the live instance, in pages of 64 KiB; 0 if there is none.
+    pub memory_pages: u64,
+    /// The most that an instance has had since the gateway started.
+    pub peak_memory_pages: u64,
+    /// How long it took to make the last instance and run its `configure`.
+    pub cold_start_seconds: Option<f64>,
     /// What the app keeps.
     pub kv: StateUsage,
     /// Timers that will fire.

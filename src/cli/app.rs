@@ -280,7 +280,18 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
                 limits.timers
             )),
         ),
-        ("memory", Some(format!("{} bytes", app.memory_bytes))),
+        (
+            "memory",
+            Some(format!(
+                "{} pages of 64 KiB, {} at the most",
+                app.memory_pages, app.peak_memory_pages
+            )),
+        ),
+        (
+            "cold start",
+            app.cold_start_seconds
+                .map(|seconds| format!("{:.3} ms", seconds * 1e3)),
+        ),
         (
             "kept",
             Some(format!(

@@ -120,7 +120,7 @@ fn metrics_count_what_came_in_what_the_apps_made_of_it_and_what_went_out() {
         ("headgate_pipeline_events_total{result=\"filtered\"}", 200.0),
         ("headgate_pipeline_events_total{result=\"accepted\"}", 300.0),
         (
-            "headgate_app_handled_events_total{app=\"unit-convert\"}",
+            "headgate_app_events_total{app=\"unit-convert\",result=\"handled\"}",
             100.0,
         ),
         (
@@ -128,10 +128,10 @@ fn metrics_count_what_came_in_what_the_apps_made_of_it_and_what_went_out() {
             100.0,
         ),
         (
-            "headgate_app_failed_events_total{app=\"unit-convert\"}",
+            "headgate_app_events_total{app=\"unit-convert\",result=\"failed\"}",
             0.0,
         ),
-        ("headgate_app_queued_events{app=\"unit-convert\"}", 0.0),
+        ("headgate_app_queue_length{app=\"unit-convert\"}", 0.0),
         (
             "headgate_app_state{app=\"unit-convert\",state=\"running\"}",
             1.0,
@@ -159,7 +159,7 @@ fn metrics_count_what_came_in_what_the_apps_made_of_it_and_what_went_out() {
     }
     // A second scrape counts on from the first.
     let again = scrape(&gateway);
-    let handled = "headgate_app_handled_events_total{app=\"unit-convert\"}";
+    let handled = "headgate_app_events_total{app=\"unit-convert\",result=\"handled\"}";
     assert_eq!(again[handled], 100.0);
 }
 

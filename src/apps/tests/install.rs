@@ -29,7 +29,7 @@ fn an_installed_app_runs_and_its_outputs_leave() {
         (&*info.version, &*info.subscribe),
         ("1.0.0", &["a/in".to_owned()][..])
     );
-    assert!(info.memory_bytes > 0);
+    assert!(info.memory_pages > 0);
     house.send("a/in", &["x", "y"]);
     let info = house.until_done("a");
     assert_eq!((info.counters.handled, info.counters.published), (2, 2));

@@ -46,7 +46,7 @@ fn stopping_finishes_what_waits_and_frees_the_instance() {
         (info.counters.handled, info.counters.dropped.total()),
         (80, 0)
     );
-    assert_eq!((info.state, info.memory_bytes), (AppState::Stopped, 0));
+    assert_eq!((info.state, info.memory_pages), (AppState::Stopped, 0));
 }
 
 #[test]
@@ -76,9 +76,9 @@ fn a_paused_app_lets_events_wait_and_handles_them_when_it_is_resumed() {
     let house = House::new();
     house.install("a");
     house.assert_works("a");
-    let memory = house.info("a").memory_bytes;
+    let memory = house.info("a").memory_pages;
     let info = house.apps.pause("a").unwrap();
-    assert_eq!((info.state, info.memory_bytes), (AppState::Paused, memory));
+    assert_eq!((info.state, info.memory_pages), (AppState::Paused, memory));
     house.send("a/in", &["1", "2", "3"]);
     assert_eq!(house.info("a").counters.queued, 3);
     let error = house.apps.pause("a").unwrap_err();

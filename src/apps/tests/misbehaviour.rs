@@ -120,7 +120,7 @@ fn an_app_that_fails_over_and_over_is_quarantined_until_somebody_starts_it() {
         reason.starts_with("failed too often, the last time: most of its batches fail, the last one: `handle` trapped"),
         "{reason}"
     );
-    house.eventually("culprit", "no memory", |info| info.memory_bytes == 0);
+    house.eventually("culprit", "no memory", |info| info.memory_pages == 0);
     let log = house.apps.logs("culprit", 100).unwrap();
     assert!(
         log.iter()
