@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
-use crate::apps::{AppError, Apps, AppsConfig};
+use crate::apps::{AppError, Apps, AppsConfig, Defaults, EngineConfig, Limits, MostLimits};
 use crate::broker::access::{Access, AccessConfig, AccessError};
 use crate::broker::{
     Broker, BrokerConfig, ClientFiles, Listener, Protocols, TlsError, TlsFiles, TlsReloader,
@@ -359,12 +359,29 @@ pub(crate) fn access_config(config: &Config) -> AccessConfig {
 }
 
 fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
+    let apps = &config.apps;
     Ok(AppsConfig {
-        workers: config.apps.workers,
-        queue_events: config.apps.queue_events,
-        epoch: Duration::from_millis(config.apps.epoch_ms),
+        workers: apps.workers,
+        defaults: Defaults {
+            limits: Limits {
+                memory_pages: apps.memory_pages,
+                batch_deadline_ms: apps.batch_deadline_ms,
+                ..Limits::new(apps.queue_events)
+            },
+            max_uses: Some(apps.max_uses).filter(|uses| *uses > 0),
+        },
+        most: MostLimits {
+            memory_pages: apps.max_memory_pages,
+            batch_deadline_ms: apps.max_batch_deadline_ms,
+            kv_bytes: apps.max_kv_bytes,
+        },
+        engine: EngineConfig { simd: apps.simd },
+        aot_cache: apps.aot_cache,
+        cold_start_target: Some(Duration::from_millis(apps.cold_start_target_ms))
+            .filter(|target| !target.is_zero()),
+        epoch: Duration::from_millis(apps.epoch_ms),
         max_batch_events: config.pipeline.batch.max_events,
-        preinstalled: config.apps.preinstalled.clone(),
+        preinstalled: apps.preinstalled.clone(),
         ..AppsConfig::new(&config.store.path)?
     })
 }

@@ -17,9 +17,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::breaker::Breaker;
 use super::durations::Durations;
 use super::engine::{CallError, Instance, LoadedComponent};
+use super::fair_queue::{BASE_WEIGHT, VirtualTime};
 use super::host::{Output, Tally, Watch};
 use super::log::{AppLog, Complaint};
-use super::manifest::{Limits, Manifest, WASM_PAGE};
+use super::manifest::{Limits, Manifest, QueueFull, Recycle, WASM_PAGE};
 use super::measures::MeasuresText;
 use super::preinstalled::AppFolder;
 use super::services::AppServices;
@@ -57,6 +58,8 @@ pub(super) struct App {
     instance: Mutex<Option<Instance>>,
     /// A copy of what `inside` says, for [`Outlet::is_idle`].
     idle: AtomicBool,
+    /// How much of the workers' time it has had.
+    virtual_time: Mutex<VirtualTime>,
     watch: Arc<Watch>,
     log: Arc<AppLog>,
     services: Arc<AppServices>,
@@ -89,6 +92,9 @@ struct Inside {
     refused: bool,
     /// Whether there is an instance that is to go on.
     alive: bool,
+    /// Batches that the instance has had, and those of them that it failed with.
+    uses: u64,
+    failures: u64,
     /// The instance is to stay until the one that starts is configured.
     keeps_instance: bool,
     /// What comes waits for an upgrade.
@@ -231,6 +237,8 @@ impl App {
                     scheduled: false,
                     refused: false,
                     alive: false,
+                    uses: 0,
+                    failures: 0,
                     keeps_instance: false,
                     held: false,
                     previous: None,
@@ -257,6 +265,7 @@ impl App {
                 changed: Condvar::new(),
                 instance: Mutex::new(None),
                 idle: AtomicBool::new(false),
+                virtual_time: Mutex::default(),
                 watch: Arc::new(Watch::new(on_stall)),
             }
         })
@@ -537,8 +546,13 @@ impl App {
 
     // ---- A worker's turn ----
 
-    /// Does the next thing that there is to do. Returns whether there is more.
-    pub(super) fn take_turn(&self) -> bool {
+    pub(super) fn virtual_time(&self) -> VirtualTime {
+        *self.virtual_time.lock()
+    }
+
+    /// Does the next thing that there is to do. Returns whether there is more. `time_after` says
+    /// what time the app has had then, for its weight.
+    pub(super) fn take_turn(&self, time_after: impl FnOnce(u32) -> VirtualTime) -> bool {
         let mut instance = self.instance.lock();
         match self.next_turn() {
             Turn::Start(start) => {
@@ -556,7 +570,7 @@ impl App {
                 inside.alive = false;
             }
         }
-        self.end_turn(&instance)
+        self.end_turn(&instance, time_after)
     }
 
     fn next_turn(&self) -> Turn {
@@ -636,8 +650,17 @@ impl App {
                 inside.cold_start = Some(took);
                 let passed = begins_trial.then(|| self.passed(&mut inside, generation));
                 inside.started(instance.memory_bytes());
-                let state = inside.supervisor.state().as_str();
-                let up = Note(LogLevel::Info, state.into());
+                let up = match self.shared.cold_start_target {
+                    Some(target) if took > target => Note(
+                        LogLevel::Warn,
+                        format!(
+                            "took {:.1} ms to start, and `apps.cold_start_target_ms` is {}",
+                            took.as_secs_f64() * 1e3,
+                            target.as_millis()
+                        ),
+                    ),
+                    _ => Note(LogLevel::Info, inside.supervisor.state().as_str().into()),
+                };
                 (Some(instance), passed.flatten().or(Some(up)))
             }
             Err(reason) if inside.fails_trial(generation) => {
@@ -738,6 +761,7 @@ impl App {
             inside.counters.handled += events;
             inside.breaker.succeeded();
             let note = self.passed(&mut inside, generation);
+            inside.recycle_if_worn(false);
             self.after_change(inside, note);
             return;
         };
@@ -776,6 +800,8 @@ impl App {
         } else if trapped && inside.supervisor.state() == AppState::Running {
             inside.supervisor.replace();
             inside.enter(Some(format!("a fresh instance after: {message}")));
+        } else {
+            inside.recycle_if_worn(true);
         }
         self.after_change(inside, note);
         self.log.complain(Complaint::BatchFailed, || {
@@ -859,8 +885,13 @@ impl App {
         }
     }
 
-    fn end_turn(&self, instance: &Option<Instance>) -> bool {
+    fn end_turn(
+        &self,
+        instance: &Option<Instance>,
+        time_after: impl FnOnce(u32) -> VirtualTime,
+    ) -> bool {
         let mut inside = self.inside.lock();
+        *self.virtual_time.lock() = time_after(inside.weight());
         let more = match inside.supervisor.state() {
             _ if inside.held && inside.is_held() => false,
             AppState::Starting => inside.component.is_some(),
@@ -953,16 +984,18 @@ impl Outlet for App {
         }
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
-        } else if inside.has_room(events, bytes) {
+        } else if inside.make_room(events, bytes) {
             inside.push(Queued { batch, bytes });
             self.update_idle(&inside);
             if inside.supervisor.state() == AppState::Running {
                 self.schedule(&mut inside);
             }
-        } else if !matches!(
-            inside.supervisor.state(),
-            AppState::Running | AppState::Starting
-        ) || inside.component.is_none()
+        } else if inside.queue_full() == QueueFull::DropNewest
+            || !matches!(
+                inside.supervisor.state(),
+                AppState::Running | AppState::Starting
+            )
+            || inside.component.is_none()
         {
             inside.counters.dropped.queue_full += events as u64;
         } else if self.watch.is_stalled() {
@@ -1028,12 +1061,41 @@ impl Inside {
     /// There is an instance, and it is configured.
     fn started(&mut self, memory_bytes: usize) {
         self.note_memory(memory_bytes);
+        self.uses = 0;
+        self.failures = 0;
         self.alive = true;
         self.supervisor.started();
         if std::mem::take(&mut self.starts_paused) {
             self.supervisor.pause();
         }
         self.enter(None);
+    }
+
+    /// The instance has had another batch. Has it replaced if that was as many as the manifest allows.
+    fn recycle_if_worn(&mut self, failed: bool) {
+        self.uses += 1;
+        self.failures += u64::from(failed);
+        let recycle = self
+            .package
+            .manifest
+            .as_ref()
+            .map(|manifest| manifest.recycle);
+        let Recycle {
+            max_uses,
+            max_failures,
+        } = recycle.unwrap_or_default();
+        let reason = if max_uses.is_some_and(|most| self.uses >= most) {
+            "a fresh instance after `recycle.max_uses` batches"
+        } else if max_failures.is_some_and(|most| self.failures >= most) {
+            "a fresh instance after `recycle.max_failures` failures"
+        } else {
+            return;
+        };
+        if self.alive && self.supervisor.state() == AppState::Running {
+            self.alive = false;
+            self.supervisor.recycle();
+            self.enter(Some(reason.into()));
+        }
     }
 
     fn note_memory(&mut self, bytes: usize) {
@@ -1066,6 +1128,16 @@ impl Inside {
         manifest.map_or(0, |manifest| manifest.limits.queue_events)
     }
 
+    fn queue_full(&self) -> QueueFull {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(QueueFull::Wait, |manifest| manifest.limits.queue_full)
+    }
+
+    fn weight(&self) -> u32 {
+        let manifest = self.package.manifest.as_ref();
+        manifest.map_or(BASE_WEIGHT, |manifest| manifest.limits.weight)
+    }
+
     fn most_timers(&self) -> usize {
         let manifest = self.package.manifest.as_ref();
         manifest.map_or(0, |manifest| manifest.limits.timers)
@@ -1082,6 +1154,23 @@ impl Inside {
         self.waiting == 0
             || (self.waiting + events <= self.bound()
                 && self.waiting_bytes + bytes <= MAX_QUEUE_BYTES)
+    }
+
+    /// [`Inside::has_room`], once what has waited longest is dropped, if the manifest wants that.
+    fn make_room(&mut self, events: usize, bytes: usize) -> bool {
+        while !self.has_room(events, bytes) {
+            if self.queue_full() != QueueFull::DropOldest {
+                return false;
+            }
+            // Where nothing waits, there is room.
+            let Some(oldest) = self.queue.pop_front() else {
+                return true;
+            };
+            self.waiting -= oldest.batch.len();
+            self.waiting_bytes -= oldest.bytes;
+            self.counters.dropped.queue_full += oldest.batch.len() as u64;
+        }
+        true
     }
 
     fn push(&mut self, queued: Queued) {

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::aot::TEMPORARY;
+use super::engine::EngineConfig;
 use super::error::ComponentProblem;
 #[cfg(feature = "compiler")]
 use super::{engine, precompiled, target::Target};
@@ -66,15 +67,20 @@ impl Compiler {
     }
 
     /// Compiles `component`; temporary files go to `folder`.
-    pub(super) fn compile(&self, component: &[u8], folder: &Path) -> Result<Vec<u8>, CompileError> {
+    pub(super) fn compile(
+        &self,
+        component: &[u8],
+        config: EngineConfig,
+        folder: &Path,
+    ) -> Result<Vec<u8>, CompileError> {
         match self {
             #[cfg(feature = "compiler")]
             Compiler::InProcess => {
-                engine::precompile(component, None).map_err(CompileError::Component)
+                engine::precompile(component, None, config).map_err(CompileError::Component)
             }
             Compiler::Absent => Err(CompileError::Absent),
             Compiler::ChildProcess(program) => {
-                compile_in_child(program, component, folder, TIME_LIMIT)
+                compile_in_child(program, component, config, folder, TIME_LIMIT)
             }
         }
     }
@@ -84,11 +90,12 @@ impl Compiler {
 /// `headgate app compile-here` does. Lowers this process's priority and bounds its memory first. An
 /// error's text is for the gateway that started this: print it to stderr as it is and exit with 1.
 #[cfg(feature = "compiler")]
-pub fn compile_here(input: &Path, output: &Path) -> Result<(), String> {
+pub fn compile_here(input: &Path, output: &Path, simd: bool) -> Result<(), String> {
     take_little();
     let component =
         fs::read(input).map_err(|error| format!("cannot read {}: {error}", input.display()))?;
-    let compiled = engine::precompile(&component, None).map_err(|problem| problem.to_string())?;
+    let compiled = engine::precompile(&component, None, EngineConfig { simd });
+    let compiled = compiled.map_err(|problem| problem.to_string())?;
     fs::write(output, compiled)
         .map_err(|error| format!("cannot write {}: {error}", output.display()))
 }
@@ -100,7 +107,7 @@ pub fn compile_here(input: &Path, output: &Path) -> Result<(), String> {
 pub fn compile_ahead(component: &[u8], target: &Target) -> Result<Vec<u8>, ComponentProblem> {
     engine::check_header(component)?;
     engine::check_world(component)?;
-    let code = engine::precompile(component, Some(target))?;
+    let code = engine::precompile(component, Some(target), EngineConfig::default())?;
     Ok(precompiled::encode(component, target, &code))
 }
 
@@ -131,6 +138,7 @@ fn take_little() {
 fn compile_in_child(
     program: &Path,
     component: &[u8],
+    config: EngineConfig,
     folder: &Path,
     time_limit: Duration,
 ) -> Result<Vec<u8>, CompileError> {
@@ -151,6 +159,7 @@ fn compile_in_child(
     let child = Command::new(program)
         .args(["app", "compile-here", "--output"])
         .args([output.path(), input.path()])
+        .args((!config.simd).then_some("--no-simd"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -214,7 +223,7 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let aot = folder.path().join("aot");
         fs::create_dir(&aot).unwrap();
-        let result = compile_in_child(&program, b"wasm", &aot, time_limit);
+        let result = compile_in_child(&program, b"wasm", EngineConfig::default(), &aot, time_limit);
         assert_eq!(
             fs::read_dir(&aot).unwrap().count(),
             0,
@@ -265,7 +274,13 @@ mod tests {
     fn a_missing_compiler_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("nowhere");
-        match compile_in_child(&program, b"", folder.path(), TIME_LIMIT) {
+        match compile_in_child(
+            &program,
+            b"",
+            EngineConfig::default(),
+            folder.path(),
+            TIME_LIMIT,
+        ) {
             Err(CompileError::Compiler(message)) => {
                 assert!(message.contains(program.to_str().unwrap()), "{message}");
             }

@@ -36,11 +36,27 @@ const HANDLE_SIGNATURE: &str = "handle: func(batch: list<event>) -> result<list<
 type ConfigureFunc = TypedFunc<(), (Result<(), String>,)>;
 type HandleFunc<'a> = TypedFunc<(&'a [EventIn<'a>],), (Result<Vec<EventOut>, String>,)>;
 
+/// What of the engine can be chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Whether components may have SIMD instructions.
+    pub simd: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig { simd: true }
+    }
+}
+
 /// The one place where the engine's settings stand: the compiler and the runtime must agree.
 /// Memories are mapped on demand, not pooled: instances live long, so a pool would only hold
 /// memory and bound the number of apps.
-fn config() -> Config {
+fn config(chosen: EngineConfig) -> Config {
     let mut config = Config::new();
+    if !chosen.simd {
+        config.wasm_simd(false).wasm_relaxed_simd(false);
+    }
     config
         .epoch_interruption(true)
         .memory_reservation(MEMORY_RESERVATION)
@@ -58,8 +74,9 @@ fn config() -> Config {
 pub(super) fn precompile(
     component: &[u8],
     target: Option<&Target>,
+    config: EngineConfig,
 ) -> Result<Vec<u8>, ComponentProblem> {
-    compiler(target)
+    compiler(target, config)
         .and_then(|engine| engine.precompile_component(component))
         .map_err(|error| ComponentProblem::Invalid {
             reason: format!("{error:#}"),
@@ -70,8 +87,9 @@ pub(super) fn precompile(
 #[cfg(feature = "compiler")]
 pub(super) fn check_world(component: &[u8]) -> Result<(), ComponentProblem> {
     let invalid = |reason| ComponentProblem::Invalid { reason };
-    let compiled = precompile(component, None)?;
-    let engine = WasmEngine::new().map_err(|error| invalid(format!("{error:#}")))?;
+    let compiled = precompile(component, None, EngineConfig::default())?;
+    let engine =
+        WasmEngine::new(EngineConfig::default()).map_err(|error| invalid(format!("{error:#}")))?;
     // SAFETY: compiled above.
     #[allow(unsafe_code)]
     match unsafe { engine.load(&compiled) } {
@@ -82,8 +100,8 @@ pub(super) fn check_world(component: &[u8]) -> Result<(), ComponentProblem> {
 }
 
 #[cfg(feature = "compiler")]
-fn compiler(target: Option<&Target>) -> wasmtime::Result<Engine> {
-    let mut config = config();
+fn compiler(target: Option<&Target>, chosen: EngineConfig) -> wasmtime::Result<Engine> {
+    let mut config = config(chosen);
     if let Some(target) = target {
         config.target(target.triple())?;
         for feature in target.features() {
@@ -128,8 +146,8 @@ pub(super) struct WasmEngine {
 }
 
 impl WasmEngine {
-    pub(super) fn new() -> wasmtime::Result<WasmEngine> {
-        let engine = Engine::new(&config())?;
+    pub(super) fn new(chosen: EngineConfig) -> wasmtime::Result<WasmEngine> {
+        let engine = Engine::new(&config(chosen))?;
         let mut linker = Linker::new(&engine);
         host::add_to_linker(&mut linker)?;
         Ok(WasmEngine {

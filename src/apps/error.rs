@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::manifest::ManifestError;
+use super::manifest::{ManifestError, TooMuch};
 use super::status::AppState;
 use crate::store::StoreError;
 
@@ -14,6 +14,9 @@ pub enum AppError {
 
     #[error("manifest: {0}")]
     Manifest(#[from] ManifestError),
+
+    #[error("app {name}: {problem}")]
+    TooMuch { name: String, problem: TooMuch },
 
     #[error("app {name}: {problem}")]
     Component {
@@ -146,6 +149,7 @@ impl AppError {
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
             AppError::NoCompiler { .. }
             | AppError::Preinstalled { .. }
+            | AppError::TooMuch { .. }
             | AppError::WrongState { .. }
             | AppError::RolledBack { .. } => AppErrorKind::Conflict,
             AppError::ShuttingDown => AppErrorKind::Unavailable,

@@ -98,11 +98,8 @@ pub(super) const MAX_COPY_BYTES: usize = 16 << 20;
 /// Most bytes that one call can hand out, over all its events.
 const MAX_OUTPUT_BYTES: usize = 32 << 20;
 
-/// Most tables and core instances of one app, and most elements over all its tables (8 bytes each).
-/// Components as the toolchains make them have one or two tables and up to ten instances.
+/// Most tables and memories of one app. Components as the toolchains make them have one or two.
 const MAX_TABLES: usize = 16;
-const MAX_TABLE_ELEMENTS: usize = 100_000;
-const MAX_INSTANCES: usize = 64;
 const MAX_MEMORIES: usize = 16;
 
 /// `event` on its way into an app.
@@ -322,7 +319,7 @@ impl HostState {
         watch: Arc<Watch>,
         services: Arc<AppServices>,
     ) -> HostState {
-        let limiter = Limiter::new(manifest.limits.memory_bytes());
+        let limiter = Limiter::new(&manifest.limits);
         let deadline = Duration::from_millis(manifest.limits.batch_deadline_ms);
         HostState {
             manifest,
@@ -511,6 +508,8 @@ impl EventOut {
 /// refused allocation in an orderly way, and a trap says what it was.
 pub(super) struct Limiter {
     max_bytes: usize,
+    max_table_elements: usize,
+    max_instances: usize,
     /// Over all memories.
     bytes: usize,
     /// Over all tables.
@@ -519,9 +518,11 @@ pub(super) struct Limiter {
 }
 
 impl Limiter {
-    fn new(max_bytes: usize) -> Limiter {
+    fn new(limits: &Limits) -> Limiter {
         Limiter {
-            max_bytes,
+            max_bytes: limits.memory_bytes(),
+            max_table_elements: limits.table_elements,
+            max_instances: limits.instances,
             bytes: 0,
             table_elements: 0,
             refused: 0,
@@ -566,16 +567,20 @@ impl ResourceLimiter for Limiter {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let elements = self.table_elements + (desired - current);
-        if elements > MAX_TABLE_ELEMENTS {
+        if elements > self.max_table_elements {
             self.refused += 1;
-            return Err(Interruption::Tables.into());
+            return Err(Interruption::Tables {
+                wanted: elements,
+                max: self.max_table_elements,
+            }
+            .into());
         }
         self.table_elements = elements;
         Ok(true)
     }
 
     fn instances(&self) -> usize {
-        MAX_INSTANCES
+        self.max_instances
     }
 
     fn tables(&self) -> usize {
@@ -598,7 +603,10 @@ pub(super) enum Interruption {
         wanted_pages: usize,
         max_pages: usize,
     },
-    Tables,
+    Tables {
+        wanted: usize,
+        max: usize,
+    },
     Random {
         wanted: u64,
     },
@@ -620,12 +628,10 @@ impl fmt::Display for Interruption {
                 f,
                 "wanted {wanted_pages} pages of memory, and `limits.memory_pages` is {max_pages}"
             ),
-            Interruption::Tables => {
-                write!(
-                    f,
-                    "wanted tables of more than {MAX_TABLE_ELEMENTS} elements"
-                )
-            }
+            Interruption::Tables { wanted, max } => write!(
+                f,
+                "wanted tables of {wanted} elements, and `limits.table_elements` is {max}"
+            ),
             Interruption::Random { wanted } => write!(
                 f,
                 "wanted {wanted} random bytes at once, and {} are the most",

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::AppError;
 use super::aot::{AotCache, Cached};
 use super::compile::{CompileError, Compiler};
-use super::engine::{self, LoadError, LoadedComponent, WasmEngine};
+use super::engine::{self, EngineConfig, LoadError, LoadedComponent, WasmEngine};
 use super::error::ComponentProblem;
 use super::metrics;
 use super::precompiled::Precompiled;
@@ -16,16 +16,27 @@ use crate::store::ComponentId;
 pub(super) struct Loader {
     engine: WasmEngine,
     cache: AotCache,
+    /// Whether what was compiled is kept.
+    caches: bool,
+    config: EngineConfig,
     compiler: Compiler,
     /// One compilation at a time: each takes all CPUs and much memory.
     compiling: Mutex<()>,
 }
 
 impl Loader {
-    pub(super) fn new(engine: WasmEngine, cache: AotCache, compiler: Compiler) -> Loader {
+    pub(super) fn new(
+        engine: WasmEngine,
+        config: EngineConfig,
+        cache: AotCache,
+        caches: bool,
+        compiler: Compiler,
+    ) -> Loader {
         Loader {
             engine,
             cache,
+            caches,
+            config,
             compiler,
             compiling: Mutex::new(()),
         }
@@ -37,6 +48,9 @@ impl Loader {
         app: &str,
         id: ComponentId,
     ) -> Option<Result<LoadedComponent, AppError>> {
+        if !self.caches {
+            return None;
+        }
         let compiled = match self.cache.get(id) {
             Cached::Hit(compiled) => compiled,
             Cached::Missing => return None,
@@ -78,7 +92,8 @@ impl Loader {
         metrics::count_load(app, false);
         let compiled = {
             let _one_at_a_time = self.compiling.lock();
-            self.compiler.compile(bytes, self.cache.folder())
+            let folder = self.cache.folder();
+            self.compiler.compile(bytes, self.config, folder)
         };
         let compiled = compiled.map_err(|error| match error {
             CompileError::Component(problem) => component_error(app, problem),
@@ -102,7 +117,9 @@ impl Loader {
                 });
             }
         };
-        if let Err(error) = self.cache.put(id, &compiled) {
+        if self.caches
+            && let Err(error) = self.cache.put(id, &compiled)
+        {
             let folder = self.cache.folder().display();
             tracing::warn!(app, %folder, %error, "can't keep the compiled component: it will be compiled anew at the next start");
         }
@@ -139,7 +156,7 @@ impl Loader {
 
     /// Forgets all compiled components but these.
     pub(super) fn keep_only(&self, used: &[ComponentId]) {
-        self.cache.keep_only(used);
+        self.cache.keep_only(if self.caches { used } else { &[] });
     }
 }
 

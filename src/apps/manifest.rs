@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use toml::{Spanned, Value};
 
+use super::fair_queue::BASE_WEIGHT;
 use super::instance_timers::TIMER_TOPICS;
 use super::supervisor::RestartPolicy;
 use crate::event::TopicFilter;
@@ -39,6 +40,11 @@ const WINDOW_S: RangeInclusive<u64> = 1..=86_400;
 const KV_BYTES: RangeInclusive<u64> = 0..=64 << 20;
 const KV_PER_BATCH: RangeInclusive<u64> = 0..=1_000_000;
 const TIMERS: RangeInclusive<u64> = 0..=1024;
+const TABLE_ELEMENTS: RangeInclusive<u64> = 0..=1_000_000;
+const INSTANCES: RangeInclusive<u64> = 1..=1000;
+const WEIGHT: RangeInclusive<u64> = 1..=10_000;
+const MAX_USES: RangeInclusive<u64> = 1..=u64::MAX;
+const MAX_FAILURES: RangeInclusive<u64> = 1..=u64::MAX;
 
 const DEFAULT_TRIAL_BATCHES: u32 = 10;
 
@@ -60,10 +66,21 @@ pub struct Manifest {
     pub config: BTreeMap<String, String>,
     pub limits: Limits,
     pub restart: Restart,
+    pub recycle: Recycle,
     /// Batches that must go well after an upgrade to this version, or the one before comes back.
     pub trial_batches: u32,
     /// Of the format in which the app keeps what it keeps.
     pub state_version: u32,
+}
+
+/// When an instance that works is replaced by a fresh one, between two batches. By default never: what
+/// it has in its memory goes with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recycle {
+    /// Batches that one instance gets.
+    pub max_uses: Option<u64>,
+    /// Batches that one instance fails with, by an error; after anything else it is replaced anyway.
+    pub max_failures: Option<u64>,
 }
 
 /// What becomes of an app that fails, where its manifest says so.
@@ -123,6 +140,28 @@ pub struct Limits {
     pub kv_per_batch: u32,
     /// Timers that may be set at a time.
     pub timers: usize,
+    /// Elements of all tables together; each takes 8 bytes.
+    pub table_elements: usize,
+    /// Core instances that the component consists of.
+    pub instances: usize,
+    /// Share of the workers' time where there is not enough for all; 100 is what others have.
+    pub weight: u32,
+    /// What becomes of events for which the queue has no room.
+    pub queue_full: QueueFull,
+}
+
+/// What becomes of events for which an app's queue has no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueFull {
+    /// Whoever brings them waits, as long as the app runs and its calls are short; else they are
+    /// dropped.
+    #[default]
+    Wait,
+    /// They are dropped.
+    DropNewest,
+    /// Those that have waited longest are dropped.
+    DropOldest,
 }
 
 /// A page of linear memory, in bytes.
@@ -145,6 +184,86 @@ impl Limits {
             kv_bytes: 1 << 20,
             kv_per_batch: 1000,
             timers: 8,
+            table_elements: 100_000,
+            instances: 64,
+            weight: BASE_WEIGHT,
+            queue_full: QueueFull::Wait,
+        }
+    }
+}
+
+/// What a manifest has that doesn't say.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    pub limits: Limits,
+    pub max_uses: Option<u64>,
+}
+
+impl Defaults {
+    /// Those of a gateway whose configuration says nothing about it.
+    pub fn new(queue_events: usize) -> Defaults {
+        Defaults {
+            limits: Limits::new(queue_events),
+            max_uses: None,
+        }
+    }
+}
+
+/// The most that a manifest can ask of this gateway.
+#[derive(Clone, Copy, Debug)]
+pub struct MostLimits {
+    pub memory_pages: u32,
+    pub batch_deadline_ms: u64,
+    pub kv_bytes: usize,
+}
+
+impl Default for MostLimits {
+    fn default() -> MostLimits {
+        MostLimits {
+            memory_pages: *MEMORY_PAGES.end() as u32,
+            batch_deadline_ms: *BATCH_DEADLINE_MS.end(),
+            kv_bytes: *KV_BYTES.end() as usize,
+        }
+    }
+}
+
+/// A manifest asks for more than this gateway allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`limits.{key}` is {wanted}, and this gateway allows {allowed} (`apps.max_{key}`); ask for less, \
+     or have the gateway allow more"
+)]
+pub struct TooMuch {
+    key: &'static str,
+    wanted: u64,
+    allowed: u64,
+}
+
+impl MostLimits {
+    pub(super) fn check(&self, limits: &Limits) -> Result<(), TooMuch> {
+        let all = [
+            (
+                "memory_pages",
+                limits.memory_pages.into(),
+                self.memory_pages.into(),
+            ),
+            (
+                "batch_deadline_ms",
+                limits.batch_deadline_ms,
+                self.batch_deadline_ms,
+            ),
+            ("kv_bytes", limits.kv_bytes as u64, self.kv_bytes as u64),
+        ];
+        match all
+            .into_iter()
+            .find(|(_, wanted, allowed)| wanted > allowed)
+        {
+            Some((key, wanted, allowed)) => Err(TooMuch {
+                key,
+                wanted,
+                allowed,
+            }),
+            None => Ok(()),
         }
     }
 }
@@ -176,8 +295,17 @@ struct RawManifest {
     #[serde(default)]
     restart: RawRestart,
     #[serde(default)]
+    recycle: RawRecycle,
+    #[serde(default)]
     upgrade: RawUpgrade,
     state_version: Option<Spanned<i64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRecycle {
+    max_uses: Option<Spanned<i64>>,
+    max_failures: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -207,11 +335,15 @@ struct RawLimits {
     kv_bytes: Option<Spanned<i64>>,
     kv_per_batch: Option<Spanned<i64>>,
     timers: Option<Spanned<i64>>,
+    table_elements: Option<Spanned<i64>>,
+    instances: Option<Spanned<i64>>,
+    weight: Option<Spanned<i64>>,
+    queue_full: Option<QueueFull>,
 }
 
 impl Manifest {
-    /// Reads and checks a manifest. `default_queue_events` stands in for `limits.queue_events`.
-    pub fn parse(text: &str, default_queue_events: usize) -> Result<Manifest, ManifestError> {
+    /// Reads and checks a manifest. What it doesn't mention, `defaults` has.
+    pub fn parse(text: &str, defaults: &Defaults) -> Result<Manifest, ManifestError> {
         if text.len() > MAX_MANIFEST_BYTES {
             return Err(ManifestError {
                 line: None,
@@ -243,8 +375,18 @@ impl Manifest {
                 None => Vec::new(),
             },
             config: check.config(raw.config)?,
-            limits: check.limits(&raw.limits, default_queue_events)?,
+            limits: check.limits(&raw.limits, &defaults.limits)?,
             restart: check.restart(&raw.restart)?,
+            recycle: Recycle {
+                max_uses: check
+                    .number("recycle.max_uses", &raw.recycle.max_uses, MAX_USES)?
+                    .or(defaults.max_uses),
+                max_failures: check.number(
+                    "recycle.max_failures",
+                    &raw.recycle.max_failures,
+                    MAX_FAILURES,
+                )?,
+            },
             trial_batches: check
                 .number(
                     "upgrade.trial_batches",
@@ -464,8 +606,7 @@ impl Check<'_> {
         })
     }
 
-    fn limits(&self, raw: &RawLimits, queue_events: usize) -> Result<Limits, ManifestError> {
-        let default = Limits::new(queue_events);
+    fn limits(&self, raw: &RawLimits, default: &Limits) -> Result<Limits, ManifestError> {
         let number = |key, value: &Option<Spanned<i64>>, range, default| {
             let number = self.number(&format!("limits.{key}"), value, range)?;
             Ok(number.unwrap_or(default))
@@ -510,6 +651,20 @@ impl Check<'_> {
                 default.kv_per_batch.into(),
             )? as u32,
             timers: number("timers", &raw.timers, TIMERS, default.timers as u64)? as usize,
+            table_elements: number(
+                "table_elements",
+                &raw.table_elements,
+                TABLE_ELEMENTS,
+                default.table_elements as u64,
+            )? as usize,
+            instances: number(
+                "instances",
+                &raw.instances,
+                INSTANCES,
+                default.instances as u64,
+            )? as usize,
+            weight: number("weight", &raw.weight, WEIGHT, default.weight.into())? as u32,
+            queue_full: raw.queue_full.unwrap_or_default(),
         })
     }
 }
@@ -528,7 +683,7 @@ mod tests {
     const SMALLEST: &str = "name = \"a\"\nversion = \"0.1.0\"\nsubscribe = [\"plant/#\"]\n";
 
     fn error(text: &str) -> String {
-        match Manifest::parse(text, 100) {
+        match Manifest::parse(text, &Defaults::new(100)) {
             Ok(manifest) => panic!("accepted: {manifest:?}"),
             Err(error) => error.to_string(),
         }
@@ -536,7 +691,7 @@ mod tests {
 
     #[test]
     fn the_smallest_manifest_gets_the_defaults() {
-        let manifest = Manifest::parse(SMALLEST, 100).unwrap();
+        let manifest = Manifest::parse(SMALLEST, &Defaults::new(100)).unwrap();
         assert_eq!(manifest.component, "a.wasm");
         assert_eq!(manifest.limits, Limits::new(100));
         assert_eq!(manifest.publish, []);
@@ -551,6 +706,7 @@ mod tests {
             version = "1.2.3-rc.1"
             description = "Raises alarms"
             component = "alarm.wasm"
+            state_version = 2
             subscribe = ["plant/+/temperature", "lab/#"]
             publish = ["alarms/#"]
 
@@ -569,13 +725,23 @@ mod tests {
             kv_bytes = 67108864
             kv_per_batch = 0
             timers = 1024
+            table_elements = 10
+            instances = 3
+            weight = 300
+            queue_full = "drop-oldest"
 
             [restart]
             retries = 0
             first_pause_ms = 50
             most_failures = 3
+
+            [recycle]
+            max_uses = 1000
+
+            [upgrade]
+            trial_batches = 3
             "##,
-            100,
+            &Defaults::new(100),
         )
         .unwrap();
         assert_eq!(manifest.component, "alarm.wasm");
@@ -598,8 +764,15 @@ mod tests {
             kv_bytes: 64 << 20,
             kv_per_batch: 0,
             timers: 1024,
+            table_elements: 10,
+            instances: 3,
+            weight: 300,
+            queue_full: QueueFull::DropOldest,
         };
         assert_eq!(manifest.limits, limits);
+        assert_eq!((manifest.trial_batches, manifest.state_version), (3, 2));
+        assert_eq!(manifest.recycle.max_uses, Some(1000));
+        assert_eq!(manifest.recycle.max_failures, None);
         let default = RestartPolicy::default();
         let policy = manifest.restart.policy(default);
         assert_eq!(
@@ -620,7 +793,10 @@ mod tests {
     fn names_are_checked() {
         for name in ["a", "0", "a.b_c-d", &"a".repeat(64)] {
             let text = SMALLEST.replace("\"a\"", &format!("{name:?}"));
-            assert_eq!(Manifest::parse(&text, 1).unwrap().name, name);
+            assert_eq!(
+                Manifest::parse(&text, &Defaults::new(1)).unwrap().name,
+                name
+            );
         }
         for name in ["", "a/b", "A", ".a", "-a", "ä", "a b", &"a".repeat(65)] {
             let message = error(&SMALLEST.replace("\"a\"", &format!("{name:?}")));
@@ -732,7 +908,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "(name|version|subscribe|\\[limits\\]|=|\"|\\[|\\]|a|1|\n|,|'|\\PC){0,40}") {
-            let _ = Manifest::parse(&text, 1);
+            let _ = Manifest::parse(&text, &Defaults::new(1));
         }
     }
 }

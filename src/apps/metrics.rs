@@ -153,6 +153,7 @@ pub(super) fn record(app: &App) {
         ("trap", restarts.trap),
         ("failure", restarts.failure),
         ("rollback", restarts.rollback),
+        ("recycle", restarts.recycle),
     ] {
         counter!(RESTARTS, "app" => name(), "reason" => reason).increment(count);
     }

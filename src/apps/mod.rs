@@ -13,6 +13,7 @@ mod durations;
 mod engine;
 mod epoch;
 mod error;
+mod fair_queue;
 mod host;
 mod instance_timers;
 mod kv;
@@ -62,8 +63,9 @@ pub use breaker::BreakerState;
 pub use compile::Compiler;
 #[cfg(feature = "compiler")]
 pub use compile::{compile_ahead, compile_here};
+pub use engine::EngineConfig;
 pub use error::{AppError, AppErrorKind, ComponentProblem};
-pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
+pub use manifest::{Defaults, Limits, MANIFEST_FILE, Manifest, ManifestError, MostLimits, TooMuch};
 pub use preinstalled::PRECOMPILED_EXTENSION;
 pub use status::{
     AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, RefusedCalls, Restarts,
@@ -87,14 +89,21 @@ const LET_GO: Duration = Duration::from_secs(1);
 pub struct AppsConfig {
     /// Threads that run apps; 0 for one a CPU.
     pub workers: usize,
-    /// Events that may wait for an app whose manifest doesn't say.
-    pub queue_events: usize,
+    /// What a manifest has that doesn't say.
+    pub defaults: Defaults,
+    /// What a manifest may ask for.
+    pub most: MostLimits,
+    pub engine: EngineConfig,
     /// How often a running call is looked at: the grain of `limits.batch_deadline_ms`.
     pub epoch: Duration,
     /// Small batches that wait are put together up to this many events a call.
     pub max_batch_events: usize,
     /// Where compiled components are kept.
     pub aot_dir: PathBuf,
+    /// Whether they are.
+    pub aot_cache: bool,
+    /// A start that takes longer is worth a line in the app's log.
+    pub cold_start_target: Option<Duration>,
     /// The key that seals what is in `aot_dir`. Made at the first start.
     pub host_key: PathBuf,
     pub compiler: Compiler,
@@ -109,10 +118,14 @@ impl AppsConfig {
     pub fn new(store: &Path) -> std::io::Result<AppsConfig> {
         Ok(AppsConfig {
             workers: 0,
-            queue_events: 8192,
+            defaults: Defaults::new(8192),
+            most: MostLimits::default(),
+            engine: EngineConfig::default(),
             epoch: Duration::from_millis(5),
             max_batch_events: 64,
             aot_dir: store.join("aot"),
+            aot_cache: true,
+            cold_start_target: None,
             host_key: store.join("host.key"),
             compiler: Compiler::of_this_program()?,
             preinstalled: None,
@@ -128,7 +141,8 @@ pub struct Apps {
 }
 
 struct Control {
-    queue_events: usize,
+    defaults: Defaults,
+    most: MostLimits,
     preinstalled: Option<PathBuf>,
     store: Store,
     loader: Arc<Loader>,
@@ -151,10 +165,17 @@ impl Apps {
         progress: Progress,
         dead_letters: Arc<DeadLetters>,
     ) -> Result<Apps, AppError> {
-        let engine = WasmEngine::new().map_err(|error| AppError::Engine(format!("{error:#}")))?;
+        let engine = WasmEngine::new(config.engine)
+            .map_err(|error| AppError::Engine(format!("{error:#}")))?;
         let cache = AotCache::open(&config.aot_dir, &config.host_key, engine.compatibility())?;
         let thread_error = |error| AppError::Engine(format!("cannot start a thread: {error}"));
-        let loader = Arc::new(Loader::new(engine.clone(), cache, config.compiler));
+        let loader = Arc::new(Loader::new(
+            engine.clone(),
+            config.engine,
+            cache,
+            config.aot_cache,
+            config.compiler,
+        ));
         let ticker = Ticker::start(engine.engine().clone(), config.epoch).map_err(thread_error)?;
         let shared = Arc::new(Shared {
             apps: RwLock::default(),
@@ -162,6 +183,7 @@ impl Apps {
             progress,
             dead_letters,
             max_batch_events: config.max_batch_events,
+            cold_start_target: config.cold_start_target,
             restart: config.restart,
             ticker,
             timer: Timer::start().map_err(thread_error)?,
@@ -178,7 +200,8 @@ impl Apps {
         let workers = Workers::start(workers, &shared).map_err(thread_error)?;
         let apps = Apps {
             control: Arc::new(Control {
-                queue_events: config.queue_events,
+                defaults: config.defaults,
+                most: config.most,
                 preinstalled: config.preinstalled,
                 store,
                 loader,
@@ -196,7 +219,7 @@ impl Apps {
     /// returns, the app has run its `configure`, or its state says why not.
     pub fn install(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, AppError> {
         let control = &self.control;
-        let checked = Arc::new(Manifest::parse(manifest, control.queue_events)?);
+        let checked = Arc::new(control.manifest(manifest)?);
         let name = checked.name.clone();
         let id = ComponentId::of(component);
         let package = Package {
@@ -249,7 +272,7 @@ impl Apps {
     /// as long as the compiler takes, and until the new version has run its `configure`.
     pub fn upgrade(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, AppError> {
         let control = &self.control;
-        let checked = Arc::new(Manifest::parse(manifest, control.queue_events)?);
+        let checked = Arc::new(control.manifest(manifest)?);
         let name = checked.name.clone();
         let id = ComponentId::of(component);
         control.refuse_preinstalled(&name)?;
@@ -635,7 +658,7 @@ impl Control {
     ) -> Option<(Arc<App>, u64)> {
         let name = folder.name.clone();
         let read = folder
-            .manifest(self.queue_events)
+            .manifest(&self.defaults)
             .and_then(|manifest| Ok((folder.code(&manifest)?, manifest)));
         let (code, manifest) = match read {
             Ok(read) => read,
@@ -663,6 +686,10 @@ impl Control {
             app.halt(Instant::now());
             return None;
         }
+        if let Err(error) = self.readable(&app) {
+            app.quarantine(error.to_string(), None);
+            return None;
+        }
         let loaded = match &code {
             Code::Component(_) => self.loader.cached(&name, component),
             Code::Precompiled { path, file } => Some(self.loader.precompiled(&name, path, file)),
@@ -677,7 +704,7 @@ impl Control {
         record: Result<AppRecord, String>,
     ) -> Option<(Arc<App>, u64)> {
         let (manifest, record) = match record {
-            Ok(record) => (Manifest::parse(&record.manifest, self.queue_events), record),
+            Ok(record) => (Manifest::parse(&record.manifest, &self.defaults), record),
             Err(why) => {
                 let app = self.add(name, Package::unknown(None));
                 app.quarantine(
@@ -714,6 +741,10 @@ impl Control {
                 return None;
             }
         }
+        if let Err(error) = self.readable(&app) {
+            app.quarantine(error.to_string(), None);
+            return None;
+        }
         let loaded = self.loader.cached(name, record.component);
         self.start_or_compile(app, package, loaded)
     }
@@ -721,7 +752,7 @@ impl Control {
     /// Tells an app of the version before it, and goes on with its trial.
     fn remember_previous(&self, app: &App, previous: &PreviousVersion, on_trial: bool) {
         let (name, present) = (app.info().name, app.package());
-        let manifest = match Manifest::parse(&previous.manifest, self.queue_events) {
+        let manifest = match Manifest::parse(&previous.manifest, &self.defaults) {
             Ok(manifest) => manifest,
             Err(error) => {
                 tracing::warn!(
@@ -813,10 +844,27 @@ impl Control {
         Ok(())
     }
 
-    /// The app's package, if its manifest can be read; else the error that says why not.
+    /// Reads a manifest that somebody hands in.
+    fn manifest(&self, text: &str) -> Result<Manifest, AppError> {
+        let manifest = Manifest::parse(text, &self.defaults)?;
+        self.check_limits(&manifest)?;
+        Ok(manifest)
+    }
+
+    fn check_limits(&self, manifest: &Manifest) -> Result<(), AppError> {
+        let checked = self.most.check(&manifest.limits);
+        checked.map_err(|problem| AppError::TooMuch {
+            name: manifest.name.clone(),
+            problem,
+        })
+    }
+
+    /// The app's package, if its manifest can be read, and asks for no more than it may; else the
+    /// error that says why not.
     fn readable(&self, app: &App) -> Result<Package, AppError> {
         let package = app.package();
-        if package.manifest.is_some() {
+        if let Some(manifest) = &package.manifest {
+            self.check_limits(manifest)?;
             return Ok(package);
         }
         let info = app.info();

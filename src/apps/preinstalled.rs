@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AppError;
-use super::manifest::{MANIFEST_FILE, Manifest};
+use super::manifest::{Defaults, MANIFEST_FILE, Manifest};
 use super::precompiled::{self, Precompiled};
 use crate::regular_file::{ReadError, RegularFile};
 
@@ -68,11 +68,11 @@ pub(super) fn scan(folder: &Path) -> Result<Vec<AppFolder>, AppError> {
 
 impl AppFolder {
     /// Reads the manifest. The error says which file, and why.
-    pub(super) fn manifest(&self, default_queue_events: usize) -> Result<Arc<Manifest>, String> {
+    pub(super) fn manifest(&self, defaults: &Defaults) -> Result<Arc<Manifest>, String> {
         let path = self.path.join(MANIFEST_FILE);
         let text = String::from_utf8(self.read(&path)?)
             .map_err(|_| format!("{}: not UTF-8, so not a manifest", path.display()))?;
-        let manifest = Manifest::parse(&text, default_queue_events)
+        let manifest = Manifest::parse(&text, defaults)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         if manifest.name != self.name {
             return Err(format!(

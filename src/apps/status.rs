@@ -149,11 +149,13 @@ pub struct Restarts {
     pub failure: u64,
     /// A new version failed on trial, and the one before took over.
     pub rollback: u64,
+    /// It had as many batches or failures as the manifest's `recycle` allows.
+    pub recycle: u64,
 }
 
 impl Restarts {
     pub fn total(&self) -> u64 {
-        self.trap + self.failure + self.rollback
+        self.trap + self.failure + self.rollback + self.recycle
     }
 
     pub(super) fn since(&self, earlier: &Restarts) -> Restarts {
@@ -161,6 +163,7 @@ impl Restarts {
             trap: self.trap - earlier.trap,
             failure: self.failure - earlier.failure,
             rollback: self.rollback - earlier.rollback,
+            recycle: self.recycle - earlier.recycle,
         }
     }
 }

@@ -104,6 +104,13 @@ impl Supervisor {
         self.state = AppState::Starting;
     }
 
+    /// The instance has done its share and is replaced at once.
+    pub(super) fn recycle(&mut self) {
+        debug_assert_eq!(self.state, AppState::Running);
+        self.restarts.recycle += 1;
+        self.state = AppState::Starting;
+    }
+
     /// The version before starts in the place of one that has failed on trial.
     pub(super) fn rolled_back(&mut self) {
         debug_assert_eq!(self.state, AppState::Starting);

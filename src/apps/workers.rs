@@ -1,17 +1,19 @@
 //! The threads that run apps, and what they share.
 //!
-//! Each app is in the run queue at most once and gets one batch a turn, so that all that have work
-//! take turns; idle workers sleep on the queue.
+//! Each app is in the run queue at most once and gets one batch a turn; who has had the least time for
+//! its weight comes next. Idle workers sleep on the queue.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::app::App;
 use super::epoch::Ticker;
+use super::fair_queue::{FairQueue, VirtualTime};
 use super::kv::KvStore;
 use super::supervisor::RestartPolicy;
 use super::timer::Timer;
@@ -26,6 +28,7 @@ pub(super) struct Shared {
     pub(super) progress: Progress,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) max_batch_events: usize,
+    pub(super) cold_start_target: Option<Duration>,
     pub(super) restart: RestartPolicy,
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,
@@ -42,37 +45,48 @@ pub(super) struct Shared {
 /// spin before they sleep, which costs a gateway with little to do more than its events.
 #[derive(Default)]
 pub(super) struct RunQueue {
-    tasks: Mutex<VecDeque<Task>>,
+    tasks: Mutex<Tasks>,
     filled: Condvar,
 }
 
+#[derive(Default)]
+struct Tasks {
+    turns: FairQueue<Arc<App>>,
+    /// Once nobody wants a turn any more, the workers end.
+    ends: bool,
+}
+
 impl RunQueue {
-    fn push(&self, task: Task) {
-        self.tasks.lock().push_back(task);
+    fn push(&self, app: Arc<App>, time: VirtualTime) {
+        self.tasks.lock().turns.push(app, time);
         self.filled.notify_one();
     }
 
-    fn pop(&self) -> Task {
+    /// None: there is nothing more to do, ever.
+    fn pop(&self) -> Option<(Arc<App>, VirtualTime)> {
         let mut tasks = self.tasks.lock();
         loop {
-            if let Some(task) = tasks.pop_front() {
-                return task;
+            if let Some(turn) = tasks.turns.pop() {
+                return Some(turn);
+            }
+            if tasks.ends {
+                return None;
             }
             self.filled.wait(&mut tasks);
         }
     }
-}
 
-pub(super) enum Task {
-    Turn(Arc<App>),
-    /// Ends one worker.
-    Stop,
+    fn end(&self) {
+        self.tasks.lock().ends = true;
+        self.filled.notify_all();
+    }
 }
 
 impl Shared {
     /// Gives `app` a turn.
     pub(super) fn run(&self, app: Arc<App>) {
-        self.run_queue.push(Task::Turn(app));
+        let time = app.virtual_time();
+        self.run_queue.push(app, time);
     }
 
     /// Puts the routes of the apps that take events into force.
@@ -112,9 +126,7 @@ impl Workers {
 
     /// Waits for the workers' current turns and ends them.
     pub(super) fn stop(self, shared: &Shared) {
-        for _ in &self.threads {
-            shared.run_queue.push(Task::Stop);
-        }
+        shared.run_queue.end();
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a worker thread has panicked");
@@ -124,8 +136,10 @@ impl Workers {
 }
 
 fn work(shared: &Shared) {
-    while let Task::Turn(app) = shared.run_queue.pop() {
-        if app.take_turn() {
+    while let Some((app, time)) = shared.run_queue.pop() {
+        let began = Instant::now();
+        // Set before the turn ends: from there on somebody else may give it the next one.
+        if app.take_turn(|weight| time.after(began.elapsed(), weight)) {
             shared.run(app);
         }
     }

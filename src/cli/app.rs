@@ -75,6 +75,8 @@ pub(super) enum AppCommand {
         input: PathBuf,
         #[arg(long)]
         output: PathBuf,
+        #[arg(long)]
+        no_simd: bool,
     },
 }
 
@@ -103,7 +105,11 @@ pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyh
         AppCommand::CompileHere {
             input,
             output: compiled,
-        } => return crate::apps::compile_here(&input, &compiled).map_err(anyhow::Error::msg),
+            no_simd,
+        } => {
+            let compiled = crate::apps::compile_here(&input, &compiled, !no_simd);
+            return compiled.map_err(anyhow::Error::msg);
+        }
         other => other,
     };
     let client = global.client()?;
@@ -247,11 +253,12 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         (
             "restarts",
             Some(format!(
-                "{} ({} after a trap, {} after a pause, {} back to the version before)",
+                "{} ({} after a trap, {} after a pause, {} back to the version before, {} recycled)",
                 app.restarts.total(),
                 app.restarts.trap,
                 app.restarts.failure,
-                app.restarts.rollback
+                app.restarts.rollback,
+                app.restarts.recycle
             )),
         ),
         ("last error", optional(&app.last_error)),
@@ -269,7 +276,8 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
             "limits",
             Some(format!(
                 "{} memory pages, {} ms a batch, {} events queued, {} published a batch, {} log \
-                 lines a batch, {} bytes kept, {} calls about them a batch, {} timers",
+                 lines a batch, {} bytes kept, {} calls about them a batch, {} timers, {} table \
+                 elements, {} core instances, weight {}",
                 limits.memory_pages,
                 limits.batch_deadline_ms,
                 limits.queue_events,
@@ -277,7 +285,10 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
                 limits.log_per_batch,
                 limits.kv_bytes,
                 limits.kv_per_batch,
-                limits.timers
+                limits.timers,
+                limits.table_elements,
+                limits.instances,
+                limits.weight
             )),
         ),
         (

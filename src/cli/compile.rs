@@ -9,7 +9,9 @@ use clap::Args;
 
 use super::output::Output;
 use super::package::Package;
-use crate::apps::{MANIFEST_FILE, Manifest, PRECOMPILED_EXTENSION, Target, compile_ahead};
+use crate::apps::{
+    Defaults, MANIFEST_FILE, Manifest, PRECOMPILED_EXTENSION, Target, compile_ahead,
+};
 
 /// Compile an app for another machine, for a folder that apps.preinstalled names there
 ///
@@ -54,7 +56,8 @@ pub(super) fn run(args: CompileArgs, output: &Output) -> anyhow::Result<()> {
     refuse_full(&args.output)?;
     let compiled = compile_ahead(&package.component, &target)
         .with_context(|| format!("app {}", package.name))?;
-    let manifest = Manifest::parse(&package.manifest, 1).expect("the package was checked");
+    let manifest =
+        Manifest::parse(&package.manifest, &Defaults::new(1)).expect("the package was checked");
     let code = Path::new(&manifest.component).with_extension(PRECOMPILED_EXTENSION);
     fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot make {}", args.output.display()))?;

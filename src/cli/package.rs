@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::admin::{MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
-use crate::apps::{MANIFEST_FILE, Manifest, ManifestError, PRECOMPILED_EXTENSION};
+use crate::apps::{Defaults, MANIFEST_FILE, Manifest, ManifestError, PRECOMPILED_EXTENSION};
 use crate::regular_file::{ReadError, RegularFile};
 
 /// What is sent to the gateway.
@@ -91,9 +91,11 @@ impl Package {
         let text = String::from_utf8(read(&manifest_path, MAX_MANIFEST_BYTES)?)
             .map_err(|_| PackageError::ManifestNotUtf8(manifest_path.clone()))?;
         // The queue's length is for the gateway to say; any will do for the check.
-        let checked = Manifest::parse(&text, 1).map_err(|problem| PackageError::Manifest {
-            path: manifest_path,
-            problem,
+        let checked = Manifest::parse(&text, &Defaults::new(1)).map_err(|problem| {
+            PackageError::Manifest {
+                path: manifest_path,
+                problem,
+            }
         })?;
         let component = if metadata.is_dir() {
             find_component(path, &checked, target)?

@@ -257,6 +257,27 @@ section! {
         /// Milliseconds between the ticks by which the time of a running app is measured, and so how
         /// exactly its time limit is kept.
         epoch_ms: u64 = integer(1, 100), Preset::Text("5");
+        /// Pages of 64 KiB of an app whose manifest has no limits.memory_pages.
+        memory_pages: u32 = integer(1, 1024), Preset::Text("256");
+        /// Most pages of 64 KiB that a manifest can ask for.
+        max_memory_pages: u32 = integer(1, 1024), Preset::Text("1024");
+        /// Milliseconds of CPU time that one call may take, of an app whose manifest has no
+        /// limits.batch_deadline_ms.
+        batch_deadline_ms: u64 = integer(1, 60_000), Preset::Text("100");
+        /// Most milliseconds of CPU time a call that a manifest can ask for.
+        max_batch_deadline_ms: u64 = integer(1, 60_000), Preset::Text("60000");
+        /// Most bytes to keep that a manifest can ask for.
+        max_kv_bytes: usize = bytes(0, 64 * MIB), Preset::Text("64MiB");
+        /// Batches after which an instance is replaced by a fresh one, of an app whose manifest has no
+        /// recycle.max_uses. 0 for never.
+        max_uses: u64 = integer(0, u32::MAX as u64), Preset::Text("0");
+        /// Whether components may have SIMD instructions.
+        simd: bool = Kind::Switch, Preset::Text("true");
+        /// Whether compiled components are kept in aot of store.path, for the next start.
+        aot_cache: bool = Kind::Switch, Preset::Text("true");
+        /// Milliseconds to make and configure an instance beyond which the app's log says so. 0 for
+        /// never.
+        cold_start_target_ms: u64 = integer(0, 60_000), Preset::Text("15");
         /// Folder of the apps that are part of the system: one folder an app, called as the app, with
         /// manifest.toml and what `headgate app compile` has made of the component (or, where the
         /// gateway can compile, the component). Read at each start, never written. Only root and the

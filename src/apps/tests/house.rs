@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler};
+use crate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler, Defaults};
 use crate::dead_letters::DeadLetters;
 use crate::event::{Event, Topic};
 use crate::pipeline::{Offer, Routes, Sink};
@@ -68,7 +68,7 @@ impl Remembering {
 pub(super) fn config(folder: &Path) -> AppsConfig {
     AppsConfig {
         workers: 2,
-        queue_events: 100,
+        defaults: Defaults::new(100),
         epoch: Duration::from_millis(1),
         max_batch_events: 64,
         compiler: Compiler::InProcess,

@@ -6,18 +6,24 @@ use std::time::{Duration, Instant};
 use std::sync::Arc;
 
 use super::house::*;
-use crate::apps::engine::{self, Instance, WasmEngine};
+use crate::apps::Defaults;
+use crate::apps::engine::{self, EngineConfig, Instance, WasmEngine};
 use crate::apps::host::{Watch, thread_cpu_time};
 use crate::apps::log::AppLog;
 use crate::apps::manifest::Manifest;
 use crate::pipeline::Offer;
 
 fn instance(house: &House) -> Instance {
-    let compiled = engine::precompile(&guest(""), None).unwrap();
+    let compiled = engine::precompile(&guest(""), None, EngineConfig::default()).unwrap();
     // SAFETY: compiled on the line above.
     #[allow(unsafe_code)]
-    let component = unsafe { WasmEngine::new().unwrap().load(&compiled) }.unwrap();
-    let manifest = Arc::new(Manifest::parse(&manifest("a"), 100).unwrap());
+    let component = unsafe {
+        WasmEngine::new(EngineConfig::default())
+            .unwrap()
+            .load(&compiled)
+    }
+    .unwrap();
+    let manifest = Arc::new(Manifest::parse(&manifest("a"), &Defaults::new(100)).unwrap());
     let log = Arc::new(AppLog::new("a".into()));
     let services = house.apps.control.app("a").unwrap().services().clone();
     let watch = Arc::new(Watch::new(|| {}));
@@ -33,7 +39,7 @@ fn instance(house: &House) -> Instance {
 fn nanoseconds_per_event() {
     let house = House::with(|config| {
         config.workers = 1;
-        config.queue_events = 8192;
+        config.defaults = Defaults::new(8192);
     });
     house.install("a");
     let payload = "x".repeat(100);

@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::house::*;
-use crate::apps::{AppErrorKind, AppInfo, AppState};
+use crate::apps::{AppErrorKind, AppInfo, AppState, Defaults};
 
 /// The manifest of the next version of [`manifest`]'s app.
 fn next(name: &str, keys: &str) -> String {
@@ -40,7 +40,7 @@ fn payloads(house: &House) -> Vec<String> {
 
 #[test]
 fn a_good_version_passes_its_trial_and_nothing_is_lost_or_handled_twice() {
-    let house = House::with(|config| config.queue_events = 100_000);
+    let house = House::with(|config| config.defaults = Defaults::new(100_000));
     house.install("a");
     let sent: Vec<String> = (0..2000).map(|number| format!("n{number}")).collect();
     thread::scope(|scope| {
