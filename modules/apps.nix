@@ -155,6 +155,38 @@ let
             default = "8";
             description = "Timers that may be set at a time.";
           };
+          table_elements = limit {
+            from = 0;
+            to = 1000000;
+            default = "100000";
+            description = "Elements of all tables together, 8 bytes each.";
+          };
+          instances = limit {
+            from = 1;
+            to = 1000;
+            default = "64";
+            description = "Core instances that the component consists of.";
+          };
+          weight = limit {
+            from = 1;
+            to = 10000;
+            default = "100";
+            description = "Share of the workers' time, by that of the others, where there is not enough for all.";
+          };
+          queue_full = mkOption {
+            type = types.nullOr (
+              types.enum [
+                "wait"
+                "drop-newest"
+                "drop-oldest"
+              ]
+            );
+            default = null;
+            description = ''
+              What becomes of events for which the queue has no room. `wait`: whoever brings them
+              waits, as long as the app runs and its calls are short. If it is `null`: `wait`.
+            '';
+          };
         };
 
         manifest = mkOption {

@@ -33,6 +33,15 @@ pub struct Bucket(imp::Bucket);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvError(String);
 
+/// The `state_version` of the manifest under which the app has kept what it keeps; its own if it keeps
+/// nothing. `configure` looks at it to bring that up to date.
+///
+/// On the developer's machine it is 1.
+#[must_use]
+pub fn version() -> u32 {
+    imp::version()
+}
+
 impl Bucket {
     /// The bucket with this name: up to 64 of the characters `A-Z a-z 0-9 _ . -`. It is there
     /// without being made. `""` stands for `"default"`.
@@ -135,9 +144,14 @@ impl From<KvError> for String {
 #[cfg(target_family = "wasm")]
 mod imp {
     use super::KvError;
+    use crate::bindings::headgate::app::state;
     use crate::bindings::wasi::keyvalue::{atomics, batch, store};
 
     pub use store::Bucket as Handle;
+
+    pub fn version() -> u32 {
+        state::version()
+    }
 
     #[derive(Debug)]
     pub struct Bucket(Handle);
@@ -213,6 +227,10 @@ mod imp {
     use super::KvError;
 
     type Entries = BTreeMap<String, Vec<u8>>;
+
+    pub fn version() -> u32 {
+        1
+    }
 
     thread_local! {
         static BUCKETS: RefCell<BTreeMap<String, Entries>> = const { RefCell::new(BTreeMap::new()) };

@@ -25,4 +25,5 @@ mod preinstalled;
 mod restarts;
 mod system_topics;
 mod tls;
+mod upgrades;
 mod websocket;

@@ -76,6 +76,15 @@
         workers = 2;
         queue_events = 4096;
         epoch_ms = 10;
+        memory_pages = 128;
+        max_memory_pages = 512;
+        batch_deadline_ms = 50;
+        max_batch_deadline_ms = 1000;
+        max_kv_bytes = "16MiB";
+        max_uses = 1000000;
+        simd = false;
+        aot_cache = false;
+        cold_start_target_ms = 50;
       };
       metrics.listen = "192.0.2.1:9464";
       admin.socket = "/run/headgate/other.sock";
@@ -122,6 +131,10 @@
           kv_bytes = 65536;
           kv_per_batch = 2;
           timers = 3;
+          table_elements = 1000;
+          instances = 4;
+          weight = 50;
+          queue_full = "drop-oldest";
         };
       };
       off = {

@@ -73,13 +73,17 @@ in
       config.verbose = true
       description = "Watches \"line 2\", C:\\temp and ünïcode"
       limits.batch_deadline_ms = 20
+      limits.instances = 4
       limits.kv_bytes = 65536
       limits.kv_per_batch = 2
       limits.log_per_batch = 1
       limits.memory_pages = 64
       limits.publish_per_batch = 0
       limits.queue_events = 10
+      limits.queue_full = "drop-oldest"
+      limits.table_elements = 1000
       limits.timers = 3
+      limits.weight = 50
       name = "overheat-alarm-2"
       publish = ["alarms/#"]
       subscribe = ["plant/line2/+","#"]
