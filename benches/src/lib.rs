@@ -7,6 +7,8 @@
 
 mod contest;
 mod crowd;
+mod guest;
+mod hosting;
 pub mod load;
 pub mod process;
 pub mod reading;

@@ -60,6 +60,14 @@ pub enum Part {
     Connections,
     /// One, two and four apps on the same topics.
     Apps,
+    /// Calls into an app, without the edge.
+    Calls,
+    /// From the start of an app to its first result, and a fresh instance.
+    ColdStart,
+    /// Memory and start of a gateway with 100 apps.
+    HundredApps,
+    /// A good app beside bad ones.
+    Neighbours,
 }
 
 /// How to measure.
@@ -93,6 +101,10 @@ impl Suite {
             Part::FanIn => self.fan_in().map(|section| vec![section]),
             Part::Connections => self.connections().map(|section| vec![section]),
             Part::Apps => self.many_apps().map(|section| vec![section]),
+            Part::Calls => self.calls().map(|section| vec![section]),
+            Part::ColdStart => self.cold_starts().map(|section| vec![section]),
+            Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
+            Part::Neighbours => self.neighbours().map(|section| vec![section]),
         }
     }
 
@@ -307,7 +319,7 @@ impl Suite {
         })
     }
 
-    fn app_load(&self, gateway: &Gateway<'_>) -> Load {
+    pub(crate) fn app_load(&self, gateway: &Gateway<'_>) -> Load {
         Load {
             filter: APP_RESULTS.to_owned(),
             ..self.load(gateway)
@@ -321,6 +333,16 @@ impl Suite {
         Ok(gateway)
     }
 
+    pub(crate) fn with_converting_app<'a>(&self, site: &'a Site) -> Result<Gateway<'a>> {
+        self.with_apps(site, &[CONVERTING_APP])
+    }
+
+    /// Until so many apps answer.
+    pub(crate) fn await_copies(&self, gateway: &Gateway<'_>, copies: usize) -> Result<()> {
+        gateway.await_results(APP_TOPIC, APP_RESULTS, copies)?;
+        Ok(())
+    }
+
     fn install(&self, gateway: &Gateway<'_>, apps: &[&str]) -> Result<()> {
         for app in apps {
             gateway.install(&self.apps.join(app))?;
@@ -330,7 +352,7 @@ impl Suite {
     }
 
     /// The converting app under another name.
-    fn copied_app(&self, copy: usize) -> Result<TempDir> {
+    pub(crate) fn copied_app(&self, copy: usize) -> Result<TempDir> {
         let source = self.apps.join(CONVERTING_APP);
         let name = format!("{CONVERTING_APP}-{copy}");
         let target = TempDir::new()?;

@@ -43,6 +43,14 @@ const MAX_QUEUE_BYTES: usize = 64 << 20;
 const CALL_SHARE: usize = 8;
 const EVENT_SHARE: usize = 4;
 
+/// An app rests after a long call that failed, or in which it was refused so much that it does little
+/// else, so that such calls take no more than this part of one
+/// worker's time from the others. After short ones that is not worth a timer.
+const FAILURES_SHARE: u32 = 10;
+const FLOOD: u64 = 1000;
+const LONG_FAILURE: Duration = Duration::from_millis(1);
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
 /// A new number whenever somebody starts, stops or replaces the app. What a worker brings back from
 /// an older generation is counted, and otherwise forgotten.
 type Generation = u64;
@@ -99,6 +107,8 @@ struct Inside {
     keeps_instance: bool,
     /// What comes waits for an upgrade.
     held: bool,
+    /// Until when it rests.
+    rests_until: Option<Instant>,
     /// What there is to go back to.
     previous: Option<Previous>,
     /// What the package must do well, its start and then batches, before it is trusted.
@@ -241,6 +251,7 @@ impl App {
                     failures: 0,
                     keeps_instance: false,
                     held: false,
+                    rests_until: None,
                     previous: None,
                     trial: 0,
                     begins_trial: false,
@@ -446,10 +457,14 @@ impl App {
         inside.component = None;
     }
 
-    /// Called when a pause is over.
+    /// Called when a pause or a rest is over.
     pub(super) fn retry(&self) {
         let mut inside = self.inside.lock();
-        if inside.supervisor.retry(Instant::now()) {
+        let now = Instant::now();
+        if inside.rests_until.take_if(|until| *until <= now).is_some() {
+            self.schedule(&mut inside);
+        }
+        if inside.supervisor.retry(now) {
             inside.breaker.retry();
             inside.enter(None);
             self.schedule(&mut inside);
@@ -576,7 +591,7 @@ impl App {
     fn next_turn(&self) -> Turn {
         let mut inside = self.inside.lock();
         let generation = inside.generation;
-        if inside.held && inside.is_held() {
+        if inside.waits() {
             return Turn::Nothing;
         }
         match inside.supervisor.state() {
@@ -760,6 +775,9 @@ impl App {
         let Some(error) = report.error else {
             inside.counters.handled += events;
             inside.breaker.succeeded();
+            if report.tally.refused() >= FLOOD {
+                self.rest_after(&mut inside, report.took);
+            }
             let note = self.passed(&mut inside, generation);
             inside.recycle_if_worn(false);
             self.after_change(inside, note);
@@ -782,6 +800,7 @@ impl App {
             return;
         }
         inside.last_error = Some(message.clone());
+        self.rest_after(&mut inside, report.took);
         let retries = inside.retries();
         let tries = report.tries + 1;
         let blamed = inside.suspects.failed(report.batch, tries, retries);
@@ -809,6 +828,16 @@ impl App {
         });
         if let Some(event) = blamed {
             self.bury(&event, &message, error.backtrace());
+        }
+    }
+
+    /// Lets the app rest after a call that was good for nothing.
+    fn rest_after(&self, inside: &mut Inside, took: Duration) {
+        if took >= LONG_FAILURE {
+            let rest = (took * (FAILURES_SHARE - 1)).min(LONGEST_REST);
+            let until = Instant::now() + rest;
+            inside.rests_until = Some(until);
+            self.shared.timer.retry_at(until, self.this.clone());
         }
     }
 
@@ -867,7 +896,7 @@ impl App {
         self.update_idle(&inside);
         let room = inside.waiting <= inside.bound() / 2;
         let idle = inside.is_idle();
-        let progress = if idle || room || !inside.is_up() {
+        let progress = if idle || room || inside.waits() || !inside.is_up() {
             inside.take_refused() || idle
         } else {
             false
@@ -893,7 +922,7 @@ impl App {
         let mut inside = self.inside.lock();
         *self.virtual_time.lock() = time_after(inside.weight());
         let more = match inside.supervisor.state() {
-            _ if inside.held && inside.is_held() => false,
+            _ if inside.waits() => false,
             AppState::Starting => inside.component.is_some(),
             AppState::Running => inside.has_work(),
             AppState::Paused => false,
@@ -996,6 +1025,7 @@ impl Outlet for App {
                 AppState::Running | AppState::Starting
             )
             || inside.component.is_none()
+            || inside.rests()
         {
             inside.counters.dropped.queue_full += events as u64;
         } else if self.watch.is_stalled() {
@@ -1055,7 +1085,17 @@ impl Inside {
         self.supervisor.set_policy(policy);
         self.supervisor.start();
         self.breaker.reset();
+        self.rests_until = None;
         self.alive = false;
+    }
+
+    /// Is up, but gets no turn now.
+    fn waits(&self) -> bool {
+        (self.held || self.rests()) && self.is_held()
+    }
+
+    fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// There is an instance, and it is configured.

@@ -280,6 +280,13 @@ pub(super) struct Tally {
     pub(super) calls: RefusedCalls,
 }
 
+impl Tally {
+    /// Everything together.
+    pub(super) fn refused(&self) -> u64 {
+        self.denied + self.over_publish_quota + self.over_log_quota + self.calls.total()
+    }
+}
+
 /// Why an output can't go out.
 enum Refusal {
     InvalidTopic(String),

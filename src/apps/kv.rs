@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::store::{MAX_APP_KEY_BYTES, Store, StoreError};
 
@@ -248,12 +248,15 @@ impl AppState {
         self.contents.lock().entries.clone()
     }
 
-    /// Puts what was kept at another time into the place of all that is kept now.
-    pub(super) fn restore(self: &Arc<Self>, kept: Kept) {
+    /// Puts what was kept at another time into the place of all that is kept now. Nothing is written
+    /// from here on, until [`AppState::reopen`]: who calls this brings it to the store, together with
+    /// what goes with it.
+    pub(super) fn restore(&self, kept: Kept) {
         let mut contents = self.contents.lock();
         contents.bytes = cost_of_all(&kept);
         contents.entries = kept;
-        self.write_all(contents);
+        contents.pending = Pending::default();
+        contents.closed = true;
     }
 
     /// The names of the buckets that have something in them.
@@ -389,19 +392,11 @@ impl AppState {
         let mut contents = self.contents.lock();
         contents.closed = false;
         // What could not be read must not be overwritten.
-        if contents.unreadable.is_none() {
-            self.write_all(contents);
-        }
-    }
-
-    /// Has all entries written anew.
-    fn write_all(self: &Arc<Self>, mut contents: MutexGuard<Contents>) {
-        contents.version += 1;
-        if contents.closed {
+        if contents.unreadable.is_some() {
             return;
         }
-        contents.pending.changes.clear();
         contents.pending.replace = true;
+        contents.version += 1;
         let enlist = !std::mem::replace(&mut contents.queued, true);
         drop(contents);
         if enlist {

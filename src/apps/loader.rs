@@ -85,10 +85,20 @@ impl Loader {
         id: ComponentId,
         bytes: &[u8],
     ) -> Result<LoadedComponent, AppError> {
-        engine::check_header(bytes).map_err(|problem| component_error(app, problem))?;
-        if let Some(result) = self.cached(app, id) {
-            return result;
+        match self.cached(app, id) {
+            Some(result) => result,
+            None => self.compile(app, id, bytes),
         }
+    }
+
+    /// Compiles a component that is not in the cache, puts it there, and loads it.
+    pub(super) fn compile(
+        &self,
+        app: &str,
+        id: ComponentId,
+        bytes: &[u8],
+    ) -> Result<LoadedComponent, AppError> {
+        engine::check_header(bytes).map_err(|problem| component_error(app, problem))?;
         metrics::count_load(app, false);
         let compiled = {
             let _one_at_a_time = self.compiling.lock();

@@ -318,6 +318,9 @@ impl Apps {
             .manifest
             .as_ref()
             .is_some_and(|before| before.state_version != checked.state_version);
+        if migrates && app.services().state.unreadable().is_some() {
+            return wrong_state("and what it keeps can't be read, so it can't be put aside");
+        }
         // What the app keeps must not change any more once it is put aside.
         if migrates && !app.hold(Instant::now() + SETTLE) {
             return wrong_state("and in a call that doesn't end; try again");
@@ -398,15 +401,27 @@ impl Apps {
             let remedy = "and in a call that doesn't end; try again";
             return Err(no_way_back(&app, remedy));
         }
+        let state = &app.services().state;
         let go_back = || {
             let kept = match migrates {
-                true => Some(kv::kept(control.store.state_before_upgrade(name)?)),
+                true => {
+                    // What waits to be written belongs to the version that goes.
+                    state.close();
+                    Some(kv::kept(control.store.state_before_upgrade(name)?))
+                }
                 false => None,
             };
-            let unused = control.store.roll_back_app(name, present.component)?;
-            Ok::<_, AppError>((kept, unused))
+            let rolled_back = control
+                .store
+                .roll_back_app(name, present.component, migrates);
+            Ok::<_, AppError>((kept, rolled_back?))
         };
-        let (kept, unused) = go_back().inspect_err(|_| app.release())?;
+        let (kept, unused) = go_back().inspect_err(|_| {
+            if migrates {
+                state.reopen();
+            }
+            app.release();
+        })?;
         control.loader.forget(&unused);
         app.log().gateway_line(
             LogLevel::Info,
@@ -957,8 +972,11 @@ fn load(
     package: &Package,
 ) -> Result<LoadedComponent, AppError> {
     let (Some(folder), Some(manifest)) = (&package.folder, &package.manifest) else {
+        if let Some(loaded) = loader.cached(name, package.component) {
+            return loaded;
+        }
         let bytes = store.component(package.component)?;
-        return loader.load(name, package.component, &bytes);
+        return loader.compile(name, package.component, &bytes);
     };
     let code = folder.code(manifest);
     match code.map_err(|reason| AppError::PreinstalledFile {

@@ -214,6 +214,10 @@ pub struct RefusedCalls {
 }
 
 impl RefusedCalls {
+    pub(super) fn total(&self) -> u64 {
+        self.kv_bytes + self.kv_per_batch + self.kv_invalid + self.timers + self.metrics
+    }
+
     pub(super) fn add(&mut self, more: RefusedCalls) {
         self.kv_bytes += more.kv_bytes;
         self.kv_per_batch += more.kv_per_batch;

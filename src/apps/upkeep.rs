@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::app::App;
 use super::compile_and_start;
+use super::kv::AppState;
 use super::loader::Loader;
 use crate::store::{ComponentId, Store};
 
@@ -38,14 +39,28 @@ impl Upkeep {
         });
     }
 
-    /// Notes that the version before is back. If that can't be written, the new one is tried again
-    /// with the next start of the gateway.
-    pub(super) fn roll_back(&self, name: &Arc<str>, component: ComponentId) {
+    /// Notes that the version before is back, with what the app had kept by then if that was
+    /// `restored`. If it can't be written, the new one is tried again with the next start of the
+    /// gateway.
+    pub(super) fn roll_back(
+        &self,
+        name: &Arc<str>,
+        component: ComponentId,
+        restored: Option<Arc<AppState>>,
+    ) {
         let (name, store, loader) = (name.clone(), self.store.clone(), self.loader.clone());
-        self.write(move || match store.roll_back_app(&name, component) {
-            Ok(unused) => loader.forget(&unused),
-            Err(error) => {
-                tracing::error!(app = &*name, %error, "cannot note that the app's version before is back");
+        self.write(move || {
+            if let Some(state) = &restored {
+                state.close();
+            }
+            match store.roll_back_app(&name, component, restored.is_some()) {
+                Ok(unused) => loader.forget(&unused),
+                Err(error) => {
+                    tracing::error!(app = &*name, %error, "cannot note that the app's version before is back");
+                }
+            }
+            if let Some(state) = restored {
+                state.reopen();
             }
         });
     }

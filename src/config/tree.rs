@@ -271,7 +271,8 @@ section! {
         /// Batches after which an instance is replaced by a fresh one, of an app whose manifest has no
         /// recycle.max_uses. 0 for never.
         max_uses: u64 = integer(0, u32::MAX as u64), Preset::Text("0");
-        /// Whether components may have SIMD instructions.
+        /// Whether components may have SIMD instructions. Where they may not, code that
+        /// `headgate app compile` has made does not fit.
         simd: bool = Kind::Switch, Preset::Text("true");
         /// Whether compiled components are kept in aot of store.path, for the next start.
         aot_cache: bool = Kind::Switch, Preset::Text("true");

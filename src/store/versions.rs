@@ -62,14 +62,20 @@ impl Store {
         })
     }
 
-    /// Puts the version before into the place of `component`. Does nothing if that isn't the one
-    /// that is stored, or if there is none before it. What the app keeps is left to the caller.
-    /// Returns the components that nobody needs any more and that are gone now.
+    /// Puts the version before into the place of `component`, and with `restores` what was put aside
+    /// into the place of what the app keeps. Does nothing if that isn't the one that is stored, or if
+    /// there is none before it. Returns the components that nobody needs any more and that are gone
+    /// now.
     pub fn roll_back_app(
         &self,
         name: &str,
         component: ComponentId,
+        restores: bool,
     ) -> Result<Vec<ComponentId>, StoreError> {
+        let kept = match restores {
+            true => self.state_before_upgrade(name)?,
+            false => Vec::new(),
+        };
         self.write(|txn| {
             let Some(record) = self.version(txn, name, component)? else {
                 return Ok(Vec::new());
@@ -86,6 +92,13 @@ impl Store {
                 on_trial: false,
             };
             self.inner.apps.put(txn, name, &back.encode())?;
+            if restores {
+                self.clear_app_state(txn, name)?;
+            }
+            for (key, value) in &kept {
+                self.put_app_state(txn, name, key, value)?;
+            }
+            self.clear_state_before_upgrade(txn, name)?;
             self.remove_unused_components(txn)
         })
     }
@@ -175,11 +188,44 @@ mod tests {
         let gone = store.upgrade_app("a", &third, b"three", []).unwrap();
         assert_eq!(gone, [first.component]);
         assert_eq!(store.state_before_upgrade("a").unwrap(), []);
-        let gone = store.roll_back_app("a", third.component).unwrap();
+        let gone = store.roll_back_app("a", third.component, false).unwrap();
         assert_eq!(gone, [third.component]);
         assert_eq!(stored(&store).component, second.component);
-        assert_eq!(store.roll_back_app("a", second.component).unwrap(), []);
+        let gone = store.roll_back_app("a", second.component, true).unwrap();
+        assert_eq!(gone, []);
         assert_eq!(stored(&store).component, second.component);
+    }
+
+    #[test]
+    fn going_back_brings_back_what_was_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreConfig {
+            path: folder.path().join("store"),
+            map_bytes: 16 << 20,
+        })
+        .unwrap();
+        let first = record(b"one", None);
+        let second = record(b"two", Some(&first));
+        let keep = |key, value: &[u8]| {
+            let mut changes = store.write_app_state().unwrap();
+            changes.put("a", key, value).unwrap();
+            changes.commit().unwrap();
+        };
+        let kept = [("key", b"before".as_slice())];
+        for (restores, expected) in [(true, vec!["key"]), (false, vec!["key", "new"])] {
+            store.put_app("a", &first, b"one").unwrap();
+            store.upgrade_app("a", &second, b"two", kept).unwrap();
+            keep("key", b"after");
+            keep("new", b"");
+            store
+                .roll_back_app("a", second.component, restores)
+                .unwrap();
+            let state = store.app_state("a").unwrap();
+            let keys: Vec<_> = state.iter().map(|(key, _)| key.as_str()).collect();
+            assert_eq!(keys, expected);
+            assert_eq!(state[0].1 == b"before", restores);
+            assert_eq!(store.state_before_upgrade("a").unwrap(), []);
+        }
     }
 
     #[test]

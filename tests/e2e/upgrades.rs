@@ -1,5 +1,6 @@
 //! Upgrades of apps as their operator sees them, and the end of the gateway in the middle of one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -24,9 +25,17 @@ fn upgrade(gateway: &Gateway, package: &Package) {
     gateway.json(&["app", "upgrade", package.as_str()]);
 }
 
+/// Sets a flag when it goes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn while_messages_come_an_upgrade_loses_none_and_a_bad_one_goes_back() {
-    const MESSAGES: u64 = 30_000;
     let gateway = Home::new().start();
     let scale = |factor| Package::multiplier("scale", "in", "out/", factor);
     let first = scale(2);
@@ -35,23 +44,28 @@ fn while_messages_come_an_upgrade_loses_none_and_a_bad_one_goes_back() {
     subscriber.subscribe("out/#", 1);
     let results = thread::spawn(move || {
         let mut results = Vec::new();
-        while results.len() < MESSAGES as usize {
+        loop {
             let body: Value = serde_json::from_slice(subscriber.next_message().payload()).unwrap();
-            results.push((
-                body["number"].as_u64().unwrap(),
-                body["value"].as_f64().unwrap(),
-            ));
+            match body["number"].as_u64() {
+                Some(number) => results.push((number, body["value"].as_f64().unwrap())),
+                None => return results,
+            }
         }
-        results
     });
+    let ends = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut publisher = Wire::connect(&gateway, "publisher");
-            for number in 0..MESSAGES {
+            let mut number = 0;
+            while !ends.load(Ordering::Relaxed) {
                 let reading = format!("{{\"number\":{number},\"value\":1}}");
                 publisher.publish("in/x", reading.as_bytes());
+                number += 1;
             }
+            publisher.publish("in/x", b"{\"number\":\"last\",\"value\":1}");
         });
+        // Ends the publisher, even if an assertion fails.
+        let _ends = Ends(&ends);
         let handled = |app: &Value| app["counters"]["handled"].as_u64().unwrap();
         gateway.until_app("scale", "some events", |app| handled(app) > 1000);
         upgrade(&gateway, &version(&scale(3), "2.0.0", None));

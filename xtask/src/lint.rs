@@ -37,7 +37,18 @@ pub fn run(tree: &Tree) -> Result<()> {
     // What they lack they name.
     child::run(Command::new(root.join("tests/images/run")).arg("--skip-missing"))?;
 
-    if is_deny_installed() {
+    if is_installed("promtool") {
+        for args in [
+            ["check", "rules", "docs/alerts.yml"],
+            ["test", "rules", "docs/alerts.test.yml"],
+        ] {
+            child::run(Command::new("promtool").args(args).current_dir(root))?;
+        }
+    } else {
+        eprintln!("promtool is not installed: docs/alerts.yml is not checked");
+    }
+
+    if is_installed("cargo-deny") {
         for workspace in [root, apps] {
             let mut deny = cargo(workspace);
             child::run(
@@ -51,10 +62,11 @@ pub fn run(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-fn is_deny_installed() -> bool {
-    let mut deny = Command::new("cargo-deny");
-    deny.arg("--version")
+fn is_installed(program: &str) -> bool {
+    let mut version = Command::new(program);
+    version
+        .arg("--version")
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    deny.status().is_ok_and(|status| status.success())
+    version.status().is_ok_and(|status| status.success())
 }

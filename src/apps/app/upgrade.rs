@@ -87,6 +87,7 @@ impl App {
         let state = inside.supervisor.state();
         if let Some(kept) = to.kept {
             self.services.state.restore(kept);
+            self.services.state.reopen();
         }
         inside.package = to.package;
         inside.previous = to.previous;
@@ -134,9 +135,11 @@ impl App {
         let component = std::mem::replace(&mut inside.package, previous.package).component;
         inside.component = previous.component;
         inside.trial = 0;
-        if let Some(kept) = previous.kept {
-            self.services.state.restore(kept);
-        }
+        let restored = previous.kept.map(|kept| {
+            let state = self.services.state.clone();
+            state.restore(kept);
+            state
+        });
         inside.start_afresh(self.shared.restart);
         inside.supervisor.rolled_back();
         inside.reroutes = true;
@@ -146,7 +149,9 @@ impl App {
         );
         inside.last_error = Some(message.clone());
         inside.enter(None);
-        self.shared.upkeep.roll_back(&self.name, component);
+        self.shared
+            .upkeep
+            .roll_back(&self.name, component, restored);
         if inside.component.is_none()
             && let Some(this) = self.this.upgrade()
         {

@@ -26,6 +26,9 @@ impl HostState {
     /// `configure` has ended well: what is kept is in this version's format now.
     pub(in crate::apps) fn stage_state_version(&mut self) {
         let version = self.manifest.state_version;
+        if self.services.state.unreadable().is_some() {
+            return;
+        }
         // Most apps never change it, and need nothing staged for that.
         if self.services.state.version().unwrap_or(1) != version {
             let staged = self.call.staged(&self.manifest.limits);

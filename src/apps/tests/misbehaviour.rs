@@ -1,7 +1,7 @@
 //! Guests that do their worst: each time, the failure says whose it is and what it was, and
 //! another app goes on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::house::*;
 use crate::apps::{AppInfo, AppState, BreakerState, LogLevel};
@@ -313,4 +313,44 @@ fn configure_reads_the_manifests_config() {
         (own[0].level, &*own[0].message),
         (LogLevel::Info, "good morning")
     );
+}
+
+#[test]
+fn calls_that_fail_late_take_a_tenth_of_a_workers_time_at_the_most() {
+    let house = House::with(|config| config.workers = 1);
+    let manifest = manifest("culprit").replace("batch_deadline_ms = 20", "batch_deadline_ms = 50");
+    house.apps.install(&manifest, &guest("")).unwrap();
+    house.install("other");
+    let began = Instant::now();
+    house.send("culprit/in", &["L"]);
+    house.send("culprit/in", &["fine"]);
+    // Meanwhile the only worker is free for others most of the time.
+    let mut handled = 0;
+    let info = loop {
+        house.assert_works("other");
+        handled += 1;
+        let info = house.info("culprit");
+        if info.counters.handled > 0 {
+            break info;
+        }
+    };
+    assert_eq!((info.counters.handled, info.counters.failed), (1, 1));
+    // Two failures of at least 50 ms, and after each a rest that is nine times as long.
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1000), "{took:?}");
+    assert!(handled > 10, "{handled}");
+}
+
+#[test]
+fn while_an_app_rests_what_its_queue_has_no_room_for_is_dropped_and_nobody_waits() {
+    let house = House::new();
+    let manifest = manifest("culprit").replace("= 20", "= 200\nqueue_events = 2");
+    house.apps.install(&manifest, &guest("")).unwrap();
+    house.send("culprit/in", &["L"]);
+    house.eventually("culprit", "the failure", |info| info.counters.retried == 1);
+    house.send("culprit/in", &["a", "b"]);
+    house.send("culprit/in", &["c"]);
+    let info = house.info("culprit");
+    assert_eq!(info.counters.dropped.queue_full, 1, "{info:#?}");
+    house.until_done("culprit");
 }

@@ -1,6 +1,7 @@
 //! Queues, order, fairness, and the books.
 
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -20,7 +21,7 @@ fn events_come_out_in_the_order_they_went_in() {
             .collect();
         let payloads: Vec<_> = numbers.iter().map(|number| &**number).collect();
         while let [Offer::Full(_)] = house.offer("a/in", &payloads)[..] {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         sent.extend(numbers);
     }
@@ -37,13 +38,15 @@ fn events_come_out_in_the_order_they_went_in() {
 fn an_app_with_a_long_queue_does_not_starve_the_others() {
     let house = House::with(|config| config.workers = 1);
     house.install("busy");
-    house.install("other");
+    let other = house.install("other");
     {
         let _workers_wait = house.sink.gate.lock();
         for _ in 0..50 {
             house.send("busy/in", &["x", "x"]);
         }
         house.send("other/in", &["y"]);
+        // By now it has had more of the worker's time than the other one, for its start.
+        thread::sleep(10 * Duration::from_secs_f64(other.cold_start_seconds.unwrap()));
     }
     house.until_done("busy");
     house.until_done("other");
