@@ -58,7 +58,7 @@ pub(super) enum CompileError {
 
 impl Compiler {
     /// This very program, if it can compile.
-    pub(super) fn of_this_program() -> std::io::Result<Compiler> {
+    pub fn of_this_program() -> std::io::Result<Compiler> {
         match cfg!(feature = "compiler") {
             true => Ok(Compiler::ChildProcess(std::env::current_exe()?)),
             false => Ok(Compiler::Absent),

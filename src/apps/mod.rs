@@ -30,6 +30,8 @@ mod suspects;
 mod target;
 mod timer;
 mod timer_set;
+#[cfg(feature = "compiler")]
+mod trial;
 mod workers;
 
 #[cfg(test)]
@@ -69,6 +71,8 @@ pub use status::{
 };
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
+#[cfg(feature = "compiler")]
+pub use trial::{Outcome, Trial};
 
 /// How long a command waits for an app's `configure` to end. Longer than most deadlines; who has to
 /// wait longer sees `starting`.

@@ -63,6 +63,8 @@ pub(super) enum AppCommand {
         follow: bool,
     },
     #[cfg(feature = "compiler")]
+    Test(super::trial::TestArgs),
+    #[cfg(feature = "compiler")]
     Compile(super::compile::CompileArgs),
     /// Compile a component for this machine: what the gateway runs in a process of its own
     #[cfg(feature = "compiler")]
@@ -77,6 +79,7 @@ pub(super) enum AppCommand {
 pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
     #[cfg(feature = "compiler")]
     let command = match command {
+        AppCommand::Test(args) => return super::trial::run(args, output),
         AppCommand::Compile(args) => return super::compile::run(args, output),
         AppCommand::CompileHere {
             input,
@@ -126,7 +129,9 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
             if output.json {
                 output.value(&lines)
             } else {
-                lines.iter().try_for_each(|line| output.text(text(line)))
+                lines
+                    .iter()
+                    .try_for_each(|line| output.text(log_text(line)))
             }
         }
         AppCommand::Logs {
@@ -135,8 +140,8 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
             follow: true,
         } => follow(&name, lines, client, output).await,
         #[cfg(feature = "compiler")]
-        AppCommand::Compile(_) | AppCommand::CompileHere { .. } => {
-            unreachable!("compiling needs no gateway")
+        AppCommand::Test(_) | AppCommand::Compile(_) | AppCommand::CompileHere { .. } => {
+            unreachable!("needs no gateway")
         }
     }
 }
@@ -327,7 +332,7 @@ async fn follow(name: &str, lines: usize, client: &Client, output: &Output) -> a
         if output.json {
             output.value_line(line)
         } else {
-            output.text(text(line))
+            output.text(log_text(line))
         }
     };
     // Even where none is to be shown, the last one says where the new ones begin.
@@ -354,7 +359,8 @@ async fn follow(name: &str, lines: usize, client: &Client, output: &Output) -> a
     }
 }
 
-fn text(line: &LogLine) -> String {
+/// A line of an app's log, for people.
+pub(super) fn log_text(line: &LogLine) -> String {
     let context = match line.context.as_str() {
         "" => String::new(),
         context => format!("{}: ", printable(context)),

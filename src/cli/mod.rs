@@ -16,6 +16,8 @@ mod prompt;
 mod reload;
 mod run;
 mod status;
+#[cfg(feature = "compiler")]
+mod trial;
 mod user;
 
 use std::ffi::OsString;
