@@ -22,8 +22,8 @@ const FOLLOW_LINES: usize = 1000;
 pub(super) enum AppCommand {
     /// Install an app and start it; an app of the same name is replaced
     Install {
-        /// Folder with manifest.toml and component, source folder of an app that `cargo xtask
-        /// apps` has built, or component
+        /// Folder with manifest.toml and component, source folder of an app that `headgate app
+        /// build` has built, or component
         path: PathBuf,
         /// Manifest to use instead of the one in the folder
         #[arg(long, value_name = "FILE")]
@@ -63,6 +63,10 @@ pub(super) enum AppCommand {
         follow: bool,
     },
     #[cfg(feature = "compiler")]
+    New(super::new::NewArgs),
+    #[cfg(feature = "compiler")]
+    Build(super::build::BuildArgs),
+    #[cfg(feature = "compiler")]
     Test(super::trial::TestArgs),
     #[cfg(feature = "compiler")]
     Compile(super::compile::CompileArgs),
@@ -79,6 +83,8 @@ pub(super) enum AppCommand {
 pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
     #[cfg(feature = "compiler")]
     let command = match command {
+        AppCommand::New(args) => return super::new::run(args, output),
+        AppCommand::Build(args) => return super::build::run(args, output),
         AppCommand::Test(args) => return super::trial::run(args, output),
         AppCommand::Compile(args) => return super::compile::run(args, output),
         AppCommand::CompileHere {
@@ -140,9 +146,11 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
             follow: true,
         } => follow(&name, lines, client, output).await,
         #[cfg(feature = "compiler")]
-        AppCommand::Test(_) | AppCommand::Compile(_) | AppCommand::CompileHere { .. } => {
-            unreachable!("needs no gateway")
-        }
+        AppCommand::New(_)
+        | AppCommand::Build(_)
+        | AppCommand::Test(_)
+        | AppCommand::Compile(_)
+        | AppCommand::CompileHere { .. } => unreachable!("needs no gateway"),
     }
 }
 

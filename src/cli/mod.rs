@@ -5,11 +5,15 @@
 
 mod app;
 #[cfg(feature = "compiler")]
+mod build;
+#[cfg(feature = "compiler")]
 mod compile;
 mod config;
 mod dead_letters;
 mod demo;
 mod mqtt;
+#[cfg(feature = "compiler")]
+mod new;
 mod output;
 mod package;
 mod prompt;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use self::difference::difference;
 use self::events::{Line, Writer};
 use super::app::log_text;
+use super::build::{build, is_source};
 use super::output::{Output, printable};
 use super::package::Package;
 use crate::apps::{AppCounters, AppInfo, Compiler, LogLine, Outcome, Trial};
@@ -36,7 +37,9 @@ use crate::event::Event;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct TestArgs {
-    /// Folder with manifest.toml and component, source folder of an app that is built, or component
+    /// Folder with Cargo.toml and manifest.toml, which is built first; folder with manifest.toml and
+    /// component; or component
+    #[arg(default_value = ".")]
     path: PathBuf,
     /// Manifest to use instead of the one in the folder
     #[arg(long, value_name = "FILE")]
@@ -59,11 +62,10 @@ pub(super) struct TestArgs {
 const EVENTS_FILE: &str = "events.jsonl";
 
 pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let package = Package::find(&args.path, args.manifest.as_deref(), target.as_deref())?;
     let source = Source::choose(args.events, &args.path)?;
     let lines = source.read()?;
     let expected = args.expect.as_deref().map(events::read_file).transpose()?;
+    let package = package(&args.path, args.manifest.as_deref())?;
 
     let batch = args.batch as usize;
     let compiler = Compiler::of_this_program().context("finding this program")?;
@@ -132,6 +134,15 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The package at `path`; if it is in Rust, it is built first, so that what runs is what was written.
+fn package(path: &Path, manifest: Option<&Path>) -> anyhow::Result<Package> {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let Some(built) = is_source(path).then(|| build(path)).transpose()? else {
+        return Ok(Package::find(path, manifest, target.as_deref())?);
+    };
+    Ok(Package::find(&built.component, manifest, None)?)
 }
 
 fn state(app: &AppInfo) -> String {
