@@ -256,7 +256,10 @@ mod tests {
         write(older.clone(), "older");
         let file = File::options().write(true).open(&older).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        write(root.path().join("apps/target/apps/thermo/thermo.wasm"), "newer");
+        write(
+            root.path().join("apps/target/apps/thermo/thermo.wasm"),
+            "newer",
+        );
         assert_eq!(Package::find(&app, None, None).unwrap().component, b"newer");
     }
 
