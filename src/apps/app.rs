@@ -453,6 +453,7 @@ impl App {
 
     /// Waits until all that waits is done and accounted for, or the app has failed too often to go
     /// on at once.
+    #[cfg(feature = "compiler")]
     pub(super) fn wait_until_at_rest(&self, deadline: Instant) {
         self.wait_while(deadline, |inside| {
             let goes_on = matches!(

@@ -23,7 +23,7 @@ pub enum Compiler {
     /// By `PROGRAM app compile-here --output OUTPUT INPUT`, so that neither the compiler's memory nor
     /// its bugs are the gateway's.
     ChildProcess(PathBuf),
-    /// In this process: for tests.
+    /// In this process: for tests, and for whoever tries an app out.
     #[cfg(feature = "compiler")]
     InProcess,
     /// Nowhere: this gateway runs only what was compiled elsewhere.
@@ -58,7 +58,7 @@ pub(super) enum CompileError {
 
 impl Compiler {
     /// This very program, if it can compile.
-    pub fn of_this_program() -> std::io::Result<Compiler> {
+    pub(super) fn of_this_program() -> std::io::Result<Compiler> {
         match cfg!(feature = "compiler") {
             true => Ok(Compiler::ChildProcess(std::env::current_exe()?)),
             false => Ok(Compiler::Absent),

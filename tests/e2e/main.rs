@@ -17,6 +17,7 @@ mod bad_starts;
 mod clients;
 mod dead_letters;
 mod defects;
+mod developing;
 mod kept_state;
 mod loss;
 mod operations;
