@@ -18,15 +18,21 @@ export function configure() {
   }
 }
 
+// There is no TextDecoder.
+function text(bytes) {
+  const escaped = Array.from(bytes, (byte) => "%" + byte.toString(16).padStart(2, "0"));
+  return decodeURIComponent(escaped.join(""));
+}
+
 function reading(event) {
-  const value = JSON.parse(new TextDecoder().decode(event.payload)).value;
+  const value = JSON.parse(text(event.payload)).value;
   if (typeof value !== "number") throw new Error("no number as `value`");
   return value;
 }
 
 export function handle(batch) {
   const outputs = [];
-  let heldBack = 0n;
+  let heldBack = 0;
   for (const event of batch) {
     let value;
     try {
@@ -38,12 +44,12 @@ export function handle(batch) {
     }
     const before = last.get(event.topic);
     if (before !== undefined && Math.abs(value - before) < least) {
-      heldBack += 1n;
+      heldBack += 1;
       continue;
     }
     last.set(event.topic, value);
     outputs.push({ ...event, topic: `changed/${event.topic}` });
   }
-  if (heldBack > 0n) counterAdd("held_back", heldBack);
+  if (heldBack > 0) counterAdd("held_back", heldBack);
   return outputs;
 }
