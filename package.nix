@@ -20,9 +20,12 @@ rustPlatform.buildRustPackage {
       ./Cargo.toml
       ./benches
       ./docs/configuration.md
+      ./guest
       ./modules/cpus.nix
       ./modules/settings.schema.json
+      ./sdk
       ./src
+      ./templates/app
       ./tests/cli.rs
       ./tests/e2e
       ./wit

@@ -169,7 +169,7 @@ fn an_app_that_is_not_there_or_not_built_is_named() {
     let output = run(home.path(), &["app", "install", "apps/thermo"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("`cargo xtask apps`"),
+        stderr(&output).contains("`headgate app build`"),
         "{}",
         stderr(&output)
     );

@@ -1,4 +1,6 @@
 //! The gateway's clocks and random numbers. `std::time` panics on `wasm32-unknown-unknown`.
+//!
+//! In a [harness](crate::testing), the clocks stand until the test moves them.
 
 use std::time::Duration;
 
@@ -44,12 +46,22 @@ mod imp {
     use std::sync::OnceLock;
     use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+    fn held() -> Option<crate::native::Clock> {
+        crate::native::with(|host| host.clock)
+    }
+
     pub fn unix_time_ns() -> u64 {
+        if let Some(clock) = held() {
+            return clock.unix_ns;
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         since.map_or(0, |since| since.as_nanos() as u64)
     }
 
     pub fn monotonic_ns() -> u64 {
+        if let Some(clock) = held() {
+            return clock.monotonic.as_nanos() as u64;
+        }
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed().as_nanos() as u64
     }

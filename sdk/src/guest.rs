@@ -3,7 +3,7 @@
 use crate::bindings::headgate::app::publisher;
 use crate::{Config, Event};
 
-/// What a Headgate app is. Hand the type that implements it to [`export!`](crate::export).
+/// What a Headgate app is. Put [`#[headgate_sdk::app]`](crate::app) on the `impl`.
 pub trait App: Sized + 'static {
     /// Called once on each new instance, before any batch.
     ///
@@ -33,19 +33,31 @@ pub fn publish(events: &[Event]) -> Result<(), PublishError> {
     publisher::publish(events)
 }
 
-/// On the developer's machine there is nothing to publish to: writes the topics to standard error.
+/// On the developer's machine: what [`Harness::handle`](crate::testing::Harness::handle) returns; without
+/// a harness, writes the topics to standard error.
 ///
 /// # Errors
-/// Never, here.
+/// If a topic is no topic name.
 #[cfg(not(target_family = "wasm"))]
 pub fn publish(events: &[Event]) -> Result<(), PublishError> {
-    for event in events {
-        eprintln!("publish {} ({} bytes)", event.topic, event.payload.len());
+    let is_topic = |topic: &str| !topic.is_empty() && !topic.contains(['+', '#', '\0']);
+    if let Some(event) = events.iter().find(|event| !is_topic(&event.topic)) {
+        let why = format!("{:?} is no topic name", event.topic);
+        return Err(PublishError::InvalidTopic(why));
     }
+    crate::native::with(|host| match &mut host.published {
+        Some(published) => published.extend_from_slice(events),
+        None => {
+            for event in events {
+                eprintln!("publish {} ({} bytes)", event.topic, event.payload.len());
+            }
+        }
+    });
     Ok(())
 }
 
-/// Makes `$app`, an [`App`], the app of this component. Call it once, at the crate's root.
+/// Makes `$app`, an [`App`], the app of this component: what [`#[headgate_sdk::app]`](crate::app) does.
+/// Call it once.
 ///
 /// On other targets than WebAssembly it only checks that `$app` is an [`App`], so that
 /// `cargo test` runs on the developer's machine.

@@ -21,7 +21,8 @@
 //! (`limits.kv_bytes`, 1 MiB unless it is set, with 64 bytes for each key) and the calls of one batch
 //! (`limits.kv_per_batch`, 1000 unless it is set).
 //!
-//! On the developer's machine, each thread has a memory of its own, without these limits.
+//! On the developer's machine, each thread has a memory of its own, which knows the lengths of names,
+//! keys and values, but not the manifest's limits.
 
 use std::fmt;
 
@@ -221,19 +222,19 @@ mod imp {
 
 #[cfg(not(target_family = "wasm"))]
 mod imp {
-    use std::cell::RefCell;
     use std::collections::BTreeMap;
 
     use super::KvError;
+    use crate::native;
 
     type Entries = BTreeMap<String, Vec<u8>>;
 
+    const MAX_NAME_BYTES: usize = 64;
+    const MAX_KEY_BYTES: usize = 255;
+    const MAX_VALUE_BYTES: usize = 65_536;
+
     pub fn version() -> u32 {
         1
-    }
-
-    thread_local! {
-        static BUCKETS: RefCell<BTreeMap<String, Entries>> = const { RefCell::new(BTreeMap::new()) };
     }
 
     #[derive(Debug)]
@@ -241,30 +242,57 @@ mod imp {
 
     pub fn open(name: &str) -> Result<Bucket, KvError> {
         let name = if name.is_empty() { "default" } else { name };
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.len() > MAX_NAME_BYTES || !name.chars().all(allowed) {
+            let why = format!(
+                "{name:?} is no bucket: give up to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 _ . -"
+            );
+            return Err(KvError(why));
+        }
         Ok(Bucket(name.to_string()))
     }
 
     impl Bucket {
         fn with<R>(&self, what: impl FnOnce(&mut Entries) -> R) -> R {
-            BUCKETS.with_borrow_mut(|buckets| what(buckets.entry(self.0.clone()).or_default()))
+            native::with(|host| what(host.state.buckets.entry(self.0.clone()).or_default()))
+        }
+
+        fn with_key<R>(
+            &self,
+            key: &str,
+            what: impl FnOnce(&mut Entries) -> R,
+        ) -> Result<R, KvError> {
+            match key.len() {
+                1..=MAX_KEY_BYTES => Ok(self.with(what)),
+                length => Err(KvError(format!(
+                    "a key has 1 to {MAX_KEY_BYTES} bytes, not {length}"
+                ))),
+            }
         }
 
         pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, KvError> {
-            Ok(self.with(|entries| entries.get(key).cloned()))
+            self.with_key(key, |entries| entries.get(key).cloned())
         }
 
         pub fn set(&self, key: &str, value: &[u8]) -> Result<(), KvError> {
-            self.with(|entries| entries.insert(key.to_string(), value.to_vec()));
-            Ok(())
+            if value.len() > MAX_VALUE_BYTES {
+                let length = value.len();
+                let why = format!("a value has up to {MAX_VALUE_BYTES} bytes, not {length}");
+                return Err(KvError(why));
+            }
+            self.with_key(key, |entries| {
+                entries.insert(key.to_string(), value.to_vec());
+            })
         }
 
         pub fn delete(&self, key: &str) -> Result<(), KvError> {
-            self.with(|entries| entries.remove(key));
-            Ok(())
+            self.with_key(key, |entries| {
+                entries.remove(key);
+            })
         }
 
         pub fn exists(&self, key: &str) -> Result<bool, KvError> {
-            Ok(self.with(|entries| entries.contains_key(key)))
+            self.with_key(key, |entries| entries.contains_key(key))
         }
 
         pub fn increment(&self, key: &str, delta: u64) -> Result<u64, KvError> {

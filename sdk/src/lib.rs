@@ -13,6 +13,7 @@
 //!     factor: f64,
 //! }
 //!
+//! #[headgate_sdk::app]
 //! impl App for Doubler {
 //!     fn configure(config: &Config) -> Result<Self, String> {
 //!         Ok(Doubler { factor: config.get_or("factor", 2.0)? })
@@ -34,8 +35,6 @@
 //!     }
 //! }
 //!
-//! headgate_sdk::export!(Doubler);
-//!
 //! // On the developer's machine an app is a plain struct, so its tests need no host:
 //! let mut app = Doubler::configure(&Config::from([("factor", "3")])).unwrap();
 //! let event = Event { topic: "a".into(), payload: b"14".to_vec(), timestamp: 0 };
@@ -56,17 +55,32 @@
 
 #![deny(unsafe_code)]
 
+// `#[app]` names this crate, in its own tests too.
+extern crate self as headgate_sdk;
+
+#[cfg(all(target_family = "wasm", feature = "allocator"))]
+mod allocator;
 pub mod clock;
 mod config;
 mod guest;
+#[cfg(feature = "json")]
+mod json;
 pub mod kv;
 mod log;
 pub mod metrics;
+#[cfg(not(target_family = "wasm"))]
+mod native;
 mod rate_limit;
+#[cfg(not(target_family = "wasm"))]
+pub mod testing;
 pub mod timer;
 
 pub use config::{Config, ConfigError};
 pub use guest::{App, PublishError, publish};
+/// Makes the type of an `impl App for …` the app of this component. Once in a crate, in whatever module.
+pub use headgate_sdk_macros::app;
+#[cfg(feature = "json")]
+pub use json::JsonError;
 pub use log::{Level, log};
 pub use rate_limit::RateLimit;
 

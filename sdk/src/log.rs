@@ -38,7 +38,18 @@ fn write(level: Level, context: &str, message: &str) {
 
 #[cfg(not(target_family = "wasm"))]
 fn write(level: Level, context: &str, message: &str) {
+    // A test that fails shows it.
     eprintln!("{level:?} {context}: {message}");
+    crate::native::with(|host| {
+        // Only a harness empties it.
+        if host.published.is_some() {
+            host.log.push(crate::native::LogLine {
+                level,
+                context: context.to_string(),
+                message: message.to_string(),
+            });
+        }
+    });
 }
 
 /// Logs with [`Level::Trace`]; the arguments are those of [`format!`].

@@ -18,7 +18,7 @@
 //! }
 //! ```
 //!
-//! On the developer's machine timers are taken and never fire: hand the app such an event.
+//! On the developer's machine, timers fire in a [harness](crate::testing) whose time moves on.
 
 use std::time::Duration;
 
@@ -77,21 +77,46 @@ mod imp {
 
 #[cfg(not(target_family = "wasm"))]
 mod imp {
+    use std::time::Duration;
+
     use super::TimerError;
+    use crate::native::{self, Timer};
 
-    pub fn every(_name: &str, _ns: u64) -> Result<(), TimerError> {
+    /// The shortest period and delay.
+    const SHORTEST: Duration = Duration::from_millis(1);
+
+    fn set(name: &str, delay: Duration, period: Option<Duration>) -> Result<(), TimerError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
+            let why = format!("{name:?}: give 1 to 64 of the characters A-Z a-z 0-9 _ . -");
+            return Err(TimerError::InvalidName(why));
+        }
+        let due = crate::clock::monotonic() + delay.max(SHORTEST);
+        native::with(|host| {
+            let timers = &mut host.state.timers;
+            timers.insert(name.to_string(), Timer { due, period });
+        });
         Ok(())
     }
 
-    pub fn once(_name: &str, _ns: u64) -> Result<(), TimerError> {
-        Ok(())
+    pub fn every(name: &str, ns: u64) -> Result<(), TimerError> {
+        let period = Duration::from_nanos(ns);
+        if period < SHORTEST {
+            let why = format!("{name}: {ns} ns is shorter than a millisecond");
+            return Err(TimerError::InvalidPeriod(why));
+        }
+        set(name, period, Some(period))
     }
 
-    pub fn at(_name: &str, _ns: u64) -> Result<(), TimerError> {
-        Ok(())
+    pub fn once(name: &str, ns: u64) -> Result<(), TimerError> {
+        set(name, Duration::from_nanos(ns), None)
     }
 
-    pub fn cancel(_name: &str) -> bool {
-        false
+    pub fn at(name: &str, ns: u64) -> Result<(), TimerError> {
+        once(name, ns.saturating_sub(crate::clock::unix_time_ns()))
+    }
+
+    pub fn cancel(name: &str) -> bool {
+        native::with(|host| host.state.timers.remove(name).is_some())
     }
 }

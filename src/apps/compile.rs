@@ -24,7 +24,7 @@ pub enum Compiler {
     /// By `PROGRAM app compile-here --output OUTPUT INPUT`, so that neither the compiler's memory nor
     /// its bugs are the gateway's.
     ChildProcess(PathBuf),
-    /// In this process: for tests.
+    /// In this process: for tests, and for whoever tries an app out.
     #[cfg(feature = "compiler")]
     InProcess,
     /// Nowhere: this gateway runs only what was compiled elsewhere.

@@ -97,7 +97,7 @@ pub enum ComponentProblem {
     NotWasm,
     #[error(
         "this is a core WebAssembly module, not a component; turn it into one with `wasm-tools \
-         component new`, or build it with `cargo xtask apps`"
+         component new`, or build it with `headgate app build`"
     )]
     CoreModule,
     #[error("this is a WebAssembly binary of an unknown version ({version:#010x})")]

@@ -31,6 +31,8 @@ mod suspects;
 mod target;
 mod timer;
 mod timer_set;
+#[cfg(feature = "compiler")]
+mod tryout;
 mod upkeep;
 mod workers;
 
@@ -73,6 +75,8 @@ pub use status::{
 };
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
+#[cfg(feature = "compiler")]
+pub use tryout::{Outcome, Tryout};
 
 /// How long a command waits for an app's `configure` to end. Longer than most deadlines; who has to
 /// wait longer sees `starting`.

@@ -67,6 +67,12 @@ pub(super) enum AppCommand {
         follow: bool,
     },
     #[cfg(feature = "compiler")]
+    New(super::new::NewArgs),
+    #[cfg(feature = "compiler")]
+    Build(super::build::BuildArgs),
+    #[cfg(feature = "compiler")]
+    Test(super::tryout::TestArgs),
+    #[cfg(feature = "compiler")]
     Compile(super::compile::CompileArgs),
     /// Compile a component for this machine: what the gateway runs in a process of its own
     #[cfg(feature = "compiler")]
@@ -82,7 +88,7 @@ pub(super) enum AppCommand {
 
 #[derive(clap::Args)]
 pub(super) struct PackageArgs {
-    /// Folder with manifest.toml and component, source folder of an app that `cargo xtask apps` has
+    /// Folder with manifest.toml and component, source folder of an app that `headgate app build` has
     /// built, or component
     path: PathBuf,
     /// Manifest to use instead of the one in the folder
@@ -101,6 +107,9 @@ impl PackageArgs {
 pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
     #[cfg(feature = "compiler")]
     let command = match command {
+        AppCommand::New(args) => return super::new::run(args, output),
+        AppCommand::Build(args) => return super::build::run(args, output),
+        AppCommand::Test(args) => return super::tryout::run(args, output),
         AppCommand::Compile(args) => return super::compile::run(args, output),
         AppCommand::CompileHere {
             input,
@@ -157,7 +166,9 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
             if output.json {
                 output.value(&lines)
             } else {
-                lines.iter().try_for_each(|line| output.text(text(line)))
+                lines
+                    .iter()
+                    .try_for_each(|line| output.text(log_text(line)))
             }
         }
         AppCommand::Logs {
@@ -166,9 +177,11 @@ async fn operate(command: AppCommand, client: &Client, output: &Output) -> anyho
             follow: true,
         } => follow(&name, lines, client, output).await,
         #[cfg(feature = "compiler")]
-        AppCommand::Compile(_) | AppCommand::CompileHere { .. } => {
-            unreachable!("compiling needs no gateway")
-        }
+        AppCommand::New(_)
+        | AppCommand::Build(_)
+        | AppCommand::Test(_)
+        | AppCommand::Compile(_)
+        | AppCommand::CompileHere { .. } => unreachable!("needs no gateway"),
     }
 }
 
@@ -381,7 +394,7 @@ async fn follow(name: &str, lines: usize, client: &Client, output: &Output) -> a
         if output.json {
             output.value_line(line)
         } else {
-            output.text(text(line))
+            output.text(log_text(line))
         }
     };
     // Even where none is to be shown, the last one says where the new ones begin.
@@ -408,7 +421,8 @@ async fn follow(name: &str, lines: usize, client: &Client, output: &Output) -> a
     }
 }
 
-fn text(line: &LogLine) -> String {
+/// A line of an app's log, for people.
+pub(super) fn log_text(line: &LogLine) -> String {
     let context = match line.context.as_str() {
         "" => String::new(),
         context => format!("{}: ", printable(context)),

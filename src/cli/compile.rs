@@ -19,8 +19,8 @@ use crate::apps::{
 /// Headgate must be of this version.
 #[derive(Args)]
 pub(super) struct CompileArgs {
-    /// Folder with manifest.toml and component, source folder of an app that `cargo xtask apps`
-    /// has built, or component
+    /// Folder with manifest.toml and component, source folder of an app that `headgate app build` has
+    /// built, or component
     path: PathBuf,
     /// Folder to write to; it must be empty or not exist
     #[arg(long, value_name = "FOLDER")]

@@ -5,17 +5,23 @@
 
 mod app;
 #[cfg(feature = "compiler")]
+mod build;
+#[cfg(feature = "compiler")]
 mod compile;
 mod config;
 mod dead_letters;
 mod demo;
 mod mqtt;
+#[cfg(feature = "compiler")]
+mod new;
 mod output;
 mod package;
 mod prompt;
 mod reload;
 mod run;
 mod status;
+#[cfg(feature = "compiler")]
+mod tryout;
 mod user;
 
 use std::ffi::OsString;

@@ -39,7 +39,7 @@ pub enum PackageError {
     ManifestNotUtf8(PathBuf),
     #[error(
         "app {name}: {component} is neither in {} nor among the built apps; build it with \
-         `cargo xtask apps`, or copy the component there", .folder.display()
+         `headgate app build`, or copy the component there", .folder.display()
     )]
     NoComponent {
         name: String,
@@ -61,7 +61,7 @@ pub enum PackageError {
 
 impl Package {
     /// Reads the package that `path` names: a folder with a manifest and a component, a source
-    /// folder whose component `cargo xtask apps` has built, or a component with a manifest beside
+    /// folder whose component is built, or a component with a manifest beside
     /// it. `manifest` takes the place of the manifest found so. `target` is `CARGO_TARGET_DIR`.
     pub fn find(
         path: &Path,
@@ -88,15 +88,7 @@ impl Package {
                 PackageError::NoManifestBeside(path.to_owned())
             });
         }
-        let text = String::from_utf8(read(&manifest_path, MAX_MANIFEST_BYTES)?)
-            .map_err(|_| PackageError::ManifestNotUtf8(manifest_path.clone()))?;
-        // The queue's length is for the gateway to say; any will do for the check.
-        let checked = Manifest::parse(&text, &Defaults::new(1)).map_err(|problem| {
-            PackageError::Manifest {
-                path: manifest_path,
-                problem,
-            }
-        })?;
+        let (text, checked) = read_manifest(&manifest_path)?;
         let component = if metadata.is_dir() {
             find_component(path, &checked, target)?
         } else {
@@ -110,8 +102,23 @@ impl Package {
     }
 }
 
-/// The component of the app in `folder`: beside the manifest, else where `cargo xtask apps` puts
-/// it, in the target folder of a workspace that `folder` lies in.
+/// A manifest's text, and what it says.
+pub fn read_manifest(path: &Path) -> Result<(String, Manifest), PackageError> {
+    let text = String::from_utf8(read(path, MAX_MANIFEST_BYTES)?)
+        .map_err(|_| PackageError::ManifestNotUtf8(path.to_owned()))?;
+    // The queue's length is for the gateway to say; any will do for the check.
+    match Manifest::parse(&text, &Defaults::new(1)) {
+        Ok(checked) => Ok((text, checked)),
+        Err(problem) => Err(PackageError::Manifest {
+            path: path.to_owned(),
+            problem,
+        }),
+    }
+}
+
+/// The component of the app in `folder`: beside the manifest, else where `headgate app build` and
+/// `cargo xtask apps` put it, in the target folder of a workspace that `folder` lies in; the newest, if
+/// both have.
 fn find_component(
     folder: &Path,
     manifest: &Manifest,
@@ -126,14 +133,18 @@ fn find_component(
         return Err(PackageError::Precompiled(compiled));
     }
     let absolute = folder.canonicalize().map_err(failed(folder))?;
-    let of_ancestors = absolute.ancestors().map(|above| above.join("target"));
-    target
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(of_ancestors)
-        .map(|target| target.join("apps").join(&manifest.name))
-        .map(|built| built.join(&manifest.component))
-        .find(|built| built.exists())
+    let in_target = |target: PathBuf| {
+        let apps = target.join("apps").join(&manifest.name);
+        apps.join(&manifest.component)
+    };
+    let named = target.map(|target| in_target(target.into()));
+    let of_ancestors = absolute
+        .ancestors()
+        .map(|above| in_target(above.join("target")))
+        .filter_map(|built| Some((built.metadata().ok()?.modified().ok()?, built)));
+    named
+        .filter(|built| built.exists())
+        .or_else(|| of_ancestors.max().map(|(_, built)| built))
         .ok_or_else(|| PackageError::NoComponent {
             name: manifest.name.clone(),
             component: manifest.component.clone(),
@@ -163,6 +174,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> PackageError {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
+    use std::time::SystemTime;
 
     use super::*;
 
@@ -234,7 +246,21 @@ mod tests {
         let (_root, app) = workspace();
         let error = refused(&app, None);
         assert!(error.starts_with("app thermo: thermo.wasm"), "{error}");
-        assert!(error.contains("`cargo xtask apps`"), "{error}");
+        assert!(error.contains("`headgate app build`"), "{error}");
+    }
+
+    #[test]
+    fn of_components_in_several_target_folders_the_newest_is_taken() {
+        let (root, app) = workspace();
+        let older = root.path().join("target/apps/thermo/thermo.wasm");
+        write(older.clone(), "older");
+        let file = File::options().write(true).open(&older).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        write(
+            root.path().join("apps/target/apps/thermo/thermo.wasm"),
+            "newer",
+        );
+        assert_eq!(Package::find(&app, None, None).unwrap().component, b"newer");
     }
 
     #[test]

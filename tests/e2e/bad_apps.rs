@@ -75,9 +75,12 @@ fn what_is_no_app_is_refused_with_its_name_and_the_reason() {
         ),
         (
             with("app.wasm", "other.wasm"),
-            &["app culprit: other.wasm", "`cargo xtask apps`"],
+            &["app culprit: other.wasm", "`headgate app build`"],
         ),
-        (not_built, &["app culprit: app.wasm", "`cargo xtask apps`"]),
+        (
+            not_built,
+            &["app culprit: app.wasm", "`headgate app build`"],
+        ),
     ];
     beside_a_working_app(|gateway| {
         for (package, expected) in &cases {

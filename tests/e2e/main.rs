@@ -18,6 +18,7 @@ mod clients;
 mod dashboards;
 mod dead_letters;
 mod defects;
+mod developing;
 mod kept_state;
 mod loss;
 mod operations;

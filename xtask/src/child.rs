@@ -2,53 +2,19 @@
 
 use anyhow::{Context, Result, bail};
 use std::env;
-use std::ffi::OsStr;
 use std::process::Command;
 
 /// The cargo that runs this program, without the variables that `cargo run` has set for it.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    remove_variables(&mut command, |name| {
-        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-    });
-    command
-}
-
-/// A cargo that builds guests: what the environment says about how the gateway is to be compiled
-/// (flags, target, profile, another compiler) is not for them.
-pub fn guest_cargo(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new(program);
-    remove_variables(&mut command, |name| {
-        [
-            "CARGO_PKG_",
-            "CARGO_MANIFEST_",
-            "CARGO_PROFILE_",
-            "CARGO_TARGET_",
-            "CARGO_UNSTABLE_",
-        ]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
-            || [
-                "RUSTFLAGS",
-                "CARGO_ENCODED_RUSTFLAGS",
-                "CARGO_BUILD_RUSTFLAGS",
-                "CARGO_BUILD_TARGET",
-                "CARGO_BUILD_TARGET_DIR",
-                "CARGO_BUILD_RUSTC",
-                "RUSTC",
-                "RUSTC_BOOTSTRAP",
-            ]
-            .contains(&name)
-    });
-    command
-}
-
-fn remove_variables(command: &mut Command, is_removed: impl Fn(&str) -> bool) {
     for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(&is_removed) {
+        let is_ours =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_ours) {
             command.env_remove(name);
         }
     }
+    command
 }
 
 /// Runs `command` to its end; anything but success is an error that shows it.

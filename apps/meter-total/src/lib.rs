@@ -33,6 +33,7 @@ pub struct MeterTotal {
     bad_payload_lines: RateLimit,
 }
 
+#[headgate_sdk::app]
 impl App for MeterTotal {
     fn configure(config: &Config) -> Result<Self, String> {
         config.deny_unknown(&["publish_every_s"])?;
@@ -122,8 +123,6 @@ impl MeterTotal {
         Ok(published.collect())
     }
 }
-
-headgate_sdk::export!(MeterTotal);
 
 #[cfg(test)]
 mod tests {

@@ -59,6 +59,7 @@ enum State {
     Cleared,
 }
 
+#[headgate_sdk::app]
 impl App for OverheatAlarm {
     fn configure(config: &Config) -> Result<Self, String> {
         config.deny_unknown(&["threshold", "hysteresis"])?;
@@ -138,8 +139,6 @@ impl OverheatAlarm {
         }
     }
 }
-
-headgate_sdk::export!(OverheatAlarm);
 
 #[cfg(test)]
 mod tests {

@@ -25,6 +25,7 @@ pub struct UnitConvert {
     bad_payload_lines: RateLimit,
 }
 
+#[headgate_sdk::app]
 impl App for UnitConvert {
     fn configure(config: &Config) -> Result<Self, String> {
         config.deny_unknown(&[
@@ -119,8 +120,6 @@ impl fmt::Display for ConvertError {
         }
     }
 }
-
-headgate_sdk::export!(UnitConvert);
 
 #[cfg(test)]
 mod tests {

@@ -55,7 +55,7 @@ fn a_core_module_is_refused_with_the_way_to_a_component() {
         "{error}"
     );
     assert!(error.contains("wasm-tools component new"), "{error}");
-    assert!(error.contains("cargo xtask apps"), "{error}");
+    assert!(error.contains("headgate app build"), "{error}");
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use super::fixture::Fixture;
 use crate::child;
-use crate::guest;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail, ensure};
+use headgate_guest::{active_has_target, guest_cargo};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -77,14 +77,14 @@ pub fn compile_apps(tree: &Tree, fixture: &Fixture, out: &Path) -> Result<()> {
 /// The compiler that is used anyway if it has the target's standard library, else Debian's, which
 /// builds that library along.
 fn toolchain() -> Result<Command> {
-    if guest::active_has_target(TARGET) {
-        return Ok(child::guest_cargo(
+    if active_has_target(TARGET) {
+        return Ok(guest_cargo(
             env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
         ));
     }
     let debian = ["/usr/bin/cargo", "/usr/lib/rustlib/src/rust/library/std"];
     if debian.iter().all(|path| Path::new(path).exists()) {
-        let mut cargo = child::guest_cargo("/usr/bin/cargo");
+        let mut cargo = guest_cargo("/usr/bin/cargo");
         cargo
             .env("RUSTC", "/usr/bin/rustc")
             // `-Zbuild-std` is not stable; for this child only.
