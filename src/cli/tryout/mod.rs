@@ -115,7 +115,7 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
         skipped: skipped.len(),
         not_handed_over: taken.len() - handed_over,
         counters: &app.counters,
-        memory_bytes: app.memory_bytes,
+        memory_pages: app.memory_pages,
     };
     summary.print(output)?;
     if !goes_on {
@@ -256,7 +256,7 @@ struct Summary<'a> {
     /// Because the app had failed too often by then.
     not_handed_over: usize,
     counters: &'a AppCounters,
-    memory_bytes: u64,
+    memory_pages: u64,
 }
 
 impl Summary<'_> {
@@ -285,7 +285,7 @@ impl Summary<'_> {
         let calls = &counters.refused_calls;
         eprintln!(
             "{} published, {} denied, {} over quota; refused: {} log lines, {} memory growths, {} \
-             calls about kept state, {} timers, {} metrics; {} bytes of memory",
+             calls about kept state, {} timers, {} metrics; {} pages of memory",
             counters.published,
             counters.denied,
             counters.over_publish_quota,
@@ -294,7 +294,7 @@ impl Summary<'_> {
             calls.kv_bytes + calls.kv_per_batch + calls.kv_invalid,
             calls.timers,
             calls.metrics,
-            self.memory_bytes,
+            self.memory_pages,
         );
         Ok(())
     }
