@@ -365,6 +365,8 @@ fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
         epoch: Duration::from_millis(config.apps.epoch_ms),
         max_batch_events: config.pipeline.batch.max_events,
         preinstalled: config.apps.preinstalled.clone(),
+        gpio: config.apps.gpio.clone(),
+        sensors: config.apps.sensors.clone(),
         ..AppsConfig::new(&config.store.path)?
     })
 }

@@ -4,7 +4,8 @@
 //! returns the events that are to be published. It is a `cdylib` that is compiled for
 //! `wasm32-unknown-unknown` and wrapped as a WebAssembly component; it sees nothing of the machine
 //! that it runs on but its configuration, a log, the events, what it keeps in [`kv`], and the
-//! [`clock`]. It can set a [`timer`] and count in [`metrics`].
+//! [`clock`]. It can set a [`timer`], count in [`metrics`], and, where the gateway lets it, use lines of
+//! [`gpio`] and read a [`sensor`].
 //!
 //! ```
 //! use headgate_sdk::{App, Config, Event, info};
@@ -58,11 +59,13 @@
 
 pub mod clock;
 mod config;
+pub mod gpio;
 mod guest;
 pub mod kv;
 mod log;
 pub mod metrics;
 mod rate_limit;
+pub mod sensor;
 pub mod timer;
 
 pub use config::{Config, ConfigError};

@@ -15,6 +15,17 @@ pub enum AppError {
     #[error("manifest: {0}")]
     Manifest(#[from] ManifestError),
 
+    #[error(
+        "app {name}: manifest: line {line}: `capabilities`: this gateway doesn't let it have \
+         \"{capability}\"; name it in `apps.{capability}` of the gateway's configuration, or take \
+         this out of the manifest"
+    )]
+    NotAllowed {
+        name: String,
+        line: usize,
+        capability: &'static str,
+    },
+
     #[error("app {name}: {problem}")]
     Component {
         name: String,
@@ -142,6 +153,7 @@ impl AppError {
             AppError::NotFound { .. } => AppErrorKind::NotFound,
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
             AppError::NoCompiler { .. }
+            | AppError::NotAllowed { .. }
             | AppError::Preinstalled { .. }
             | AppError::WrongState { .. } => AppErrorKind::Conflict,
             AppError::ShuttingDown => AppErrorKind::Unavailable,

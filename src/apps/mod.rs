@@ -9,11 +9,14 @@ mod aot;
 mod app;
 mod breaker;
 mod compile;
+mod device_host;
 mod durations;
 mod engine;
 mod epoch;
 mod error;
+mod gpio;
 mod host;
+mod instance_devices;
 mod instance_timers;
 mod kv;
 mod loader;
@@ -23,6 +26,7 @@ mod measures;
 mod metrics;
 mod precompiled;
 mod preinstalled;
+mod sensors;
 mod services;
 mod status;
 mod supervisor;
@@ -44,14 +48,18 @@ use parking_lot::{Mutex, RwLock};
 
 use self::aot::AotCache;
 use self::app::{App, Package};
+use self::device_host::DeviceHost;
 use self::engine::{LoadedComponent, WasmEngine};
 use self::epoch::Ticker;
+use self::gpio::{Chips, KernelChips};
 use self::kv::KvStore;
 use self::loader::Loader;
+use self::manifest::Capability;
 use self::measures::MeasuresText;
 use self::preinstalled::{AppFolder, Code};
 use self::timer::Timer;
 use self::workers::{RunQueue, Shared, Workers};
+use crate::config::AppNames;
 use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, Store};
@@ -64,8 +72,8 @@ pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Limits, MANIFEST_FILE, Manifest, ManifestError};
 pub use preinstalled::PRECOMPILED_EXTENSION;
 pub use status::{
-    AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, RefusedCalls, Restarts,
-    StateUsage,
+    AppCounters, AppInfo, AppState, DeviceCounters, Dropped, LogLevel, LogLine, Origin,
+    RefusedCalls, Restarts, StateUsage,
 };
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
@@ -100,6 +108,13 @@ pub struct AppsConfig {
     pub preinstalled: Option<PathBuf>,
     /// What happens to an app that fails.
     pub restart: RestartPolicy,
+    /// The apps that may have GPIO lines.
+    pub gpio: AppNames,
+    /// The apps that may read sensors.
+    pub sensors: AppNames,
+    pub(crate) chips: Arc<dyn Chips>,
+    /// Where the kernel shows its devices.
+    pub(crate) sysfs: PathBuf,
 }
 
 impl AppsConfig {
@@ -115,6 +130,10 @@ impl AppsConfig {
             compiler: Compiler::of_this_program()?,
             preinstalled: None,
             restart: RestartPolicy::default(),
+            gpio: AppNames::default(),
+            sensors: AppNames::default(),
+            chips: Arc::new(KernelChips),
+            sysfs: PathBuf::from("/sys"),
         })
     }
 }
@@ -128,6 +147,7 @@ pub struct Apps {
 struct Control {
     queue_events: usize,
     preinstalled: Option<PathBuf>,
+    allowed: Allowed,
     store: Store,
     loader: Arc<Loader>,
     shared: Arc<Shared>,
@@ -135,6 +155,31 @@ struct Control {
     workers: Mutex<Option<Workers>>,
     /// Compiles at the start what isn't in the cache.
     starter: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Which apps may have which capabilities.
+struct Allowed {
+    gpio: AppNames,
+    sensors: AppNames,
+}
+
+impl Allowed {
+    fn check(&self, manifest: &Manifest) -> Result<(), AppError> {
+        for asked in &manifest.devices.capabilities {
+            let apps = match asked.capability {
+                Capability::Gpio => &self.gpio,
+                Capability::Sensors => &self.sensors,
+            };
+            if !apps.contains(&manifest.name) {
+                return Err(AppError::NotAllowed {
+                    name: manifest.name.clone(),
+                    line: asked.line,
+                    capability: asked.capability.as_str(),
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Apps {
@@ -163,6 +208,7 @@ impl Apps {
             ticker,
             timer: Timer::start().map_err(thread_error)?,
             kv: KvStore::start(store.clone()).map_err(thread_error)?,
+            devices: Arc::new(DeviceHost::start(config.chips, config.sysfs).map_err(thread_error)?),
             routes,
             routing: Mutex::new(()),
             run_queue: RunQueue::default(),
@@ -176,6 +222,10 @@ impl Apps {
             control: Arc::new(Control {
                 queue_events: config.queue_events,
                 preinstalled: config.preinstalled,
+                allowed: Allowed {
+                    gpio: config.gpio,
+                    sensors: config.sensors,
+                },
                 store,
                 loader: Arc::new(Loader::new(engine, cache, config.compiler)),
                 shared,
@@ -193,6 +243,7 @@ impl Apps {
     pub fn install(&self, manifest: &str, component: &[u8]) -> Result<AppInfo, AppError> {
         let control = &self.control;
         let checked = Arc::new(Manifest::parse(manifest, control.queue_events)?);
+        control.allowed.check(&checked)?;
         let name = checked.name.clone();
         let id = ComponentId::of(component);
         let package = Package {
@@ -465,9 +516,11 @@ impl Control {
         used: &mut Vec<ComponentId>,
     ) -> Option<(Arc<App>, u64)> {
         let name = folder.name.clone();
-        let read = folder
-            .manifest(self.queue_events)
-            .and_then(|manifest| Ok((folder.code(&manifest)?, manifest)));
+        let read = folder.manifest(self.queue_events).and_then(|manifest| {
+            let allowed = self.allowed.check(&manifest);
+            allowed.map_err(|error| error.to_string())?;
+            Ok((folder.code(&manifest)?, manifest))
+        });
         let (code, manifest) = match read {
             Ok(read) => read,
             Err(reason) => {
@@ -525,15 +578,18 @@ impl Control {
             folder: None,
         };
         let app = self.add(name, package.clone());
-        if let Err(error) = manifest {
-            app.quarantine(
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                app.quarantine(
                 format!(
                     "its manifest doesn't fit this version of Headgate ({error}); install it again"
                 ),
                 None,
             );
-            return None;
-        }
+                return None;
+            }
+        };
         match record.desired {
             Desired::Running => {}
             Desired::Paused => app.start_paused(),
@@ -541,6 +597,10 @@ impl Control {
                 app.halt(Instant::now());
                 return None;
             }
+        }
+        if let Err(error) = self.allowed.check(&manifest) {
+            app.quarantine(error.to_string(), None);
+            return None;
         }
         let loaded = self.loader.cached(name, record.component);
         self.start_or_compile(app, package, loaded)
@@ -601,10 +661,12 @@ impl Control {
         Ok(())
     }
 
-    /// The app's package, if its manifest can be read; else the error that says why not.
+    /// The app's package, if its manifest can be read and asks for nothing that it may not have; else
+    /// the error that says why not.
     fn readable(&self, app: &App) -> Result<Package, AppError> {
         let package = app.package();
-        if package.manifest.is_some() {
+        if let Some(manifest) = &package.manifest {
+            self.allowed.check(manifest)?;
             return Ok(package);
         }
         let info = app.info();
@@ -646,6 +708,7 @@ impl Control {
         apps.iter().for_each(|app| app.halt(let_go));
         self.shared.update_routes();
         self.shared.timer.stop();
+        self.shared.devices.stop();
         workers.stop(&self.shared);
         self.shared.kv.close();
         if let Some(starter) = self.starter.lock().take()

@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::app::App;
+use super::device_host::DeviceHost;
 use super::epoch::Ticker;
 use super::kv::KvStore;
 use super::supervisor::RestartPolicy;
@@ -29,6 +30,7 @@ pub(super) struct Shared {
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,
     pub(super) kv: KvStore,
+    pub(super) devices: Arc<DeviceHost>,
     pub(super) routes: Arc<Routes>,
     /// Held while routes are gathered and replaced, so that the last to gather is the last to
     /// replace.

@@ -38,8 +38,15 @@ fn a_call_that_fails_measures_nothing() {
         house.eventually("a", "the failure", |info| info.counters.failed == failed);
         house.until_state("a", AppState::Running);
         // Of three calls with the word, the one that went well.
-        let line = format!("headgate_app_counter_total{{app=\"a\",name=\"seen\"}} {}", 7 * failed);
-        assert!(text(&house).lines().any(|found| found == line), "{end}: {}", text(&house));
+        let line = format!(
+            "headgate_app_counter_total{{app=\"a\",name=\"seen\"}} {}",
+            7 * failed
+        );
+        assert!(
+            text(&house).lines().any(|found| found == line),
+            "{end}: {}",
+            text(&house)
+        );
     }
 }
 
