@@ -16,6 +16,17 @@ let
   cfg = config.services.headgate;
   toTOML = import ./toml.nix { inherit lib; };
 
+  # What is wrong in them is said when the app is compiled.
+  devices =
+    with types;
+    listOf (
+      attrsOf (oneOf [
+        str
+        int
+        bool
+      ])
+    );
+
   limit =
     {
       from,
@@ -104,6 +115,49 @@ let
             threshold = 90;
           };
           description = "What the app is configured with. Everybody on the gateway can read it.";
+        };
+
+        capabilities = mkOption {
+          type = types.listOf (
+            types.enum [
+              "gpio"
+              "sensors"
+            ]
+          );
+          default = [ ];
+          example = [ "gpio" ];
+          description = ''
+            What the app asks for. {option}`services.headgate.settings.apps.gpio` and
+            {option}`services.headgate.settings.apps.sensors` must name the app, too.
+          '';
+        };
+
+        gpio = mkOption {
+          type = devices;
+          default = [ ];
+          example = [
+            {
+              name = "door";
+              chip = "gpiochip0";
+              line = 17;
+              direction = "input";
+              bias = "pull-up";
+            }
+          ];
+          description = "The app's GPIO lines; docs/writing-apps.md has the keys.";
+        };
+
+        sensor = mkOption {
+          type = devices;
+          default = [ ];
+          example = [
+            {
+              name = "cpu";
+              device = "cpu_thermal";
+              channel = "temp1_input";
+            }
+          ];
+          description = "The app's sensors; docs/writing-apps.md has the keys.";
         };
 
         limits = {
@@ -211,7 +265,14 @@ let
           limits
           ;
       }
-      // lib.optionalAttrs (app.publish != [ ]) { inherit (app) publish; }
+      // lib.filterAttrs (_: list: list != [ ]) {
+        inherit (app)
+          capabilities
+          gpio
+          publish
+          sensor
+          ;
+      }
     );
 
   sourceOf = app: if app.package != null then app.package else app.component;

@@ -306,7 +306,8 @@ let
           message = ''${at "version"} is not set, which ${at "component"} needs. Write it as in "1.2.3".'';
         }
         {
-          assertion = app.subscribe != [ ];
+          # Of those with devices, the compiler sees whether events come from them.
+          assertion = app.subscribe != [ ] || app.gpio != [ ] || app.sensor != [ ];
           message = ''
             ${at "subscribe"} is empty: an app without a topic filter would never get an event.
             Name the topics it is to get.'';
@@ -365,6 +366,9 @@ let
             ++ lib.optional (app.subscribe != [ ]) "subscribe"
             ++ lib.optional (app.publish != [ ]) "publish"
             ++ lib.optional (app.config != { }) "config"
+            ++ lib.optional (app.capabilities != [ ]) "capabilities"
+            ++ lib.optional (app.gpio != [ ]) "gpio"
+            ++ lib.optional (app.sensor != [ ]) "sensor"
             ++ lib.optional (lib.any (limit: limit != null) (lib.attrValues app.limits)) "limits"
           );
 

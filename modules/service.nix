@@ -52,6 +52,9 @@ let
     && !lib.hasPrefix "/var/lib/headgate/" settings.store.path
   ) settings.store.path;
 
+  # Some app may have GPIO lines, so the service sees their chips. systemd's private /dev has none.
+  hasGpio = settings.apps.gpio != "";
+
   # An empty list renders no line, and so no restriction.
   capabilities = if hasPrivileged then "CAP_NET_BIND_SERVICE" else "";
 in
@@ -74,7 +77,14 @@ in
       isSystemUser = true;
       group = "headgate";
     };
-    users.groups.headgate = { };
+    users.groups = {
+      headgate = { };
+    }
+    // lib.optionalAttrs hasGpio { gpio = { }; };
+
+    services.udev.extraRules = lib.mkIf hasGpio ''
+      SUBSYSTEM=="gpio", KERNEL=="gpiochip*", GROUP="gpio", MODE="0660"
+    '';
 
     systemd.tmpfiles.rules = map (path: "d ${path} 0750 headgate headgate -") otherStore;
 
@@ -111,6 +121,7 @@ in
 
         User = "headgate";
         Group = "headgate";
+        SupplementaryGroups = lib.optional hasGpio "gpio";
         StateDirectory = "headgate";
         StateDirectoryMode = "0750";
         ReadWritePaths = otherStore;
@@ -133,14 +144,14 @@ in
 
         AmbientCapabilities = capabilities;
         CapabilityBoundingSet = capabilities;
-        DeviceAllow = "";
+        DeviceAllow = if hasGpio then [ "char-gpiochip rw" ] else "";
         DevicePolicy = "closed";
         KeyringMode = "private";
         LockPersonality = true;
         # Compiled apps are mapped executable, which this would refuse.
         MemoryDenyWriteExecute = false;
         NoNewPrivileges = true;
-        PrivateDevices = true;
+        PrivateDevices = !hasGpio;
         PrivateIPC = true;
         PrivateMounts = true;
         PrivateTmp = true;

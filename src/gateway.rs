@@ -382,6 +382,8 @@ fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
         epoch: Duration::from_millis(apps.epoch_ms),
         max_batch_events: config.pipeline.batch.max_events,
         preinstalled: apps.preinstalled.clone(),
+        gpio: apps.gpio.clone(),
+        sensors: apps.sensors.clone(),
         ..AppsConfig::new(&config.store.path)?
     })
 }

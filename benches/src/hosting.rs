@@ -59,12 +59,11 @@ impl House {
         })?;
         let routes = Arc::<Routes>::default();
         let published = Arc::<Published>::default();
+        let mut config = AppsConfig::new(folder)?;
+        config.workers = 1;
+        config.compiler = Compiler::InProcess;
         let apps = Apps::open(
-            AppsConfig {
-                workers: 1,
-                compiler: Compiler::InProcess,
-                ..AppsConfig::new(folder)?
-            },
+            config,
             store,
             routes.clone(),
             published.clone(),

@@ -4,7 +4,8 @@
 //! returns the events that are to be published. It is a `cdylib` that is compiled for
 //! `wasm32-unknown-unknown` and wrapped as a WebAssembly component; it sees nothing of the machine
 //! that it runs on but its configuration, a log, the events, what it keeps in [`kv`], and the
-//! [`clock`]. It can set a [`timer`] and count in [`metrics`].
+//! [`clock`]. It can set a [`timer`], count in [`metrics`], and, where the gateway lets it, use lines of
+//! [`gpio`] and read a [`sensor`].
 //!
 //! ```
 //! use headgate_sdk::{App, Config, Event, info};
@@ -62,6 +63,7 @@ extern crate self as headgate_sdk;
 mod allocator;
 pub mod clock;
 mod config;
+pub mod gpio;
 mod guest;
 #[cfg(feature = "json")]
 mod json;
@@ -71,6 +73,7 @@ pub mod metrics;
 #[cfg(not(target_family = "wasm"))]
 mod native;
 mod rate_limit;
+pub mod sensor;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 pub mod timer;

@@ -270,6 +270,9 @@ impl App {
                     alarms: shared.timer.alarms(),
                     app: this.clone(),
                     timers: AtomicUsize::new(0),
+                    devices: shared.devices.clone(),
+                    lines: AtomicUsize::new(0),
+                    sensors: AtomicUsize::new(0),
                 }),
                 name,
                 shared,
@@ -354,6 +357,8 @@ impl App {
                 synced: state.synced,
             },
             timers: self.services.timers.load(Ordering::Relaxed) as u64,
+            lines: self.services.lines.load(Ordering::Relaxed) as u64,
+            sensors: self.services.sensors.load(Ordering::Relaxed) as u64,
         }
     }
 
@@ -991,6 +996,57 @@ impl App {
         true
     }
 
+    /// Takes edges of a GPIO line. `missed` is how many more there were that nobody took in time.
+    pub(super) fn gpio_edges(&self, batch: Batch, missed: u64) {
+        let mut inside = self.inside.lock();
+        inside.counters.devices.edges += batch.len() as u64;
+        inside.counters.devices.missed_edges += missed;
+        self.take_device_events(inside, batch);
+    }
+
+    /// Takes a reading of a sensor.
+    pub(super) fn sensor_read(&self, reading: Event) {
+        let mut inside = self.inside.lock();
+        inside.counters.devices.readings += 1;
+        self.take_device_events(inside, vec![reading]);
+    }
+
+    pub(super) fn sensor_failed(&self) {
+        self.inside.lock().counters.devices.failed_readings += 1;
+    }
+
+    /// Takes events from a device if the queue has room for them: a device does not wait.
+    fn take_device_events(&self, mut inside: MutexGuard<Inside>, batch: Batch) {
+        let events = batch.len();
+        if events == 0 {
+            return;
+        }
+        inside.counters.offered += events as u64;
+        let bytes = batch.iter().map(event_bytes).sum();
+        if !inside.is_open() {
+            inside.counters.dropped.stopped += events as u64;
+        } else if !inside.has_room(events, bytes) {
+            inside.counters.dropped.queue_full += events as u64;
+        } else {
+            inside.push(Queued { batch, bytes });
+            self.update_idle(&inside);
+            if inside.supervisor.state() == AppState::Running {
+                self.schedule(&mut inside);
+            }
+        }
+    }
+
+    /// A line of the running instance has gone with its chip: a fresh one takes it again.
+    pub(super) fn lost_line(&self, reason: String) {
+        let mut inside = self.inside.lock();
+        if inside.supervisor.state() == AppState::Running {
+            let generation = inside.generation;
+            let note = self.fail(&mut inside, generation, reason);
+            self.schedule(&mut inside);
+            self.after_change(inside, note);
+        }
+    }
+
     /// A call has become long: what the pipeline holds back for this app would be dropped now.
     fn on_stall(&self) {
         let progress = self.inside.lock().take_refused();
@@ -1302,6 +1358,7 @@ impl Inside {
         self.counters.over_log_quota += tally.over_log_quota;
         self.counters.refused_growth += refused_growth;
         self.counters.refused_calls.add(tally.calls);
+        self.counters.devices.unset_outputs += tally.unset_outputs;
     }
 
     fn counters(&self) -> AppCounters {

@@ -335,7 +335,8 @@ impl Instance {
         store.set_hostcall_fuel(host::MAX_COPY_BYTES);
         store.data_mut().begin_call();
         store.set_epoch_deadline(1);
-        let result = Self::configure(&mut store, component);
+        let opened = store.data_mut().open_devices();
+        let result = opened.and_then(|()| Self::configure(&mut store, component));
         let outputs = match &result {
             Ok(_) => {
                 store.data_mut().stage_state_version();

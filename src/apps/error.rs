@@ -15,6 +15,17 @@ pub enum AppError {
     #[error("manifest: {0}")]
     Manifest(#[from] ManifestError),
 
+    #[error(
+        "app {name}: manifest: line {line}: `capabilities`: this gateway doesn't let it have \
+         \"{capability}\"; name it in `apps.{capability}` of the gateway's configuration, or take \
+         this out of the manifest"
+    )]
+    NotAllowed {
+        name: String,
+        line: usize,
+        capability: &'static str,
+    },
+
     #[error("app {name}: {problem}")]
     TooMuch { name: String, problem: TooMuch },
 
@@ -148,6 +159,7 @@ impl AppError {
             AppError::NotFound { .. } => AppErrorKind::NotFound,
             AppError::Manifest(_) | AppError::Component { .. } => AppErrorKind::Invalid,
             AppError::NoCompiler { .. }
+            | AppError::NotAllowed { .. }
             | AppError::Preinstalled { .. }
             | AppError::TooMuch { .. }
             | AppError::WrongState { .. }

@@ -4,6 +4,7 @@
 //! Nothing that an app hands out leaves before its call has ended well: [`CallState`] gathers it.
 
 mod clocks;
+mod gpio;
 mod keyvalue;
 mod measures;
 mod random;
@@ -22,6 +23,7 @@ use rustc_hash::FxHashMap;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmStr};
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
+use super::instance_devices::InstanceDevices;
 use super::instance_timers::InstanceTimers;
 use super::kv::StagedState;
 use super::log::{AppLog, Complaint, MAX_CONTEXT, MAX_MESSAGE, cut};
@@ -38,7 +40,7 @@ pub(super) const PUBLISHER: &str = "headgate:app/publisher@0.1.0";
 pub(super) const TYPES: &str = "headgate:app/types@0.1.0";
 
 /// All that an app can import.
-pub(super) const INTERFACES: [&str; 15] = [
+pub(super) const INTERFACES: [&str; 16] = [
     LOGGING,
     CONFIG,
     PUBLISHER,
@@ -54,10 +56,11 @@ pub(super) const INTERFACES: [&str; 15] = [
     random::SEED,
     timers::TIMERS,
     measures::METRICS,
+    gpio::GPIO,
 ];
 
 /// The functions in them.
-pub(super) const FUNCTIONS: [(&str, &str); 31] = [
+pub(super) const FUNCTIONS: [(&str, &str); 33] = [
     (LOGGING, "log"),
     (CONFIG, "get"),
     (CONFIG, "get-all"),
@@ -89,6 +92,8 @@ pub(super) const FUNCTIONS: [(&str, &str); 31] = [
     (measures::METRICS, "counter-add"),
     (measures::METRICS, "gauge-set"),
     (measures::METRICS, "histogram-record"),
+    (gpio::GPIO, "get"),
+    (gpio::GPIO, "set"),
 ];
 
 /// Most bytes that cross from an app to the host in one step (an argument list, a result). Bounds
@@ -221,6 +226,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     clocks::add_to_linker(linker)?;
     random::add_to_linker(linker)?;
     timers::add_to_linker(linker)?;
+    gpio::add_to_linker(linker)?;
     measures::add_to_linker(linker)
 }
 
@@ -237,6 +243,8 @@ pub(super) struct HostState {
     handles: keyvalue::Handles,
     /// None until the instance sets the first one.
     timers: Option<Arc<InstanceTimers>>,
+    /// None if the manifest names none.
+    devices: Option<InstanceDevices>,
 }
 
 /// Topics that an instance's outputs are looked up in.
@@ -262,6 +270,7 @@ struct Staged {
     kv_calls_left: u32,
     timers: Requests,
     measures: Measures,
+    outputs: gpio::Outputs,
 }
 
 /// An event that an app hands out, checked.
@@ -278,6 +287,8 @@ pub(super) struct Tally {
     pub(super) over_publish_quota: u64,
     pub(super) over_log_quota: u64,
     pub(super) calls: RefusedCalls,
+    /// GPIO lines that could not be set when the call had ended.
+    pub(super) unset_outputs: u64,
 }
 
 impl Tally {
@@ -337,12 +348,23 @@ impl HostState {
             services,
             handles: keyvalue::Handles::default(),
             timers: None,
+            devices: None,
             watch: CallWatch {
                 deadline,
                 began: None,
                 watch,
             },
         }
+    }
+
+    /// Takes the devices that the manifest names. To be called before the first call.
+    pub(super) fn open_devices(&mut self) -> Result<(), String> {
+        let devices = &self.manifest.devices;
+        if !devices.gpio.is_empty() || !devices.sensors.is_empty() {
+            let open = InstanceDevices::open(&self.manifest.name, devices, &self.services)?;
+            self.devices = Some(open);
+        }
+        Ok(())
     }
 
     /// To be called before each call.
@@ -370,6 +392,7 @@ impl HostState {
                 self.services.measures.lock().commit(staged.measures);
             }
             self.commit_timers(staged.timers);
+            self.commit_outputs(staged.outputs);
         }
     }
 

@@ -41,10 +41,14 @@ pub(super) enum Complaint {
     BatchFailed,
     /// Calls the host with what that does not take.
     Refused,
+    /// Uses a GPIO line that it can't.
+    Line,
+    /// Has a sensor that can't be read.
+    Sensor,
 }
 
 impl Complaint {
-    const COUNT: usize = 4;
+    const COUNT: usize = 6;
 }
 
 impl AppLog {

@@ -1,5 +1,7 @@
 //! The manifest of an app: who it is, what it reads, what it may publish, what it may use.
 
+mod devices;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
@@ -9,9 +11,16 @@ use serde::{Deserialize, Serialize};
 use toml::{Spanned, Value};
 
 use super::fair_queue::BASE_WEIGHT;
+use super::gpio::GPIO_TOPICS;
 use super::instance_timers::TIMER_TOPICS;
+use super::sensors::SENSOR_TOPICS;
 use super::supervisor::RestartPolicy;
 use crate::event::TopicFilter;
+
+pub(crate) use devices::{
+    Bias, Capability, Devices, Direction, Edges, GpioLine, LineOnChip, Sensor,
+};
+use devices::{RawGpio, RawSensor};
 
 /// The file name of a manifest in an app's folder.
 pub const MANIFEST_FILE: &str = "manifest.toml";
@@ -58,7 +67,7 @@ pub struct Manifest {
     pub description: Option<String>,
     /// File name of the component, beside the manifest.
     pub component: String,
-    /// Events on these topics go to the app. At least one.
+    /// Events on these topics go to the app. At least one, unless its devices make events.
     pub subscribe: Vec<TopicFilter>,
     /// The app may publish on these topics.
     pub publish: Vec<TopicFilter>,
@@ -66,6 +75,7 @@ pub struct Manifest {
     pub config: BTreeMap<String, String>,
     pub limits: Limits,
     pub restart: Restart,
+    pub(crate) devices: Devices,
     pub recycle: Recycle,
     /// Batches that must go well after an upgrade to this version, or the one before comes back.
     pub trial_batches: u32,
@@ -295,6 +305,11 @@ struct RawManifest {
     #[serde(default)]
     restart: RawRestart,
     #[serde(default)]
+    capabilities: Vec<Spanned<String>>,
+    #[serde(default)]
+    gpio: Vec<RawGpio>,
+    #[serde(default)]
+    sensor: Vec<RawSensor>,
     recycle: RawRecycle,
     #[serde(default)]
     upgrade: RawUpgrade,
@@ -365,11 +380,12 @@ impl Manifest {
             Some(component) => check.component(component)?,
             None => format!("{name}.wasm"),
         };
+        let devices = check.devices(&raw.capabilities, &raw.gpio, &raw.sensor)?;
         Ok(Manifest {
             component,
             version: raw.version.into_inner(),
             description: raw.description,
-            subscribe: check.subscribe(&raw.subscribe)?,
+            subscribe: check.subscribe(&raw.subscribe, devices.make_events())?,
             publish: match &raw.publish {
                 Some(filters) => check.publish(filters)?,
                 None => Vec::new(),
@@ -397,6 +413,7 @@ impl Manifest {
             state_version: check
                 .number("state_version", &raw.state_version, STATE_VERSION)?
                 .map_or(1, |version| version as u32),
+            devices,
             name,
         })
     }
@@ -461,8 +478,9 @@ impl Check<'_> {
     fn subscribe(
         &self,
         filters: &Spanned<Vec<Spanned<String>>>,
+        devices_make_events: bool,
     ) -> Result<Vec<TopicFilter>, ManifestError> {
-        if filters.get_ref().is_empty() {
+        if filters.get_ref().is_empty() && !devices_make_events {
             return Err(self.error(
                 filters,
                 "`subscribe` is empty: an app without a topic filter would never get an event",
@@ -479,15 +497,21 @@ impl Check<'_> {
                     ),
                 ));
             }
-            if filter.get_ref().starts_with(TIMER_TOPICS) {
-                return Err(self.error(
-                    filter,
-                    format!(
-                        "`subscribe`: {:?}: an app gets the events of its timers without \
-                         subscribing to them; leave this out",
-                        filter.get_ref()
-                    ),
-                ));
+            for (topics, sources) in [
+                (TIMER_TOPICS, "timers"),
+                (GPIO_TOPICS, "lines"),
+                (SENSOR_TOPICS, "sensors"),
+            ] {
+                if filter.get_ref().starts_with(topics) {
+                    return Err(self.error(
+                        filter,
+                        format!(
+                            "`subscribe`: {:?}: an app gets the events of its {sources} without \
+                             subscribing to them; leave this out",
+                            filter.get_ref()
+                        ),
+                    ));
+                }
             }
         }
         self.filters("subscribe", filters)

@@ -33,6 +33,12 @@ const REFUSED_CALLS: &str = "headgate_app_refused_calls_total";
 const STATE_BYTES: &str = "headgate_app_kv_bytes";
 const STATE_KEYS: &str = "headgate_app_kv_keys";
 const TIMERS: &str = "headgate_app_timers";
+const LINES: &str = "headgate_app_gpio_lines";
+const EDGES: &str = "headgate_app_gpio_edges_total";
+const MISSED_EDGES: &str = "headgate_app_gpio_missed_edges_total";
+const UNSET_OUTPUTS: &str = "headgate_app_gpio_failed_outputs_total";
+const SENSORS: &str = "headgate_app_sensors";
+const READINGS: &str = "headgate_app_sensor_readings_total";
 const STORE_COMMITS: &str = "headgate_app_store_commits_total";
 const STORE_FAILURES: &str = "headgate_app_store_failures_total";
 
@@ -99,6 +105,18 @@ fn describe() {
         describe_gauge!(STATE_BYTES, Unit::Bytes, "What the app keeps");
         describe_gauge!(STATE_KEYS, "Keys under which the app keeps something");
         describe_gauge!(TIMERS, "Timers of the app that will fire");
+        describe_gauge!(LINES, "GPIO lines that the app holds");
+        describe_counter!(EDGES, "Edges of the app's GPIO lines");
+        describe_counter!(
+            MISSED_EDGES,
+            "Edges of the app's GPIO lines that the kernel dropped, there being too many"
+        );
+        describe_counter!(
+            UNSET_OUTPUTS,
+            "GPIO lines that could not be set when a call of the app had ended"
+        );
+        describe_gauge!(SENSORS, "Sensors that are read for the app");
+        describe_counter!(READINGS, "Attempts to read the app's sensors, by result");
         describe_counter!(
             STORE_COMMITS,
             "Transactions that brought what apps keep to the store"
@@ -180,12 +198,25 @@ pub(super) fn record(app: &App) {
         ("kv_invalid", calls.kv_invalid),
         ("timers", calls.timers),
         ("metrics", calls.metrics),
+        ("gpio", calls.gpio),
     ] {
         counter!(REFUSED_CALLS, "app" => name(), "reason" => reason).increment(count);
     }
     gauge!(STATE_BYTES, "app" => name()).set(info.kv.bytes as f64);
     gauge!(STATE_KEYS, "app" => name()).set(info.kv.keys as f64);
     gauge!(TIMERS, "app" => name()).set(info.timers as f64);
+    let devices = &counters.devices;
+    gauge!(LINES, "app" => name()).set(info.lines as f64);
+    counter!(EDGES, "app" => name()).increment(devices.edges);
+    counter!(MISSED_EDGES, "app" => name()).increment(devices.missed_edges);
+    counter!(UNSET_OUTPUTS, "app" => name()).increment(devices.unset_outputs);
+    gauge!(SENSORS, "app" => name()).set(info.sensors as f64);
+    for (result, count) in [
+        ("ok", devices.readings),
+        ("failed", devices.failed_readings),
+    ] {
+        counter!(READINGS, "app" => name(), "result" => result).increment(count);
+    }
 }
 
 /// A component was to be loaded for an app.
@@ -211,6 +242,8 @@ pub(super) fn forget(app: &App) {
     gauge!(STATE_BYTES, "app" => name()).set(0.0);
     gauge!(STATE_KEYS, "app" => name()).set(0.0);
     gauge!(TIMERS, "app" => name()).set(0.0);
+    gauge!(LINES, "app" => name()).set(0.0);
+    gauge!(SENSORS, "app" => name()).set(0.0);
     for state in AppState::ALL {
         gauge!(STATE, "app" => name(), "state" => state.as_str()).set(0.0);
     }

@@ -9,12 +9,15 @@ mod aot;
 mod app;
 mod breaker;
 mod compile;
+mod device_host;
 mod durations;
 mod engine;
 mod epoch;
 mod error;
 mod fair_queue;
+mod gpio;
 mod host;
+mod instance_devices;
 mod instance_timers;
 mod kv;
 mod loader;
@@ -24,6 +27,7 @@ mod measures;
 mod metrics;
 mod precompiled;
 mod preinstalled;
+mod sensors;
 mod services;
 mod status;
 mod supervisor;
@@ -48,15 +52,19 @@ use parking_lot::{Mutex, RwLock};
 
 use self::aot::AotCache;
 use self::app::{App, Package, Previous, Successor, trial_of};
+use self::device_host::DeviceHost;
 use self::engine::{LoadedComponent, WasmEngine};
 use self::epoch::Ticker;
+use self::gpio::{Chips, KernelChips};
 use self::kv::KvStore;
 use self::loader::Loader;
+use self::manifest::Capability;
 use self::measures::MeasuresText;
 use self::preinstalled::{AppFolder, Code};
 use self::timer::Timer;
 use self::upkeep::Upkeep;
 use self::workers::{RunQueue, Shared, Workers};
+use crate::config::AppNames;
 use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Routes, Sink};
 use crate::store::{AppRecord, ComponentId, Desired, PreviousVersion, Store};
@@ -70,8 +78,8 @@ pub use error::{AppError, AppErrorKind, ComponentProblem};
 pub use manifest::{Defaults, Limits, MANIFEST_FILE, Manifest, ManifestError, MostLimits, TooMuch};
 pub use preinstalled::PRECOMPILED_EXTENSION;
 pub use status::{
-    AppCounters, AppInfo, AppState, Dropped, LogLevel, LogLine, Origin, RefusedCalls, Restarts,
-    StateUsage,
+    AppCounters, AppInfo, AppState, DeviceCounters, Dropped, LogLevel, LogLine, Origin,
+    RefusedCalls, Restarts, StateUsage,
 };
 pub use supervisor::RestartPolicy;
 pub use target::{Target, TargetError};
@@ -115,6 +123,13 @@ pub struct AppsConfig {
     pub preinstalled: Option<PathBuf>,
     /// What happens to an app that fails.
     pub restart: RestartPolicy,
+    /// The apps that may have GPIO lines.
+    pub gpio: AppNames,
+    /// The apps that may read sensors.
+    pub sensors: AppNames,
+    pub(crate) chips: Arc<dyn Chips>,
+    /// Where the kernel shows its devices.
+    pub(crate) sysfs: PathBuf,
 }
 
 impl AppsConfig {
@@ -134,6 +149,10 @@ impl AppsConfig {
             compiler: Compiler::of_this_program()?,
             preinstalled: None,
             restart: RestartPolicy::default(),
+            gpio: AppNames::default(),
+            sensors: AppNames::default(),
+            chips: Arc::new(KernelChips),
+            sysfs: PathBuf::from("/sys"),
         })
     }
 }
@@ -148,6 +167,7 @@ struct Control {
     defaults: Defaults,
     most: MostLimits,
     preinstalled: Option<PathBuf>,
+    allowed: Allowed,
     store: Store,
     loader: Arc<Loader>,
     shared: Arc<Shared>,
@@ -155,6 +175,31 @@ struct Control {
     workers: Mutex<Option<Workers>>,
     /// Compiles at the start what isn't in the cache.
     starter: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Which apps may have which capabilities.
+struct Allowed {
+    gpio: AppNames,
+    sensors: AppNames,
+}
+
+impl Allowed {
+    fn check(&self, manifest: &Manifest) -> Result<(), AppError> {
+        for asked in &manifest.devices.capabilities {
+            let apps = match asked.capability {
+                Capability::Gpio => &self.gpio,
+                Capability::Sensors => &self.sensors,
+            };
+            if !apps.contains(&manifest.name) {
+                return Err(AppError::NotAllowed {
+                    name: manifest.name.clone(),
+                    line: asked.line,
+                    capability: asked.capability.as_str(),
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Apps {
@@ -193,6 +238,7 @@ impl Apps {
             timer: Timer::start().map_err(thread_error)?,
             kv: KvStore::start(store.clone()).map_err(thread_error)?,
             upkeep: Upkeep::new(store.clone(), loader.clone()),
+            devices: Arc::new(DeviceHost::start(config.chips, config.sysfs).map_err(thread_error)?),
             routes,
             routing: Mutex::new(()),
             run_queue: RunQueue::default(),
@@ -207,6 +253,10 @@ impl Apps {
                 defaults: config.defaults,
                 most: config.most,
                 preinstalled: config.preinstalled,
+                allowed: Allowed {
+                    gpio: config.gpio,
+                    sensors: config.sensors,
+                },
                 store,
                 loader,
                 shared,
@@ -385,6 +435,9 @@ impl Apps {
         };
         let nothing = "and there is no version before this one to go back to";
         let previous = app.previous().ok_or_else(|| no_way_back(&app, nothing))?;
+        if let Some(manifest) = &previous.package.manifest {
+            control.check_demands(manifest)?;
+        }
         let component = match previous.component {
             Some(component) => component,
             None => load(&control.store, &control.loader, name, &previous.package)?,
@@ -866,11 +919,13 @@ impl Control {
     /// Reads a manifest that somebody hands in.
     fn manifest(&self, text: &str) -> Result<Manifest, AppError> {
         let manifest = Manifest::parse(text, &self.defaults)?;
-        self.check_limits(&manifest)?;
+        self.check_demands(&manifest)?;
         Ok(manifest)
     }
 
-    fn check_limits(&self, manifest: &Manifest) -> Result<(), AppError> {
+    /// A manifest can ask for more than this gateway gives.
+    fn check_demands(&self, manifest: &Manifest) -> Result<(), AppError> {
+        self.allowed.check(manifest)?;
         let checked = self.most.check(&manifest.limits);
         checked.map_err(|problem| AppError::TooMuch {
             name: manifest.name.clone(),
@@ -883,7 +938,7 @@ impl Control {
     fn readable(&self, app: &App) -> Result<Package, AppError> {
         let package = app.package();
         if let Some(manifest) = &package.manifest {
-            self.check_limits(manifest)?;
+            self.check_demands(manifest)?;
             return Ok(package);
         }
         let info = app.info();
@@ -925,6 +980,7 @@ impl Control {
         apps.iter().for_each(|app| app.halt(let_go));
         self.shared.update_routes();
         self.shared.timer.stop();
+        self.shared.devices.stop();
         workers.stop(&self.shared);
         self.shared.upkeep.settle();
         self.shared.kv.close();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::app::App;
+use super::device_host::DeviceHost;
 use super::kv::AppState;
 use super::measures::Measures;
 use super::timer::Alarms;
@@ -18,4 +19,9 @@ pub(super) struct AppServices {
     pub(super) app: Weak<App>,
     /// Timers of the live instance that will fire.
     pub(super) timers: AtomicUsize,
+    pub(super) devices: Arc<DeviceHost>,
+    /// GPIO lines that the live instance holds.
+    pub(super) lines: AtomicUsize,
+    /// Sensors that are read for it.
+    pub(super) sensors: AtomicUsize,
 }

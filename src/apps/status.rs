@@ -127,6 +127,10 @@ pub struct AppInfo {
     pub kv: StateUsage,
     /// Timers that will fire.
     pub timers: u64,
+    /// GPIO lines that the live instance holds.
+    pub lines: u64,
+    /// Sensors that are read for it.
+    pub sensors: u64,
 }
 
 /// What an app keeps through `wasi:keyvalue`.
@@ -196,6 +200,34 @@ pub struct AppCounters {
     /// Refused attempts to grow a memory or a table beyond the limits.
     pub refused_growth: u64,
     pub refused_calls: RefusedCalls,
+    pub devices: DeviceCounters,
+}
+
+/// What came of GPIO lines and sensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceCounters {
+    /// Edges of GPIO lines; those that did not fit into the queue are among `dropped`, too.
+    pub edges: u64,
+    /// Edges that the kernel has dropped, because there were more than are taken.
+    pub missed_edges: u64,
+    /// Outputs that could not be set when a call had ended.
+    pub unset_outputs: u64,
+    /// Readings of sensors; those that did not fit into the queue are among `dropped`, too.
+    pub readings: u64,
+    /// Attempts to read a sensor that failed.
+    pub failed_readings: u64,
+}
+
+impl DeviceCounters {
+    fn since(&self, earlier: &DeviceCounters) -> DeviceCounters {
+        DeviceCounters {
+            edges: self.edges - earlier.edges,
+            missed_edges: self.missed_edges - earlier.missed_edges,
+            unset_outputs: self.unset_outputs - earlier.unset_outputs,
+            readings: self.readings - earlier.readings,
+            failed_readings: self.failed_readings - earlier.failed_readings,
+        }
+    }
 }
 
 /// Calls to the host that got an error, by reason.
@@ -211,6 +243,8 @@ pub struct RefusedCalls {
     pub timers: u64,
     /// Metrics beyond the limit, or without a good name or value.
     pub metrics: u64,
+    /// GPIO lines that there are not, that are inputs and were to be set, or could not be read.
+    pub gpio: u64,
 }
 
 impl RefusedCalls {
@@ -224,6 +258,7 @@ impl RefusedCalls {
         self.kv_invalid += more.kv_invalid;
         self.timers += more.timers;
         self.metrics += more.metrics;
+        self.gpio += more.gpio;
     }
 
     fn since(&self, earlier: &RefusedCalls) -> RefusedCalls {
@@ -233,6 +268,7 @@ impl RefusedCalls {
             kv_invalid: self.kv_invalid - earlier.kv_invalid,
             timers: self.timers - earlier.timers,
             metrics: self.metrics - earlier.metrics,
+            gpio: self.gpio - earlier.gpio,
         }
     }
 }
@@ -259,6 +295,7 @@ impl AppCounters {
             over_log_quota: self.over_log_quota - earlier.over_log_quota,
             refused_growth: self.refused_growth - earlier.refused_growth,
             refused_calls: self.refused_calls.since(&earlier.refused_calls),
+            devices: self.devices.since(&earlier.devices),
         }
     }
 }

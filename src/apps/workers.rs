@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::app::App;
+use super::device_host::DeviceHost;
 use super::epoch::Ticker;
 use super::fair_queue::{FairQueue, VirtualTime};
 use super::kv::KvStore;
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) timer: Timer,
     pub(super) kv: KvStore,
     pub(super) upkeep: Upkeep,
+    pub(super) devices: Arc<DeviceHost>,
     pub(super) routes: Arc<Routes>,
     /// Held while routes are gathered and replaced, so that the last to gather is the last to
     /// replace.

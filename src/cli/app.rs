@@ -330,6 +330,10 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         ),
         ("timers", Some(app.timers.to_string())),
         (
+            "devices",
+            Some(format!("{} GPIO lines, {} sensors", app.lines, app.sensors)),
+        ),
+        (
             "events in",
             Some(format!(
                 "{} offered = {} handled + {} failed + {} dropped + {} queued",
@@ -350,14 +354,16 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         (
             "refused",
             Some(format!(
-                "{} log lines, {} memory growths, {} calls about kept state, {} timers, {} metrics",
+                "{} log lines, {} memory growths, {} calls about kept state, {} timers, {} metrics, \
+                 {} GPIO lines",
                 counters.over_log_quota,
                 counters.refused_growth,
                 counters.refused_calls.kv_bytes
                     + counters.refused_calls.kv_per_batch
                     + counters.refused_calls.kv_invalid,
                 counters.refused_calls.timers,
-                counters.refused_calls.metrics
+                counters.refused_calls.metrics,
+                counters.refused_calls.gpio
             )),
         ),
         (

@@ -52,13 +52,14 @@ macro_rules! files {
 
 /// The SDK and the interface, with their places in Headgate's sources. In a project they keep these,
 /// below [`SDK_FOLDER`].
-const SDK: [(&str, &str); 22] = files![
+const SDK: [(&str, &str); 24] = files![
     "sdk/Cargo.toml",
     "sdk/macros/Cargo.toml",
     "sdk/macros/src/lib.rs",
     "sdk/src/allocator.rs",
     "sdk/src/clock.rs",
     "sdk/src/config.rs",
+    "sdk/src/gpio.rs",
     "sdk/src/guest.rs",
     "sdk/src/json.rs",
     "sdk/src/kv.rs",
@@ -67,6 +68,7 @@ const SDK: [(&str, &str); 22] = files![
     "sdk/src/metrics.rs",
     "sdk/src/native.rs",
     "sdk/src/rate_limit.rs",
+    "sdk/src/sensor.rs",
     "sdk/src/testing.rs",
     "sdk/src/timer.rs",
     "wit/deps/wasi-clocks/clocks.wit",

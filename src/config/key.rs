@@ -58,6 +58,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Directives of tracing's `EnvFilter`.
     LogFilter,
+    /// Names of apps with commas between them, "*" for all, or "" for none.
+    AppNames,
 }
 
 /// The value of a key that nobody sets.

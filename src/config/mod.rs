@@ -28,5 +28,6 @@ pub use tree::{
     PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, WebSocketConfig, keys,
 };
 pub use value::{
-    AddressError, Anonymous, ClientCertificates, ListenAddress, LogFormat, SizeError, Value,
+    AddressError, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, SizeError,
+    Value,
 };

@@ -56,6 +56,10 @@ pub enum Fault {
     BadSize { found: String, error: SizeError },
     #[error("{found} is no log filter: {why}")]
     BadLogFilter { found: String, why: String },
+    #[error(
+        "{found} is no name of an app: names have the characters a-z 0-9 _ . - and commas between them"
+    )]
+    BadAppName { found: String },
     #[error("{found} is no usable path: {why}")]
     BadPath { found: String, why: String },
     #[error("this value is not UTF-8")]

@@ -582,6 +582,42 @@ fn a_log_level_must_exist() {
 }
 
 #[test]
+fn apps_are_named_one_by_one_or_all_at_once() {
+    let gpio = |text| {
+        with_env(&[("HEADGATE_APPS_GPIO", text)])
+            .unwrap()
+            .config
+            .apps
+            .gpio
+    };
+    for (text, a, b) in [
+        ("", false, false),
+        ("a", true, false),
+        (" a ,b.c-d_e,b", true, true),
+        ("*", true, true),
+        (" * ", true, true),
+        ("ab", false, false),
+    ] {
+        let apps = gpio(text);
+        assert_eq!((apps.contains("a"), apps.contains("b")), (a, b), "{text:?}");
+    }
+    assert_eq!(
+        errors_in("apps.sensors = \"a, Door\"\n"),
+        [
+            "1:16: apps.sensors: \"Door\" is no name of an app: names have the characters a-z 0-9 _ . - \
+          and commas between them; help: write sensors = \"\" in [apps]"
+        ]
+    );
+    for bad in ["a,,b", "a,*", "a b", "**", ",", ".a"] {
+        let errors = errors_of_env(&[("HEADGATE_APPS_GPIO", bad)]);
+        assert!(
+            errors[0].contains("is no name of an app"),
+            "{bad}: {errors:?}"
+        );
+    }
+}
+
+#[test]
 fn a_path_that_no_file_can_have_is_refused() {
     assert_eq!(
         errors_in("store.path = \"~/headgate\"\n"),

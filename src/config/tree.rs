@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::key::{Key, Kind, Preset, Section};
 use super::resolve;
 use super::section::section;
-use super::value::{Anonymous, ClientCertificates, ListenAddress, LogFormat, Lookup};
+use super::value::{Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, Lookup};
 
 // Sizes are kept as usize, and some may be larger than what 32 bits hold.
 const _: () = assert!(usize::BITS >= 64);
@@ -285,6 +285,12 @@ section! {
         /// gateway's own user may be able to write there. Such an app can be stopped but not removed.
         /// "" for none.
         preinstalled: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// Apps that may have GPIO lines, those that their manifests name: names with commas between
+        /// them; "*" for all, "" for none. The gateway's user needs access to /dev/gpiochip*.
+        gpio: AppNames = Kind::AppNames, Preset::Text("");
+        /// Apps that may read the machine's sensors, those that their manifests name: names with commas
+        /// between them; "*" for all, "" for none.
+        sensors: AppNames = Kind::AppNames, Preset::Text("");
     }
 }
 

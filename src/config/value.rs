@@ -40,6 +40,41 @@ pub struct ListenAddress {
     pub port: u16,
 }
 
+/// Which apps may do something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AppNames {
+    All,
+    Only(Vec<String>),
+}
+
+impl Default for AppNames {
+    fn default() -> AppNames {
+        AppNames::Only(Vec::new())
+    }
+}
+
+impl AppNames {
+    pub fn contains(&self, app: &str) -> bool {
+        match self {
+            AppNames::All => true,
+            AppNames::Only(names) => names.iter().any(|name| name == app),
+        }
+    }
+
+    fn of_text(text: &str) -> AppNames {
+        match text.trim() {
+            "*" => AppNames::All,
+            text => AppNames::Only(names_in(text).map(str::to_owned).collect()),
+        }
+    }
+}
+
+/// What is between the commas; nothing of nothing.
+fn names_in(text: &str) -> impl Iterator<Item = &str> {
+    let names = text.split(',').map(str::trim);
+    names.filter(move |_| !text.trim().is_empty())
+}
+
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -121,6 +156,7 @@ impl Kind {
             Kind::UrlPath => "a path that begins with / in quotes".to_owned(),
             Kind::Choice(words) => format!("one of {}", listed(words)),
             Kind::LogFilter => "a log level in quotes".to_owned(),
+            Kind::AppNames => "names of apps, with commas between them, in quotes".to_owned(),
         }
     }
 
@@ -142,6 +178,7 @@ impl Kind {
             Kind::UrlPath => "/path".to_owned(),
             Kind::Choice(words) => words.join(", "),
             Kind::LogFilter => "level, module=level".to_owned(),
+            Kind::AppNames => "app, app; *; nothing".to_owned(),
         }
     }
 
@@ -233,6 +270,7 @@ impl Kind {
                     why,
                 }),
             },
+            Kind::AppNames => read_app_names(text),
         }
     }
 
@@ -509,6 +547,15 @@ impl FieldType for bool {
     }
 }
 
+impl FieldType for AppNames {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(AppNames::of_text(&text)),
+            _ => None,
+        }
+    }
+}
+
 impl FieldType for LogFormat {
     fn from_value(value: Value) -> Option<Self> {
         match value {
@@ -544,6 +591,22 @@ impl FieldType for ClientCertificates {
             },
             _ => None,
         }
+    }
+}
+
+fn read_app_names(text: &str) -> Result<Value, Fault> {
+    // As the manifest has it.
+    let is_name = |name: &str| {
+        let letter = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        name.bytes().next().is_some_and(letter)
+            && name.bytes().all(|c| letter(c) || b"_.-".contains(&c))
+    };
+    let mut names = names_in(text);
+    match names.find(|name| !is_name(name)) {
+        Some(wrong) if text.trim() != "*" => Err(Fault::BadAppName {
+            found: quoted(wrong),
+        }),
+        _ => Ok(Value::Text(text.to_owned())),
     }
 }
 

@@ -85,6 +85,8 @@
         simd = false;
         aot_cache = false;
         cold_start_target_ms = 50;
+        gpio = "overheat-alarm-2";
+        sensors = "*";
       };
       metrics.listen = "192.0.2.1:9464";
       admin.socket = "/run/headgate/other.sock";
@@ -122,6 +124,32 @@
           verbose = true;
           "a key.with dots" = "text\nof two lines";
         };
+        capabilities = [
+          "gpio"
+          "sensors"
+        ];
+        gpio = [
+          {
+            name = "door";
+            chip = "gpiochip0";
+            line = 17;
+            direction = "input";
+            active_low = true;
+          }
+          {
+            name = "lamp";
+            chip = "gpiochip0";
+            line = "LAMP";
+            direction = "output";
+          }
+        ];
+        sensor = [
+          {
+            name = "cpu";
+            device = "cpu_thermal";
+            channel = "temp1_input";
+          }
+        ];
         limits = {
           memory_pages = 64;
           batch_deadline_ms = 20;

@@ -27,6 +27,7 @@ rec {
           options = {
             environment = anything;
             networking = anything;
+            services.udev = anything;
             systemd = anything;
             users = anything;
           };

@@ -67,11 +67,13 @@ in
   "test: the manifest as TOML" = {
     expr = everything.services.headgate.apps.line-2.manifest;
     expected = ''
+      capabilities = ["gpio","sensors"]
       config."a key.with dots" = "text\nof two lines"
       config.hysteresis = 5
       config.threshold = 90.5
       config.verbose = true
       description = "Watches \"line 2\", C:\\temp and ünïcode"
+      gpio = [{active_low = true, chip = "gpiochip0", direction = "input", line = 17, name = "door"},{chip = "gpiochip0", direction = "output", line = "LAMP", name = "lamp"}]
       limits.batch_deadline_ms = 20
       limits.instances = 4
       limits.kv_bytes = 65536
@@ -86,10 +88,44 @@ in
       limits.weight = 50
       name = "overheat-alarm-2"
       publish = ["alarms/#"]
+      sensor = [{channel = "temp1_input", device = "cpu_thermal", name = "cpu"}]
       subscribe = ["plant/line2/+","#"]
       version = "1.2.3-rc.1"
     '';
   };
+
+  "test: only a gateway with GPIO lines sees their chips" =
+    let
+      access =
+        config:
+        let
+          unit = service config;
+        in
+        {
+          inherit (unit) DeviceAllow PrivateDevices SupplementaryGroups;
+          hasGroup = config.users.groups ? gpio;
+        };
+    in
+    {
+      expr = map access [
+        (evaluate { } { })
+        everything
+      ];
+      expected = [
+        {
+          DeviceAllow = "";
+          PrivateDevices = true;
+          SupplementaryGroups = [ ];
+          hasGroup = false;
+        }
+        {
+          DeviceAllow = [ "char-gpiochip rw" ];
+          PrivateDevices = false;
+          SupplementaryGroups = [ "gpio" ];
+          hasGroup = true;
+        }
+      ];
+    };
 
   "test: the command line finds the service" = hasLines [
     ''admin.socket = "/run/headgate/admin.sock"''

@@ -16,7 +16,8 @@ impl App for Relay {
         let strip: String = config.get_or("strip", String::new())?;
         let prefix: String = config.get_or("prefix", "relayed/".to_string())?;
         if prefix.is_empty() || prefix.contains(['+', '#', '\0']) {
-            let why = "must not be empty (an event would come back to its own topic) and has no + or #";
+            let why =
+                "must not be empty (an event would come back to its own topic) and has no + or #";
             return Err(config.invalid("prefix", why).into());
         }
         Ok(Relay { strip, prefix })

@@ -99,7 +99,10 @@ impl App {
         }
         inside.component = Some(to.component);
         inside.starts_paused |= state == AppState::Paused;
-        inside.keeps_instance = inside.alive;
+        // A line has one holder at a time, so the old instance can't stay while the new one starts.
+        let manifest = inside.package.manifest.as_ref();
+        let wants_lines = manifest.is_some_and(|manifest| !manifest.devices.gpio.is_empty());
+        inside.keeps_instance = inside.alive && !wants_lines;
         inside.start_afresh(self.shared.restart);
         inside.enter(None);
         self.update_idle(&inside);

@@ -43,6 +43,8 @@
     (func $gauge (param i32 i32 f64 i32)))
   (import "headgate:app/metrics@0.1.0" "histogram-record"
     (func $observe (param i32 i32 f64 i32)))
+  (import "headgate:app/gpio@0.1.0" "get" (func $line_get (param i32 i32 i32)))
+  (import "headgate:app/gpio@0.1.0" "set" (func $line_set (param i32 i32 i32 i32)))
 
   (memory (export "memory") 16)
   (data (i32.const 1024) "failed")
@@ -101,6 +103,25 @@
     (if (i32.load8_u (i32.const 64))
       (then (call $digit (i32.load8_u (i32.const 68))))
       (else (call $answer (i32.const 0) (i32.const 0)))))
+
+  ;; The topic and payload of an event, with = between them.
+  (func $describe (param $event i32)
+    (local $at i32)
+    (local $topic i32)
+    (local $payload i32)
+    (local.set $topic (i32.load (i32.add (local.get $event) (i32.const 4))))
+    (local.set $payload (i32.load (i32.add (local.get $event) (i32.const 12))))
+    (local.set $at
+      (call $realloc (i32.const 0) (i32.const 0) (i32.const 1)
+        (i32.add (i32.const 1) (i32.add (local.get $topic) (local.get $payload)))))
+    (memory.copy (local.get $at) (i32.load (local.get $event)) (local.get $topic))
+    (i32.store8 (i32.add (local.get $at) (local.get $topic)) (i32.const 0x3d))
+    (memory.copy
+      (i32.add (i32.const 1) (i32.add (local.get $at) (local.get $topic)))
+      (i32.load (i32.add (local.get $event) (i32.const 8)))
+      (local.get $payload))
+    (call $answer (local.get $at)
+      (i32.add (i32.const 1) (i32.add (local.get $topic) (local.get $payload)))))
 
   (func $open_bucket (param $at i32) (param $len i32)
     (call $open (local.get $at) (local.get $len) (i32.const 64))
@@ -279,6 +300,25 @@
           (i32.const 64))
         (call $case)))
 
+    ;; a: value of the line of this name, or 7 and up for an error; A, x: set it, clear it
+    (if (i32.eq (local.get $what) (i32.const 0x61))
+      (then
+        (call $line_get (local.get $key) (i32.sub (local.get $len) (i32.const 1)) (i32.const 64))
+        (call $digit
+          (i32.add
+            (i32.load8_u (i32.const 68))
+            (i32.mul (i32.load8_u (i32.const 64)) (i32.const 7))))))
+    (if (i32.eq (local.get $what) (i32.const 0x41))
+      (then
+        (call $line_set (local.get $key) (i32.sub (local.get $len) (i32.const 1)) (i32.const 1)
+          (i32.const 64))
+        (call $case)))
+    (if (i32.eq (local.get $what) (i32.const 0x78))
+      (then
+        (call $line_set (local.get $key) (i32.sub (local.get $len) (i32.const 1)) (i32.const 0)
+          (i32.const 64))
+        (call $case)))
+
     ;; r: random number; R: too many random bytes; b: 16 of them; S: a seed
     (if (i32.eq (local.get $what) (i32.const 0x72)) (then (call $number (call $random_number))))
     (if (i32.eq (local.get $what) (i32.const 0x52))
@@ -328,14 +368,18 @@
             (call $answer
               (i32.load (local.get $event)) (i32.load (i32.add (local.get $event) (i32.const 4)))))
           (else
-            (if (call $act
-                  (i32.load (i32.add (local.get $event) (i32.const 8)))
-                  (i32.load (i32.add (local.get $event) (i32.const 12))))
-              (then
-                (i32.store8 (i32.const 16) (i32.const 1))
-                (i32.store (i32.const 20) (i32.const 1024))
-                (i32.store (i32.const 24) (i32.const 6))
-                (return (i32.const 16))))))
+            ;; The event of a device is the answer, too.
+            (if (i32.eq (i32.load8_u (i32.load (local.get $event))) (i32.const 0x24))
+              (then (call $describe (local.get $event)))
+              (else
+                (if (call $act
+                      (i32.load (i32.add (local.get $event) (i32.const 8)))
+                      (i32.load (i32.add (local.get $event) (i32.const 12))))
+                  (then
+                    (i32.store8 (i32.const 16) (i32.const 1))
+                    (i32.store (i32.const 20) (i32.const 1024))
+                    (i32.store (i32.const 24) (i32.const 6))
+                    (return (i32.const 16))))))))
         (i32.store (i32.add (local.get $event) (i32.const 8)) (global.get $at))
         (i32.store (i32.add (local.get $event) (i32.const 12)) (global.get $len))
         ;; On a topic of its own.

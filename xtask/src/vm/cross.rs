@@ -74,6 +74,31 @@ pub fn compile_apps(tree: &Tree, fixture: &Fixture, out: &Path) -> Result<()> {
     child::run(&mut compile).context("cannot compile the apps as the NixOS module does")
 }
 
+/// Has it compile the app that uses devices, once for each manifest in `manifests`, which is called as
+/// the app there.
+pub fn compile_device_apps(tree: &Tree, manifests: &Path, out: &Path) -> Result<()> {
+    let own = tree.target.join("release").join("headgate");
+    let component = tree.apps_out().join("io-panel").join("io-panel.wasm");
+    for entry in
+        fs::read_dir(manifests).with_context(|| format!("cannot list {}", manifests.display()))?
+    {
+        let manifest = entry?.path();
+        let name = manifest.file_stem().context("a file has a name")?;
+        let mut compile = Command::new(&own);
+        compile
+            .args(["app", "compile"])
+            .arg(&component)
+            .arg("--manifest")
+            .arg(&manifest)
+            .arg("--name")
+            .arg(name)
+            .args(["--target", TARGET, "--cpu", "cortex-a72", "--output"])
+            .arg(out.join(name));
+        child::run(&mut compile)?;
+    }
+    Ok(())
+}
+
 /// The compiler that is used anyway if it has the target's standard library, else Debian's, which
 /// builds that library along.
 fn toolchain() -> Result<Command> {

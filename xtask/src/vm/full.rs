@@ -1,6 +1,7 @@
 //! The machine with 4 KiB pages, Debian's systemd, and the unit as NixOS would have it.
 
 use super::analyze::{self, Boot};
+use super::devices;
 use super::fixture::Fixture;
 use super::gateway::{self, UNIT_CONVERT};
 use super::machine::{Machine, Parts, SOON};
@@ -93,6 +94,8 @@ fn after_the_cut(machine: &mut Machine, headgate: &str) -> Result<Duration> {
     check_journal(machine)?;
     stage("4 KiB pages: a gateway that hangs");
     check_watchdog(machine)?;
+    stage("4 KiB pages: GPIO lines and a sensor");
+    devices::check(machine, headgate)?;
     Ok(ready)
 }
 

@@ -5,7 +5,8 @@ use super::agent::{Agent, Output};
 use super::wait;
 use crate::child;
 use anyhow::{Context, Result, anyhow, bail};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ pub const SOON: Duration = Duration::from_secs(120);
 /// starts is shown if it fails or takes long.
 const KERNEL: &str = "console=ttyAMA0 loglevel=4 panic=-1 systemd.show_status=auto \
      systemd.getty_auto=no systemd.default_device_timeout_sec=600";
+
+/// Of the NVMe disk, which is there for its thermometer.
+const THERMOMETER_BYTES: u64 = 1 << 20;
 
 /// The gateway's log in the guest, with systemd or without.
 const GATEWAY_LOG: &str = "if [ -e /run/headgate.log ]; then tail -n 40 /run/headgate.log; \
@@ -46,6 +50,8 @@ pub struct Machine {
     qemu: Running,
     disk: Running,
     agent: Agent,
+    /// QEMU's own socket for commands.
+    monitor: PathBuf,
     /// Of the guest's serial console.
     console: PathBuf,
     messages: PathBuf,
@@ -78,6 +84,11 @@ impl Machine {
             .context("cannot create a folder for sockets")?;
         let (disk_socket, agent_socket) =
             (sockets.path().join("disk"), sockets.path().join("agent"));
+        let monitor = sockets.path().join("monitor");
+        let thermometer = sockets.path().join("thermometer");
+        File::create(&thermometer)
+            .and_then(|file| file.set_len(THERMOMETER_BYTES))
+            .with_context(|| format!("cannot create {}", thermometer.display()))?;
         let console = parts.logs.join(format!("{}-console.log", parts.name));
         let messages = parts.logs.join(format!("{}-qemu.log", parts.name));
 
@@ -115,6 +126,17 @@ impl Machine {
         if let Some(root) = &parts.root {
             add_disk(&mut command, "root", &option(root)?);
         }
+        command
+            .args([
+                "-qmp",
+                &format!("unix:{},server=on,wait=off", option(&monitor)?),
+                "-drive",
+                &format!(
+                    "if=none,id=thermometer,format=raw,file={}",
+                    option(&thermometer)?
+                ),
+            ])
+            .args(["-device", "nvme,drive=thermometer,serial=thermometer"]);
         let server = format!("nbd:unix:{}", disk_socket.display());
         add_disk(&mut command, "state", &server);
 
@@ -135,6 +157,7 @@ impl Machine {
             qemu,
             disk,
             agent: Agent::new(stream),
+            monitor,
             console,
             messages,
             mqtt,
@@ -166,6 +189,28 @@ impl Machine {
 
     pub fn output(&mut self, command: &str) -> Result<Output> {
         self.agent.output(command, SOON)
+    }
+
+    /// Presses the machine's power button: a GPIO line goes up, and a tenth of a second later down.
+    pub fn press_power(&self) -> Result<()> {
+        let mut stream = UnixStream::connect(&self.monitor)
+            .with_context(|| format!("cannot connect to {}", self.monitor.display()))?;
+        stream.set_read_timeout(Some(SOON))?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        // It begins with a greeting, and tells of events between the answers.
+        for command in ["qmp_capabilities", "system_powerdown"] {
+            writeln!(stream, "{{\"execute\": \"{command}\"}}")?;
+            loop {
+                let answer = answers.next().context("QEMU has closed its monitor")??;
+                if answer.contains("\"error\"") {
+                    bail!("QEMU refuses {command}: {answer}");
+                }
+                if answer.contains("\"return\"") {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes the power away: what the guest has not yet flushed to the disk is lost.

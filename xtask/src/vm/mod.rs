@@ -6,6 +6,7 @@ mod analyze;
 mod bare;
 mod cross;
 mod debian;
+mod devices;
 mod disk;
 mod fixture;
 mod full;
@@ -70,6 +71,8 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     guest::build_apps(tree)?;
     let apps = run.join("apps");
     cross::compile_apps(tree, &fixture, &apps)?;
+    let device_apps = run.join("device-apps");
+    cross::compile_device_apps(tree, &tools.join("devices"), &device_apps)?;
 
     let begin = Instant::now();
     stage("disks");
@@ -78,6 +81,7 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
         fixture: &fixture,
         binary: &binary,
         apps: &apps,
+        device_apps: &device_apps,
         tools: &tools,
         run: &run,
     };

@@ -1,6 +1,7 @@
 //! What the emulated machines start from: initramfs and root, put together anew in each run.
 
 use super::debian::{Debian, Pages};
+use super::devices;
 use super::fixture::{self, Fixture, within};
 use super::{disk, initramfs};
 use crate::child;
@@ -55,6 +56,8 @@ pub struct Ingredients<'a> {
     pub binary: &'a Path,
     /// The compiled apps, a folder each.
     pub apps: &'a Path,
+    /// The compiled apps that use devices, a folder each.
+    pub device_apps: &'a Path,
     /// tests/vm/.
     pub tools: &'a Path,
     /// Where to work.
@@ -72,6 +75,7 @@ impl Ingredients<'_> {
         fixture::enable(&units, "sysinit.target", "vm-agent.service")?;
         self.fixture.install(&tree, self.binary, self.apps)?;
         self.fixture.install_units(&tree)?;
+        fixture::copy_dir(self.device_apps, &within(&tree, devices::APPS))?;
         let image = self.run.join("root.img");
         disk::make_root(&tree, &image)?;
         Ok(image)
