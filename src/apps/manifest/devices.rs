@@ -449,6 +449,7 @@ fn is_kernel_name(text: &str) -> bool {
 mod tests {
     use super::super::Manifest;
     use super::*;
+    use crate::apps::Defaults;
 
     const HEAD: &str = "name = \"a\"\nversion = \"0.1.0\"\nsubscribe = []\n";
     const DOOR: &str =
@@ -461,7 +462,7 @@ mod tests {
     }
 
     fn devices(text: &str) -> Devices {
-        Manifest::parse(text, 100).unwrap().devices
+        Manifest::parse(text, &Defaults::new(100)).unwrap().devices
     }
 
     #[test]
@@ -525,11 +526,13 @@ mod tests {
         let unheard = with("").replace("subscribe", "\nsubscribe");
         let quiet = with(&format!("{DOOR}edges = \"none\"\n"));
         for text in [unheard, quiet] {
-            let error = Manifest::parse(&text, 100).unwrap_err().to_string();
+            let error = Manifest::parse(&text, &Defaults::new(100))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("`subscribe` is empty"), "{error}");
         }
-        assert!(Manifest::parse(&with(DOOR), 100).is_ok());
-        assert!(Manifest::parse(&with(TEMP), 100).is_ok());
+        assert!(Manifest::parse(&with(DOOR), &Defaults::new(100)).is_ok());
+        assert!(Manifest::parse(&with(TEMP), &Defaults::new(100)).is_ok());
     }
 
     #[test]
@@ -647,7 +650,9 @@ mod tests {
             ),
         ];
         for (text, expected) in cases {
-            let error = Manifest::parse(&text, 100).unwrap_err().to_string();
+            let error = Manifest::parse(&text, &Defaults::new(100))
+                .unwrap_err()
+                .to_string();
             assert!(
                 error.contains(expected),
                 "expected {expected:?}, got {error:?}"
