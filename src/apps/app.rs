@@ -528,13 +528,14 @@ impl App {
     /// Waits until all that waits is done and accounted for, or the app has failed too often to go
     /// on at once.
     #[cfg(feature = "compiler")]
-    pub(super) fn wait_until_at_rest(&self, deadline: Instant) {
+    pub(super) fn wait_until_done(&self, deadline: Instant) {
         self.wait_while(deadline, |inside| {
-            let goes_on = matches!(
-                inside.supervisor.state(),
-                AppState::Starting | AppState::Running
-            );
-            inside.scheduled || (goes_on && inside.unfinished() > 0)
+            let more = match inside.supervisor.state() {
+                AppState::Starting => true,
+                AppState::Running => inside.unfinished() > 0,
+                _ => false,
+            };
+            more || inside.scheduled || inside.waits()
         });
     }
 

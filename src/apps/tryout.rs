@@ -129,14 +129,14 @@ impl Tryout {
     pub fn hand_over(&mut self, mut batch: Batch) -> Outcome {
         // Full is only what holds more events of timers than it has room beside.
         while let Offer::Full(again) = self.app.offer(batch) {
-            self.app.wait_until_at_rest(Instant::now() + FOREVER);
+            self.app.wait_until_done(Instant::now() + FOREVER);
             batch = again;
         }
         self.outcome()
     }
 
     fn outcome(&mut self) -> Outcome {
-        self.app.wait_until_at_rest(Instant::now() + FOREVER);
+        self.app.wait_until_done(Instant::now() + FOREVER);
         let failed = self.dead_letters.list(None, usize::MAX);
         self.dead_letters.purge();
         let mut log = self.app.log().last(usize::MAX);
