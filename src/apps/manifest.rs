@@ -310,6 +310,7 @@ struct RawManifest {
     gpio: Vec<RawGpio>,
     #[serde(default)]
     sensor: Vec<RawSensor>,
+    #[serde(default)]
     recycle: RawRecycle,
     #[serde(default)]
     upgrade: RawUpgrade,
