@@ -1,5 +1,8 @@
 //! Upgrades of apps as their operator sees them, and the end of the gateway in the middle of one.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -214,10 +217,81 @@ fn kill_9_in_the_middle_of_installing_upgrading_and_removing_leaves_a_whole_stor
     assert_eq!(left.count(), 0);
 }
 
+/// A small file system in a gateway's store. Needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None: this user may not mount.
+    fn at(folder: &Path) -> Option<SmallDisk> {
+        std::fs::create_dir_all(folder).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs"]);
+        let mounted = mount.arg(folder).output();
+        let mounted = mounted.is_ok_and(|output| output.status.success());
+        mounted.then(|| SmallDisk(folder.to_owned()))
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn on_a_full_disk_installing_and_upgrading_fail_and_what_runs_goes_on() {
+    let home = Home::new();
+    let Some(disk) = SmallDisk::at(&home.store()) else {
+        eprintln!("SKIPPED: mounting a file system needs root");
+        return;
+    };
+    let gateway = home.start();
+    let first = Package::new(&manifest("a"), guest(""));
+    gateway.install(first.path());
+    disk.fill();
+    let second = version(&first, "2.0.0", Some(&guest("(nop)")));
+    let other = Package::new(&manifest("b"), guest("(nop) (nop)"));
+    for (verb, package) in [("upgrade", &second), ("install", &other)] {
+        let error = gateway.cli_error(&["app", verb, package.as_str()]);
+        assert!(
+            error.contains("No space left on device") || error.contains("os error 28"),
+            "{verb}: {error}"
+        );
+    }
+    let apps = gateway.json(&["app", "list"]);
+    assert_eq!(apps.as_array().unwrap().len(), 1, "{apps:#}");
+    let works = |gateway: &Gateway, expected: &str| {
+        let app = gateway.until_app("a", "running", |app| app["state"] == "running");
+        assert_eq!(app["version"], expected);
+        let before = app["counters"]["handled"].as_u64().unwrap();
+        Wire::connect(gateway, "c").publish("a/in", b"hello");
+        gateway.until_app("a", "the event", |app| {
+            app["counters"]["handled"].as_u64().unwrap() > before
+        });
+    };
+    works(&gateway, "1.0.0");
+    disk.free();
+    upgrade(&gateway, &second);
+    works(&gateway, "2.0.0");
+    let gateway = gateway.kill().start();
+    works(&gateway, "2.0.0");
+    gateway.terminate();
+}
+
 /// The command, under way.
-fn home_command(gateway: &Gateway, args: &[&str]) -> std::process::Child {
+fn home_command(gateway: &Gateway, args: &[&str]) -> Child {
     let mut command = gateway.home().command(args);
-    command.stdout(std::process::Stdio::null());
-    command.stderr(std::process::Stdio::null());
+    command.stdout(Stdio::null());
+    command.stderr(Stdio::null());
     command.spawn().unwrap()
 }
