@@ -49,7 +49,6 @@ const EVENT_SHARE: usize = 4;
 const FAILURES_SHARE: u32 = 10;
 const FLOOD: u64 = 1000;
 const LONG_FAILURE: Duration = Duration::from_millis(1);
-const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// A new number whenever somebody starts, stops or replaces the app. What a worker brings back from
 /// an older generation is counted, and otherwise forgotten.
@@ -153,6 +152,16 @@ pub(super) struct Package {
 }
 
 impl Package {
+    /// Whether it is this very one, and not one like it.
+    pub(super) fn is(&self, other: &Package) -> bool {
+        let manifests = (&self.manifest, &other.manifest);
+        let same_manifest = match manifests {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        same_manifest && self.component == other.component
+    }
+
     /// Empty if the manifest can't be read.
     pub(super) fn version(&self) -> &str {
         let manifest = self.manifest.as_deref();
@@ -403,8 +412,27 @@ impl App {
             self.watch.set_abort(true);
         }
         inside.package = package;
+        // Who has asked for a drain meanwhile gets it.
+        inside.draining &= only_if.is_some();
+        self.begin(inside, component);
+    }
+
+    /// [`App::start`] with the package that it has, if `component` is of that still. Returns whether.
+    pub(super) fn start_again(&self, id: ComponentId, component: LoadedComponent) -> bool {
+        let mut inside = self.inside.lock();
+        let is_of_it = inside.package.component == id;
+        if is_of_it {
+            if self.watch.is_stalled() {
+                self.watch.set_abort(true);
+            }
+            inside.draining = false;
+            self.begin(inside, component);
+        }
+        is_of_it
+    }
+
+    fn begin(&self, mut inside: MutexGuard<Inside>, component: LoadedComponent) {
         inside.component = Some(component);
-        inside.draining = false;
         inside.keeps_instance = false;
         inside.start_afresh(self.shared.restart);
         inside.enter(None);
@@ -432,9 +460,15 @@ impl App {
         pauses
     }
 
-    /// The app is to be paused as soon as it is loaded.
-    pub(super) fn start_paused(&self) {
-        self.inside.lock().starts_paused = true;
+    /// Whether the app is to be paused as soon as it is up.
+    pub(super) fn start_paused(&self, paused: bool) {
+        self.inside.lock().starts_paused = paused;
+    }
+
+    /// Whether it is paused, or will be as soon as it is up.
+    pub(super) fn is_to_pause(&self) -> bool {
+        let inside = self.inside.lock();
+        inside.starts_paused || inside.supervisor.state() == AppState::Paused
     }
 
     /// Goes on after [`App::pause`], with the same instance if it still has one. Returns whether it
@@ -445,6 +479,8 @@ impl App {
         if resumes {
             let alive = inside.alive;
             inside.supervisor.resume(alive);
+            // If it backed off when it was paused, that is over.
+            inside.breaker.retry();
             inside.enter(None);
             self.schedule(&mut inside);
             self.update_idle(&inside);
@@ -484,6 +520,7 @@ impl App {
             return;
         }
         inside.supervisor.quarantine();
+        inside.draining = false;
         inside.last_error = Some(reason.clone());
         inside.enter(Some(reason.clone()));
         inside.close();
@@ -597,12 +634,7 @@ impl App {
                 self.handle(&mut instance, generation, batch, tries);
             }
             Turn::Nothing => {}
-            Turn::Rest => {
-                *instance = None;
-                let mut inside = self.inside.lock();
-                inside.memory_bytes = 0;
-                inside.alive = false;
-            }
+            Turn::Rest => *instance = None,
         }
         self.end_turn(&instance, time_after)
     }
@@ -627,7 +659,7 @@ impl App {
                             begins_trial,
                         })
                     }
-                    _ => Turn::Rest,
+                    _ => inside.rest(),
                 }
             }
             AppState::Running => match inside.next_batch(self.shared.max_batch_events) {
@@ -638,7 +670,19 @@ impl App {
                 None => Turn::Nothing,
             },
             AppState::Paused => Turn::Nothing,
-            _ => Turn::Rest,
+            _ => inside.rest(),
+        }
+    }
+
+    /// There is no instance to handle a batch, which should never be: another one takes it.
+    fn give_back(&self, batch: Batch, tries: u32) {
+        let mut inside = self.inside.lock();
+        inside.in_call = 0;
+        inside.suspects.push_front(batch, tries);
+        inside.alive = false;
+        if inside.supervisor.state() == AppState::Running {
+            inside.supervisor.replace();
+            inside.enter(Some("its instance is missing".into()));
         }
     }
 
@@ -704,7 +748,10 @@ impl App {
                 }
                 (before, note)
             }
-            Err(reason) => (None, self.fail(&mut inside, generation, reason)),
+            Err(reason) => {
+                self.rest_after(&mut inside, took);
+                (None, self.fail(&mut inside, generation, reason))
+            }
         };
         self.after_change(inside, note);
         instance
@@ -717,7 +764,9 @@ impl App {
         batch: Batch,
         tries: u32,
     ) {
-        let instance = slot.as_mut().expect("a running app has an instance");
+        let Some(instance) = slot.as_mut() else {
+            return self.give_back(batch, tries);
+        };
         let began = Instant::now();
         let result = {
             let _running = self.shared.ticker.running();
@@ -827,7 +876,8 @@ impl App {
         match &blamed {
             Some(_) => {
                 inside.counters.failed += 1;
-                opens = inside.breaker.failed();
+                // What an instance before did says nothing of this one.
+                opens = generation == inside.generation && inside.breaker.failed();
             }
             None => inside.counters.retried += 1,
         }
@@ -835,6 +885,9 @@ impl App {
         if opens {
             let reason = format!("most of its batches fail, the last one: {message}");
             note = self.fail(&mut inside, generation, reason);
+        }
+        if note.is_some() {
+            // It backs off, or is given up.
         } else if trapped && inside.supervisor.state() == AppState::Running {
             inside.supervisor.replace();
             inside.enter(Some(format!("a fresh instance after: {message}")));
@@ -853,8 +906,7 @@ impl App {
     /// Lets the app rest after a call that was good for nothing.
     fn rest_after(&self, inside: &mut Inside, took: Duration) {
         if took >= LONG_FAILURE {
-            let rest = (took * (FAILURES_SHARE - 1)).min(LONGEST_REST);
-            let until = Instant::now() + rest;
+            let until = Instant::now() + took * (FAILURES_SHARE - 1);
             inside.rests_until = Some(until);
             self.shared.timer.retry_at(until, self.this.clone());
         }
@@ -884,6 +936,8 @@ impl App {
             return None;
         }
         inside.last_error = Some(reason.clone());
+        // If there is one, it goes with the next turn.
+        inside.alive = false;
         let now = Instant::now();
         Some(match inside.supervisor.failed(now, fastrand::f64()) {
             Verdict::RetryAt(at) => {
@@ -897,6 +951,7 @@ impl App {
             }
             Verdict::Quarantine => {
                 let reason = format!("failed too often, the last time: {reason}");
+                inside.draining = false;
                 inside.enter(Some(reason.clone()));
                 inside.close();
                 Note(
@@ -1147,6 +1202,13 @@ impl Inside {
 
     fn has_work(&self) -> bool {
         self.waiting > 0 || !self.suspects.is_empty()
+    }
+
+    /// It is to have no instance for now.
+    fn rest(&mut self) -> Turn {
+        self.alive = false;
+        self.memory_bytes = 0;
+        Turn::Rest
     }
 
     /// Has the app start with a clean slate, without the instance that there may be.

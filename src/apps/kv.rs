@@ -101,8 +101,10 @@ struct Contents {
     queued: bool,
     /// The writer is at it.
     writing: bool,
-    /// The app is being removed: nothing is written any more.
+    /// Nothing is written for now.
     closed: bool,
+    /// The app is being removed: nothing is written any more.
+    retired: bool,
     /// Why the state could not be read. Nobody gets to see or change it then.
     unreadable: Option<Arc<str>>,
 }
@@ -387,9 +389,24 @@ impl AppState {
         }
     }
 
+    /// [`AppState::close`], whoever may want to open it again meanwhile.
+    pub(super) fn retire(&self) {
+        self.contents.lock().retired = true;
+        self.close();
+    }
+
+    /// Takes [`AppState::retire`] back.
+    pub(super) fn bring_back(self: &Arc<Self>) {
+        self.contents.lock().retired = false;
+        self.reopen();
+    }
+
     /// Takes [`AppState::close`] back.
     pub(super) fn reopen(self: &Arc<Self>) {
         let mut contents = self.contents.lock();
+        if contents.retired {
+            return;
+        }
         contents.closed = false;
         // What could not be read must not be overwritten.
         if contents.unreadable.is_some() {

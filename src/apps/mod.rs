@@ -307,9 +307,8 @@ impl Apps {
         app.log()
             .gateway_line(LogLevel::Info, &format!("installed, component {id}"));
         match desired {
-            Desired::Running => app.start(package, loaded, None),
-            Desired::Paused => {
-                app.start_paused();
+            Desired::Running | Desired::Paused => {
+                app.start_paused(desired == Desired::Paused);
                 app.start(package, loaded, None);
             }
             Desired::Stopped => app.replace_package(package),
@@ -334,9 +333,7 @@ impl Apps {
         let loaded = control.loader.load(&name, id, component)?;
 
         let workers = control.workers_unless_shut_down()?;
-        control.shared.upkeep.settle();
         let app = control.app(&name)?;
-        let before = control.readable(&app)?;
         let wrong_state = |remedy| {
             Err(AppError::WrongState {
                 name: name.clone(),
@@ -347,6 +344,12 @@ impl Apps {
         if app.state() == AppState::Draining {
             return wrong_state("wait until it has stopped");
         }
+        // From here on the app does not change by itself.
+        let Some(held) = app.hold(Instant::now() + SETTLE) else {
+            return wrong_state("and in a call that doesn't end; try again");
+        };
+        control.shared.upkeep.settle();
+        let before = control.readable(&app)?;
         if app.is_on_trial() {
             return wrong_state(
                 "and its last upgrade is on trial still; let it handle some batches, or go back \
@@ -375,16 +378,11 @@ impl Apps {
         if migrates && app.services().state.unreadable().is_some() {
             return wrong_state("and what it keeps can't be read, so it can't be put aside");
         }
-        // What the app keeps must not change any more once it is put aside.
-        if migrates && !app.hold(Instant::now() + SETTLE) {
-            return wrong_state("and in a call that doesn't end; try again");
-        }
         let kept = migrates.then(|| app.services().state.kept());
         let entries = kept.iter().flatten().map(|(key, value)| (&**key, &**value));
         let unused = control
             .store
-            .upgrade_app(&name, &record, component, entries)
-            .inspect_err(|_| app.release())?;
+            .upgrade_app(&name, &record, component, entries)?;
         control.loader.forget(&unused);
         let version = checked.version.clone();
         app.log().gateway_line(
@@ -411,6 +409,7 @@ impl Apps {
             }),
             kept: None,
         });
+        drop(held);
         control.shared.update_routes();
         drop(workers);
         app.wait_until_settled(Instant::now() + SETTLE);
@@ -444,20 +443,31 @@ impl Apps {
         };
 
         let workers = control.workers_unless_shut_down()?;
-        control.shared.upkeep.settle();
         let app = control.app(name)?;
         let package = previous.package;
+        // From here on the app does not change by itself; a call that hangs is not waited for.
+        let held = app.hold(Instant::now() + SETTLE).or_else(|| {
+            app.interrupt();
+            app.hold(Instant::now() + LET_GO)
+        });
+        let Some(held) = held else {
+            let remedy = "and in a call that doesn't end; try again";
+            return Err(no_way_back(&app, remedy));
+        };
+        control.shared.upkeep.settle();
         let present = app.package();
-        let still = app.previous().map(|previous| previous.package.component);
-        if still != Some(package.component) {
-            return Err(no_way_back(&app, nothing));
+        let Some(still) = app.previous() else {
+            // It may have failed on trial meanwhile, and be back already.
+            return match present.is(&package) {
+                true => Ok(app.info()),
+                false => Err(no_way_back(&app, nothing)),
+            };
+        };
+        if !still.package.is(&package) {
+            return Err(no_way_back(&app, "and another version took over meanwhile"));
         }
         let version = |package: &Package| package.manifest.as_ref().map(|m| m.state_version);
         let migrates = version(&package) != version(&present);
-        if migrates && !app.hold(Instant::now() + SETTLE) {
-            let remedy = "and in a call that doesn't end; try again";
-            return Err(no_way_back(&app, remedy));
-        }
         let state = &app.services().state;
         let go_back = || {
             let kept = match migrates {
@@ -473,12 +483,13 @@ impl Apps {
                 .roll_back_app(name, present.component, migrates);
             Ok::<_, AppError>((kept, rolled_back?))
         };
-        let (kept, unused) = go_back().inspect_err(|_| {
-            if migrates {
-                state.reopen();
-            }
-            app.release();
-        })?;
+        let went_back = go_back();
+        let (kept, Some(unused)) = went_back.inspect_err(|_| state.reopen())? else {
+            state.reopen();
+            return Err(AppError::Unreadable {
+                name: name.to_owned(),
+            });
+        };
         control.loader.forget(&unused);
         app.log().gateway_line(
             LogLevel::Info,
@@ -495,6 +506,7 @@ impl Apps {
             previous: None,
             kept,
         });
+        drop(held);
         control.shared.update_routes();
         drop(workers);
         app.wait_until_settled(Instant::now() + SETTLE);
@@ -609,8 +621,10 @@ impl Apps {
         let app = control.app(name)?;
         if app.package().component == package.component {
             control.set_desired(&app, Desired::Running)?;
-            app.start(app.package(), component, None);
-            control.shared.update_routes();
+            app.start_paused(false);
+            if app.start_again(package.component, component) {
+                control.shared.update_routes();
+            }
         }
         drop(workers);
         app.wait_until_settled(Instant::now() + SETTLE);
@@ -625,10 +639,10 @@ impl Apps {
         control.refuse_preinstalled(name)?;
         // What it has kept goes with it, at once; what it writes from here on goes nowhere.
         let state = &app.services().state;
-        state.close();
         control.shared.upkeep.settle();
+        state.retire();
         let unused = control.store.remove_app(name);
-        let unused = unused.inspect_err(|_| state.reopen())?;
+        let unused = unused.inspect_err(|_| state.bring_back())?;
         control.stop(&app);
         control.shared.apps.write().remove(name);
         control.loader.forget(&unused);
@@ -807,7 +821,7 @@ impl Control {
         }
         match record.desired {
             Desired::Running => {}
-            Desired::Paused => app.start_paused(),
+            Desired::Paused => app.start_paused(true),
             Desired::Stopped => {
                 app.halt(Instant::now());
                 return None;
@@ -1005,7 +1019,7 @@ impl Drop for Control {
 fn desired(app: &App) -> Desired {
     match app.state() {
         AppState::Stopped | AppState::Draining => Desired::Stopped,
-        AppState::Paused => Desired::Paused,
+        _ if app.is_to_pause() => Desired::Paused,
         _ => Desired::Running,
     }
 }

@@ -54,7 +54,7 @@ impl Upkeep {
                 state.close();
             }
             match store.roll_back_app(&name, component, restored.is_some()) {
-                Ok(unused) => loader.forget(&unused),
+                Ok(unused) => loader.forget(&unused.unwrap_or_default()),
                 Err(error) => {
                     tracing::error!(app = &*name, %error, "cannot note that the app's version before is back");
                 }

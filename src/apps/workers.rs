@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -141,8 +142,12 @@ fn work(shared: &Shared) {
     while let Some((app, time)) = shared.run_queue.pop() {
         let began = Instant::now();
         // Set before the turn ends: from there on somebody else may give it the next one.
-        if app.take_turn(|weight| time.after(began.elapsed(), weight)) {
-            shared.run(app);
+        let time_after = |weight| time.after(began.elapsed(), weight);
+        match catch_unwind(AssertUnwindSafe(|| app.take_turn(time_after))) {
+            Ok(true) => shared.run(app),
+            Ok(false) => {}
+            // The others need this thread.
+            Err(_) => tracing::error!("a turn of an app has panicked: this is a bug in Headgate"),
         }
     }
 }

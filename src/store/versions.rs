@@ -63,25 +63,25 @@ impl Store {
     }
 
     /// Puts the version before into the place of `component`, and with `restores` what was put aside
-    /// into the place of what the app keeps. Does nothing if that isn't the one that is stored, or if
-    /// there is none before it. Returns the components that nobody needs any more and that are gone
-    /// now.
+    /// into the place of what the app keeps. Returns the components that nobody needs any more and that
+    /// are gone now; none if it has done nothing, because that isn't the version that is stored, or
+    /// there is none before it.
     pub fn roll_back_app(
         &self,
         name: &str,
         component: ComponentId,
         restores: bool,
-    ) -> Result<Vec<ComponentId>, StoreError> {
+    ) -> Result<Option<Vec<ComponentId>>, StoreError> {
         let kept = match restores {
             true => self.state_before_upgrade(name)?,
             false => Vec::new(),
         };
         self.write(|txn| {
             let Some(record) = self.version(txn, name, component)? else {
-                return Ok(Vec::new());
+                return Ok(None);
             };
             let Some(previous) = record.previous else {
-                return Ok(Vec::new());
+                return Ok(None);
             };
             let back = AppRecord {
                 manifest: previous.manifest,
@@ -99,7 +99,7 @@ impl Store {
                 self.put_app_state(txn, name, key, value)?;
             }
             self.clear_state_before_upgrade(txn, name)?;
-            self.remove_unused_components(txn)
+            self.remove_unused_components(txn).map(Some)
         })
     }
 
@@ -189,10 +189,10 @@ mod tests {
         assert_eq!(gone, [first.component]);
         assert_eq!(store.state_before_upgrade("a").unwrap(), []);
         let gone = store.roll_back_app("a", third.component, false).unwrap();
-        assert_eq!(gone, [third.component]);
+        assert_eq!(gone, Some(vec![third.component]));
         assert_eq!(stored(&store).component, second.component);
         let gone = store.roll_back_app("a", second.component, true).unwrap();
-        assert_eq!(gone, []);
+        assert_eq!(gone, None);
         assert_eq!(stored(&store).component, second.component);
     }
 

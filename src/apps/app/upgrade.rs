@@ -41,6 +41,19 @@ pub(in crate::apps) fn trial_of(trial_batches: u32) -> u32 {
     trial_batches + 1
 }
 
+/// An app that gets no turn until this goes.
+pub(in crate::apps) struct Held<'a>(&'a App);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut inside = self.0.inside.lock();
+        inside.held = false;
+        if inside.is_up() {
+            self.0.schedule(&mut inside);
+        }
+    }
+}
+
 impl App {
     pub(in crate::apps) fn previous(&self) -> Option<Previous> {
         self.inside.lock().previous.clone()
@@ -58,24 +71,19 @@ impl App {
         inside.begins_trial = trial > 0;
     }
 
-    /// Has what comes wait, from the end of the present call on, until [`App::release`] or
-    /// [`App::switch`]. False: the call did not end in time, and all goes on.
-    pub(in crate::apps) fn hold(&self, deadline: Instant) -> bool {
+    /// Has what comes wait, from the end of the present call on. None: the call did not end in time,
+    /// and all goes on.
+    pub(in crate::apps) fn hold(&self, deadline: Instant) -> Option<Held<'_>> {
         self.inside.lock().held = true;
+        let held = Held(self);
         self.wait_while(deadline, |inside| inside.scheduled);
-        let is_held = !self.inside.lock().scheduled;
-        if !is_held {
-            self.release();
-        }
-        is_held
+        let is_at_rest = !self.inside.lock().scheduled;
+        is_at_rest.then_some(held)
     }
 
-    pub(in crate::apps) fn release(&self) {
-        let mut inside = self.inside.lock();
-        inside.held = false;
-        if inside.is_up() {
-            self.schedule(&mut inside);
-        }
+    /// Ends the present call, as if it had failed.
+    pub(in crate::apps) fn interrupt(&self) {
+        self.watch.set_abort(true);
     }
 
     /// Puts another version into the place of the present one: at once if the app is stopped, else
@@ -83,7 +91,6 @@ impl App {
     /// new one is configured; then it goes.
     pub(in crate::apps) fn switch(&self, to: Successor) {
         let mut inside = self.inside.lock();
-        inside.held = false;
         let state = inside.supervisor.state();
         if let Some(kept) = to.kept {
             self.services.state.restore(kept);

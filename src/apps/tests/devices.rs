@@ -337,7 +337,7 @@ fn devices_go_with_the_instance_on_every_way_out() {
         house.send("a/in", &["U"]);
         house.eventually("a", "the failure", |info| info.counters.failed > before);
         if house.info("a").state == AppState::BackingOff {
-            assert!(failures >= 10);
+            assert!(failures > 1);
             break;
         }
     }

@@ -354,3 +354,39 @@ fn while_an_app_rests_what_its_queue_has_no_room_for_is_dropped_and_nobody_waits
     assert_eq!(info.counters.dropped.queue_full, 1, "{info:#?}");
     house.until_done("culprit");
 }
+
+#[test]
+fn an_instance_that_dies_after_a_pause_in_its_last_call_is_replaced() {
+    let house = House::with(|config| config.workers = 1);
+    let manifest = manifest("culprit").replace("deadline_ms = 20", "deadline_ms = 300")
+        + "[restart]\nretries = 0\n";
+    house.apps.install(&manifest, &guest("")).unwrap();
+    // One more failure, and the breaker would open.
+    for failures in 1..=9 {
+        house.send("culprit/in", &["U"]);
+        house.eventually("culprit", "the failure", |info| {
+            info.counters.failed == failures
+        });
+    }
+    house.until_state("culprit", AppState::Running);
+    house.send("culprit/in", &["L"]);
+    house.apps.pause("culprit").unwrap();
+    house.apps.resume("culprit").unwrap();
+    house.eventually("culprit", "the failure", |info| info.counters.failed == 10);
+    house.send("culprit/in", &["hello"]);
+    house.eventually("culprit", "work", |info| info.counters.handled == 1);
+    // And the only worker is still there for others.
+    house.install("other");
+    house.assert_works("other");
+}
+
+#[test]
+fn a_pause_while_it_backs_off_does_not_leave_the_breaker_open() {
+    let house = House::new();
+    house.install("culprit");
+    house.open_breaker("culprit");
+    house.apps.pause("culprit").unwrap();
+    house.apps.resume("culprit").unwrap();
+    house.assert_works("culprit");
+    assert_eq!(house.info("culprit").breaker, BreakerState::Closed);
+}

@@ -334,3 +334,43 @@ fn what_can_not_be_upgraded_says_why() {
     );
     house.assert_works("a");
 }
+
+#[test]
+fn an_app_that_was_given_up_while_it_drained_is_upgraded_like_any_other() {
+    let house = House::new();
+    let fragile = manifest("a") + "[restart]\nmost_failures = 1\nretries = 0\n";
+    house.apps.install(&fragile, &guest("")).unwrap();
+    house.apps.pause("a").unwrap();
+    for _ in 0..10 {
+        house.send("a/in", &["U"]);
+    }
+    let drained = house.apps.drain("a", std::time::Duration::from_secs(30));
+    assert_eq!(drained.unwrap().state, AppState::Quarantined);
+    let info = house.apps.upgrade(&next("a", ""), &fails_with_x()).unwrap();
+    assert_eq!(info.state, AppState::Running);
+    house.assert_works("a");
+}
+
+#[test]
+fn going_back_while_the_trial_fails_keeps_what_was_kept() {
+    let house = House::new();
+    house.install_keeper("a", "");
+    house.ask("a", &["skone"]);
+    for _ in 0..20 {
+        house
+            .apps
+            .upgrade(&keeper_v2(3), &keeper("dk"))
+            .map_err(|error| error.to_string())
+            .unwrap();
+        house.send("a/in", &["E"]);
+        // It is back by itself, or by this.
+        let _ = house.apps.rollback("a");
+        house.eventually("a", "version 1", |info| info.version == "1.0.0");
+        house.until_done("a");
+        assert_eq!(house.ask("a", &["v", "gk"]), ["1", "one"]);
+    }
+    house.eventually("a", "all on disk", |info| info.kv.synced);
+    let house = house.reopen(|_| {});
+    house.until_state("a", AppState::Running);
+    assert_eq!(house.ask("a", &["v", "gk"]), ["1", "one"]);
+}
