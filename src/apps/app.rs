@@ -8,7 +8,7 @@ mod upgrade;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use super::log::{AppLog, Complaint};
 use super::manifest::{Limits, Manifest, QueueFull, Recycle, WASM_PAGE};
 use super::measures::MeasuresText;
 use super::preinstalled::AppFolder;
-use super::services::AppServices;
+use super::services::{AppServices, Total};
 use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin, Restarts, StateUsage};
 use super::supervisor::{RestartPolicy, Supervisor, Verdict};
 use super::suspects::Suspects;
@@ -32,7 +32,7 @@ use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
 use crate::pipeline::{Offer, Outlet};
 use crate::store::ComponentId;
-pub(super) use upgrade::{Previous, Successor, trial_of};
+pub(super) use upgrade::{Previous, Successor};
 
 /// Most bytes of topics and payloads that may wait for one app, whatever their number.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
@@ -44,8 +44,8 @@ const CALL_SHARE: usize = 8;
 const EVENT_SHARE: usize = 4;
 
 /// An app rests after a long call that failed, or in which it was refused so much that it does little
-/// else, so that such calls take no more than this part of one
-/// worker's time from the others. After short ones that is not worth a timer.
+/// else, so that such calls take no more than this part of one worker's time from the others. After
+/// short ones that is not worth a timer.
 const FAILURES_SHARE: u32 = 10;
 const FLOOD: u64 = 1000;
 const LONG_FAILURE: Duration = Duration::from_millis(1);
@@ -104,16 +104,12 @@ struct Inside {
     failures: u64,
     /// The instance is to stay until the one that starts is configured.
     keeps_instance: bool,
-    /// What comes waits for an upgrade.
+    /// Gets no turn until an upgrade or a rollback is through.
     held: bool,
     /// Until when it rests.
     rests_until: Option<Instant>,
     /// What there is to go back to.
     previous: Option<Previous>,
-    /// What the package must do well, its start and then batches, before it is trusted.
-    trial: u32,
-    /// The start that comes is the first of the trial.
-    begins_trial: bool,
     /// The subscriptions have changed.
     reroutes: bool,
     /// Is to be paused before it is handed anything.
@@ -203,7 +199,6 @@ struct Start {
     manifest: Arc<Manifest>,
     /// The instance that there is stays if this one does not come up.
     keeps_instance: bool,
-    begins_trial: bool,
 }
 
 /// How a call went, for the books.
@@ -262,8 +257,6 @@ impl App {
                     held: false,
                     rests_until: None,
                     previous: None,
-                    trial: 0,
-                    begins_trial: false,
                     reroutes: false,
                     starts_paused: false,
                     counters: AppCounters::default(),
@@ -278,10 +271,10 @@ impl App {
                     measures: Mutex::default(),
                     alarms: shared.timer.alarms(),
                     app: this.clone(),
-                    timers: AtomicUsize::new(0),
+                    timers: Total::default(),
                     devices: shared.devices.clone(),
-                    lines: AtomicUsize::new(0),
-                    sensors: AtomicUsize::new(0),
+                    lines: Total::default(),
+                    sensors: Total::default(),
                 }),
                 name,
                 shared,
@@ -333,15 +326,14 @@ impl App {
     }
 
     fn info_of(&self, inside: &Inside) -> AppInfo {
-        let manifest = inside.package.manifest.as_deref();
+        let manifest = inside.manifest();
         let state = self.services.state.usage();
         let texts = |filters: &[TopicFilter]| filters.iter().map(|f| f.to_string()).collect();
         AppInfo {
             name: self.name.to_string(),
             version: inside.package.version().to_owned(),
             previous_version: inside.previous.as_ref().map(Previous::version),
-            trial_batches_left: (inside.trial > 0)
-                .then(|| inside.trial - u32::from(inside.begins_trial)),
+            trial_batches_left: inside.trial(),
             description: manifest.and_then(|m| m.description.clone()),
             origin: inside.package.origin(),
             state: inside.state(),
@@ -365,9 +357,9 @@ impl App {
                 keys: state.keys as u64,
                 synced: state.synced,
             },
-            timers: self.services.timers.load(Ordering::Relaxed) as u64,
-            lines: self.services.lines.load(Ordering::Relaxed) as u64,
-            sensors: self.services.sensors.load(Ordering::Relaxed) as u64,
+            timers: self.services.timers.get() as u64,
+            lines: self.services.lines.get() as u64,
+            sensors: self.services.sensors.get() as u64,
         }
     }
 
@@ -407,14 +399,10 @@ impl App {
         if only_if.is_some_and(|generation| generation != inside.generation) {
             return;
         }
-        if self.watch.is_stalled() {
-            // Who starts an app anew that hangs in a call doesn't want to wait for it.
-            self.watch.set_abort(true);
-        }
         inside.package = package;
         // Who has asked for a drain meanwhile gets it.
         inside.draining &= only_if.is_some();
-        self.begin(inside, component);
+        self.begin(inside, component, false);
     }
 
     /// [`App::start`] with the package that it has, if `component` is of that still. Returns whether.
@@ -422,18 +410,20 @@ impl App {
         let mut inside = self.inside.lock();
         let is_of_it = inside.package.component == id;
         if is_of_it {
-            if self.watch.is_stalled() {
-                self.watch.set_abort(true);
-            }
             inside.draining = false;
-            self.begin(inside, component);
+            self.begin(inside, component, false);
         }
         is_of_it
     }
 
-    fn begin(&self, mut inside: MutexGuard<Inside>, component: LoadedComponent) {
+    /// Has a worker make an instance; with `keeps`, the one that there is stays until then.
+    fn begin(&self, mut inside: MutexGuard<Inside>, component: LoadedComponent, keeps: bool) {
+        if self.watch.is_stalled() {
+            // Who starts an app anew that hangs in a call doesn't want to wait for it.
+            self.watch.set_abort(true);
+        }
         inside.component = Some(component);
-        inside.keeps_instance = false;
+        inside.keeps_instance = keeps && inside.alive;
         inside.start_afresh(self.shared.restart);
         inside.enter(None);
         self.update_idle(&inside);
@@ -538,7 +528,7 @@ impl App {
     /// Returns whether it does: only what is up, or paused, can be drained.
     pub(super) fn drain(&self) -> bool {
         let mut inside = self.inside.lock();
-        if !inside.is_held() {
+        if !inside.keeps_events() {
             return false;
         }
         inside.starts_paused = false;
@@ -647,7 +637,7 @@ impl App {
         }
         match inside.supervisor.state() {
             AppState::Starting => {
-                let (keeps_instance, begins_trial) = (inside.keeps_instance, inside.begins_trial);
+                let keeps_instance = inside.keeps_instance;
                 match (&inside.component, &inside.package.manifest) {
                     (Some(component), Some(manifest)) => {
                         self.watch.set_abort(false);
@@ -656,7 +646,6 @@ impl App {
                             component: component.clone(),
                             manifest: manifest.clone(),
                             keeps_instance,
-                            begins_trial,
                         })
                     }
                     _ => inside.rest(),
@@ -692,7 +681,6 @@ impl App {
             generation,
             component,
             manifest,
-            begins_trial,
             ..
         } = start;
         let began = Instant::now();
@@ -724,9 +712,8 @@ impl App {
             _ if generation != inside.generation => (before, None),
             Ok(instance) => {
                 inside.keeps_instance = false;
-                inside.begins_trial = false;
                 inside.cold_start = Some(took);
-                let passed = begins_trial.then(|| self.passed(&mut inside, generation));
+                let passed = self.passed(&mut inside, generation, 0);
                 inside.started(instance.memory_bytes());
                 let up = match self.shared.cold_start_target {
                     Some(target) if took > target => Note(
@@ -739,7 +726,7 @@ impl App {
                     ),
                     _ => Note(LogLevel::Info, inside.supervisor.state().as_str().into()),
                 };
-                (Some(instance), passed.flatten().or(Some(up)))
+                (Some(instance), passed.or(Some(up)))
             }
             Err(reason) if inside.fails_trial(generation) => {
                 let note = self.roll_back(&mut inside, &reason);
@@ -846,14 +833,14 @@ impl App {
             if report.tally.refused() >= FLOOD {
                 self.rest_after(&mut inside, report.took);
             }
-            let note = self.passed(&mut inside, generation);
+            let note = self.passed(&mut inside, generation, 1);
             inside.recycle_if_worn(false);
             self.after_change(inside, note);
             return;
         };
         let trapped = matches!(error, CallError::Trapped { .. });
         inside.alive &= !trapped;
-        if !inside.is_held() {
+        if !inside.keeps_events() {
             // It was stopped in the middle of it.
             inside.counters.dropped.stopped += events;
             self.after_change(inside, None);
@@ -1043,12 +1030,7 @@ impl App {
             inside.counters.dropped.queue_full += events as u64;
             return false;
         }
-        let bytes = batch.iter().map(event_bytes).sum();
-        inside.push(Queued { batch, bytes });
-        self.update_idle(&inside);
-        if inside.supervisor.state() == AppState::Running {
-            self.schedule(&mut inside);
-        }
+        self.enqueue(&mut inside, Queued::new(batch));
         true
     }
 
@@ -1078,17 +1060,22 @@ impl App {
             return;
         }
         inside.counters.offered += events as u64;
-        let bytes = batch.iter().map(event_bytes).sum();
+        let queued = Queued::new(batch);
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
-        } else if !inside.has_room(events, bytes) {
+        } else if !inside.has_room(events, queued.bytes) {
             inside.counters.dropped.queue_full += events as u64;
         } else {
-            inside.push(Queued { batch, bytes });
-            self.update_idle(&inside);
-            if inside.supervisor.state() == AppState::Running {
-                self.schedule(&mut inside);
-            }
+            self.enqueue(&mut inside, queued);
+        }
+    }
+
+    /// Has events wait for their turn.
+    fn enqueue(&self, inside: &mut Inside, queued: Queued) {
+        inside.push(queued);
+        self.update_idle(inside);
+        if inside.supervisor.state() == AppState::Running {
+            self.schedule(inside);
         }
     }
 
@@ -1139,11 +1126,7 @@ impl Outlet for App {
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
         } else if inside.make_room(events, bytes) {
-            inside.push(Queued { batch, bytes });
-            self.update_idle(&inside);
-            if inside.supervisor.state() == AppState::Running {
-                self.schedule(&mut inside);
-            }
+            self.enqueue(&mut inside, Queued { batch, bytes });
         } else if inside.queue_full() == QueueFull::DropNewest
             || !matches!(
                 inside.supervisor.state(),
@@ -1173,14 +1156,14 @@ impl Inside {
         )
     }
 
-    /// Keeps what it has taken.
-    fn is_held(&self) -> bool {
+    /// What it has taken waits for it.
+    fn keeps_events(&self) -> bool {
         self.is_up() || self.supervisor.state() == AppState::Paused
     }
 
     /// Takes events.
     fn is_open(&self) -> bool {
-        self.is_held() && !self.draining
+        self.keeps_events() && !self.draining
     }
 
     /// As others see it.
@@ -1223,7 +1206,7 @@ impl Inside {
 
     /// Is up, but gets no turn now.
     fn waits(&self) -> bool {
-        (self.held || self.rests()) && self.is_held()
+        (self.held || self.rests()) && self.keeps_events()
     }
 
     fn rests(&self) -> bool {
@@ -1247,15 +1230,10 @@ impl Inside {
     fn recycle_if_worn(&mut self, failed: bool) {
         self.uses += 1;
         self.failures += u64::from(failed);
-        let recycle = self
-            .package
-            .manifest
-            .as_ref()
-            .map(|manifest| manifest.recycle);
         let Recycle {
             max_uses,
             max_failures,
-        } = recycle.unwrap_or_default();
+        } = self.manifest().map_or_else(Recycle::default, |m| m.recycle);
         let reason = if max_uses.is_some_and(|most| self.uses >= most) {
             "a fresh instance after `recycle.max_uses` batches"
         } else if max_failures.is_some_and(|most| self.failures >= most) {
@@ -1275,15 +1253,23 @@ impl Inside {
         self.peak_memory_bytes = self.peak_memory_bytes.max(bytes);
     }
 
+    fn manifest(&self) -> Option<&Manifest> {
+        self.package.manifest.as_deref()
+    }
+
+    fn limits(&self) -> Option<&Limits> {
+        self.manifest().map(|manifest| &manifest.limits)
+    }
+
     fn restart_policy(&self, default: RestartPolicy) -> RestartPolicy {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(default, |manifest| manifest.restart.policy(default))
+        self.manifest()
+            .map_or(default, |manifest| manifest.restart.policy(default))
     }
 
     /// How often a batch that failed is tried again before it is halved.
     fn retries(&self) -> u32 {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(0, |manifest| manifest.restart.retries)
+        self.manifest()
+            .map_or(0, |manifest| manifest.restart.retries)
     }
 
     /// Events for a call, and how often they were tried before.
@@ -1296,29 +1282,25 @@ impl Inside {
 
     /// Events that may wait.
     fn bound(&self) -> usize {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(0, |manifest| manifest.limits.queue_events)
+        self.limits().map_or(0, |limits| limits.queue_events)
     }
 
     fn queue_full(&self) -> QueueFull {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(QueueFull::Wait, |manifest| manifest.limits.queue_full)
+        self.limits()
+            .map_or(QueueFull::Wait, |limits| limits.queue_full)
     }
 
     fn weight(&self) -> u32 {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(BASE_WEIGHT, |manifest| manifest.limits.weight)
+        self.limits().map_or(BASE_WEIGHT, |limits| limits.weight)
     }
 
     fn most_timers(&self) -> usize {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(0, |manifest| manifest.limits.timers)
+        self.limits().map_or(0, |limits| limits.timers)
     }
 
     /// Bytes of memory that the app may have.
     fn memory_bound(&self) -> usize {
-        let manifest = self.package.manifest.as_ref();
-        manifest.map_or(0, |manifest| manifest.limits.memory_bytes())
+        self.limits().map_or(0, |limits| limits.memory_bytes())
     }
 
     /// A batch that is larger than the whole queue is taken when the queue is empty.
@@ -1420,7 +1402,7 @@ impl Inside {
         self.counters.over_publish_quota += tally.over_publish_quota;
         self.counters.over_log_quota += tally.over_log_quota;
         self.counters.refused_growth += refused_growth;
-        self.counters.refused_calls.add(tally.calls);
+        self.counters.refused_calls += tally.calls;
         self.counters.devices.unset_outputs += tally.unset_outputs;
     }
 
@@ -1433,6 +1415,13 @@ impl Inside {
 }
 
 impl Queued {
+    fn new(batch: Batch) -> Queued {
+        Queued {
+            bytes: batch.iter().map(event_bytes).sum(),
+            batch,
+        }
+    }
+
     /// Keeps the first events, of at most `most` bytes together but at least one, and returns the
     /// others.
     fn split(&mut self, most: usize) -> Option<Queued> {

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::gpio::HeldLine;
 use super::manifest::{Devices, GpioLine};
 use super::sensors::Reading;
-use super::services::AppServices;
+use super::services::{AppServices, Share};
 
 pub(super) struct InstanceDevices {
     lines: BTreeMap<Box<str>, HeldLine>,
     /// Held for what dropping them does.
     readings: Vec<Reading>,
-    services: Arc<AppServices>,
+    /// How many there are, held for what dropping them does.
+    counts: [Share; 2],
 }
 
 impl InstanceDevices {
@@ -27,7 +27,7 @@ impl InstanceDevices {
         let mut open = InstanceDevices {
             lines: BTreeMap::new(),
             readings: Vec::new(),
-            services: services.clone(),
+            counts: [services.lines.share(), services.sensors.share()],
         };
         for line in &devices.gpio {
             let held = HeldLine::take(line, app, services).map_err(|why| failed(line, &why))?;
@@ -38,9 +38,9 @@ impl InstanceDevices {
             let reading = reading.map_err(|error| format!("cannot start a thread: {error}"))?;
             open.readings.push(reading);
         }
-        services.lines.store(open.lines.len(), Ordering::Relaxed);
-        let sensors = open.readings.len();
-        services.sensors.store(sensors, Ordering::Relaxed);
+        let [lines, sensors] = &mut open.counts;
+        lines.set(open.lines.len());
+        sensors.set(open.readings.len());
         Ok(open)
     }
 
@@ -54,11 +54,4 @@ fn failed(line: &GpioLine, why: &str) -> String {
         "the GPIO line {:?} ({} of {}) can't be had: {why}",
         line.name, line.line, line.chip
     )
-}
-
-impl Drop for InstanceDevices {
-    fn drop(&mut self) {
-        self.services.lines.store(0, Ordering::Relaxed);
-        self.services.sensors.store(0, Ordering::Relaxed);
-    }
 }

@@ -1,14 +1,13 @@
 //! The timers of a live instance, and their way to the thread that rings them and to the app's
 //! queue. When the instance goes, they go.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::services::AppServices;
+use super::services::{AppServices, Share};
 use super::timer::AlarmId;
 use super::timer_set::{Fired, Now, Requests, TimerSet};
 use crate::event::{Event, Topic, unix_time_ns};
@@ -24,22 +23,24 @@ pub(super) struct InstanceTimers {
     inside: Mutex<Inside>,
 }
 
-#[derive(Default)]
 struct Inside {
     set: TimerSet,
     /// When the thread is to ring.
     alarm: Option<Instant>,
-    /// The timers in `set` that count for the app.
-    counted: usize,
+    count: Share,
 }
 
 impl InstanceTimers {
     pub(super) fn new(services: Arc<AppServices>) -> Arc<InstanceTimers> {
         Arc::new_cyclic(|this| InstanceTimers {
             id: services.alarms.new_id(),
-            services,
             this: this.clone(),
-            inside: Mutex::default(),
+            inside: Mutex::new(Inside {
+                set: TimerSet::default(),
+                alarm: None,
+                count: services.timers.share(),
+            }),
+            services,
         })
     }
 
@@ -102,20 +103,16 @@ impl InstanceTimers {
             alarms.change(self.id, inside.alarm, next, &self.this);
             inside.alarm = next;
         }
-        // There may be another instance of the app, which goes or comes.
-        let (timers, counted) = (inside.set.len(), inside.counted);
-        inside.counted = timers;
-        self.services.timers.fetch_add(timers, Ordering::Relaxed);
-        self.services.timers.fetch_sub(counted, Ordering::Relaxed);
+        let timers = inside.set.len();
+        inside.count.set(timers);
     }
 }
 
 impl Drop for InstanceTimers {
     fn drop(&mut self) {
-        let Inside { alarm, counted, .. } = *self.inside.get_mut();
+        let alarm = self.inside.get_mut().alarm;
         let alarms = &self.services.alarms;
         alarms.change(self.id, alarm, None, &self.this);
-        self.services.timers.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 

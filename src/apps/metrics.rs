@@ -143,13 +143,7 @@ pub(super) fn record(app: &App) {
         counter!(EVENTS, "app" => name(), "result" => result).increment(count);
     }
     counter!(RETRIED, "app" => name()).increment(counters.retried);
-    let dropped = &counters.dropped;
-    for (reason, count) in [
-        ("queue_full", dropped.queue_full),
-        ("stalled", dropped.stalled),
-        ("stopped", dropped.stopped),
-        ("too_large", dropped.too_large),
-    ] {
+    for (reason, count) in counters.dropped.by_name() {
         counter!(DROPPED, "app" => name(), "reason" => reason).increment(count);
     }
     gauge!(QUEUED, "app" => name()).set(info.counters.queued as f64);
@@ -166,13 +160,7 @@ pub(super) fn record(app: &App) {
     gauge!(BATCH_SUM, "app" => name()).increment(since_last.durations.sum_seconds());
     counter!(BATCH_COUNT, "app" => name()).increment(counters.batches);
     counter!(LOG_DROPPED, "app" => name()).increment(counters.over_log_quota);
-    let restarts = since_last.restarts;
-    for (reason, count) in [
-        ("trap", restarts.trap),
-        ("failure", restarts.failure),
-        ("rollback", restarts.rollback),
-        ("recycle", restarts.recycle),
-    ] {
+    for (reason, count) in since_last.restarts.by_name() {
         counter!(RESTARTS, "app" => name(), "reason" => reason).increment(count);
     }
     for state in BreakerState::ALL {
@@ -191,15 +179,7 @@ pub(super) fn record(app: &App) {
     counter!(AOT_HITS, "app" => name()).increment(0);
     counter!(AOT_MISSES, "app" => name()).increment(0);
     counter!(REFUSED_GROWTH, "app" => name()).increment(counters.refused_growth);
-    let calls = &counters.refused_calls;
-    for (reason, count) in [
-        ("kv_bytes", calls.kv_bytes),
-        ("kv_per_batch", calls.kv_per_batch),
-        ("kv_invalid", calls.kv_invalid),
-        ("timers", calls.timers),
-        ("metrics", calls.metrics),
-        ("gpio", calls.gpio),
-    ] {
+    for (reason, count) in counters.refused_calls.by_name() {
         counter!(REFUSED_CALLS, "app" => name(), "reason" => reason).increment(count);
     }
     gauge!(STATE_BYTES, "app" => name()).set(info.kv.bytes as f64);

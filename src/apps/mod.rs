@@ -51,7 +51,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use self::aot::AotCache;
-use self::app::{App, Package, Previous, Successor, trial_of};
+use self::app::{App, Package, Previous, Successor};
 use self::device_host::DeviceHost;
 use self::engine::{LoadedComponent, WasmEngine};
 use self::epoch::Ticker;
@@ -303,7 +303,7 @@ impl Apps {
         let unused = control.store.put_app(&name, &record, component)?;
         control.loader.forget(&unused);
         let app = present.unwrap_or_else(|| control.add(&name, package.clone()));
-        app.set_previous(None, 0);
+        app.set_previous(None);
         app.log()
             .gateway_line(LogLevel::Info, &format!("installed, component {id}"));
         match desired {
@@ -394,7 +394,12 @@ impl Apps {
         );
         let rollbacks = app.info().restarts.rollback;
         app.switch(Successor {
-            trial: trial_of(checked.trial_batches),
+            previous: Some(Previous {
+                component: app.component(),
+                package: before,
+                kept,
+                trial: Some(checked.trial_batches),
+            }),
             package: Package {
                 manifest: Some(checked),
                 component: id,
@@ -402,11 +407,6 @@ impl Apps {
                 folder: None,
             },
             component: loaded,
-            previous: Some(Previous {
-                component: app.component(),
-                package: before,
-                kept,
-            }),
             kept: None,
         });
         drop(held);
@@ -502,7 +502,6 @@ impl Apps {
         app.switch(Successor {
             package,
             component,
-            trial: 0,
             previous: None,
             kept,
         });
@@ -850,7 +849,7 @@ impl Control {
             }
         };
         let Some(present) = present.manifest.filter(|_| on_trial) else {
-            return app.set_previous(Some(without_code(previous, manifest)), 0);
+            return app.set_previous(Some(without_code(previous, manifest)));
         };
         let component = self.loader.cached(&name, previous.component);
         let kept = match present.state_version != manifest.state_version {
@@ -861,14 +860,12 @@ impl Control {
             false => Ok(None),
         };
         match kept {
-            Ok(kept) => app.set_previous(
-                Some(Previous {
-                    component: component.and_then(Result::ok),
-                    kept,
-                    ..without_code(previous, manifest)
-                }),
-                trial_of(present.trial_batches),
-            ),
+            Ok(kept) => app.set_previous(Some(Previous {
+                component: component.and_then(Result::ok),
+                kept,
+                trial: Some(present.trial_batches),
+                ..without_code(previous, manifest)
+            })),
             Err(error) => {
                 tracing::error!(app = name, %error, "what the app kept before its upgrade can't be read, so it stays as it is");
             }
@@ -1035,6 +1032,7 @@ fn without_code(previous: &PreviousVersion, manifest: Manifest) -> Previous {
         },
         component: None,
         kept: None,
+        trial: None,
     }
 }
 

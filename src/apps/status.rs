@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
@@ -144,31 +145,51 @@ pub struct StateUsage {
     pub synced: bool,
 }
 
-/// How often the instance was replaced, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Restarts {
-    /// It trapped on a batch, and that was tried again with a fresh one.
-    pub trap: u64,
-    /// It could not be made, or most of its batches failed; after a pause.
-    pub failure: u64,
-    /// A new version failed on trial, and the one before took over.
-    pub rollback: u64,
-    /// It had as many batches or failures as the manifest's `recycle` allows.
-    pub recycle: u64,
+/// A struct of counters that only grow, one a reason, with all that is done to each of them alike.
+macro_rules! counters {
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident { $($(#[$doc:meta])* pub $counter:ident: u64,)+ }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $name { $($(#[$doc])* pub $counter: u64,)+ }
+
+        impl $name {
+            /// Each with its name.
+            pub fn by_name(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($counter), self.$counter)),+].into_iter()
+            }
+
+            pub fn total(&self) -> u64 {
+                self.by_name().map(|(_, count)| count).sum()
+            }
+
+            /// What has come since `earlier`.
+            pub(super) fn since(&self, earlier: &$name) -> $name {
+                $name { $($counter: self.$counter - earlier.$counter),+ }
+            }
+        }
+
+        impl AddAssign for $name {
+            fn add_assign(&mut self, more: $name) {
+                $(self.$counter += more.$counter;)+
+            }
+        }
+    };
 }
 
-impl Restarts {
-    pub fn total(&self) -> u64 {
-        self.trap + self.failure + self.rollback + self.recycle
-    }
-
-    pub(super) fn since(&self, earlier: &Restarts) -> Restarts {
-        Restarts {
-            trap: self.trap - earlier.trap,
-            failure: self.failure - earlier.failure,
-            rollback: self.rollback - earlier.rollback,
-            recycle: self.recycle - earlier.recycle,
-        }
+counters! {
+    /// How often the instance was replaced, by reason.
+    pub struct Restarts {
+        /// It trapped on a batch, and that was tried again with a fresh one.
+        pub trap: u64,
+        /// It could not be made, or most of its batches failed; after a pause.
+        pub failure: u64,
+        /// A new version failed on trial, and the one before took over.
+        pub rollback: u64,
+        /// It had as many batches or failures as the manifest's `recycle` allows.
+        pub recycle: u64,
     }
 }
 
@@ -203,73 +224,51 @@ pub struct AppCounters {
     pub devices: DeviceCounters,
 }
 
-/// What came of GPIO lines and sensors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceCounters {
-    /// Edges of GPIO lines; those that did not fit into the queue are among `dropped`, too.
-    pub edges: u64,
-    /// Edges that the kernel has dropped, because there were more than are taken.
-    pub missed_edges: u64,
-    /// Outputs that could not be set when a call had ended.
-    pub unset_outputs: u64,
-    /// Readings of sensors; those that did not fit into the queue are among `dropped`, too.
-    pub readings: u64,
-    /// Attempts to read a sensor that failed.
-    pub failed_readings: u64,
-}
-
-impl DeviceCounters {
-    fn since(&self, earlier: &DeviceCounters) -> DeviceCounters {
-        DeviceCounters {
-            edges: self.edges - earlier.edges,
-            missed_edges: self.missed_edges - earlier.missed_edges,
-            unset_outputs: self.unset_outputs - earlier.unset_outputs,
-            readings: self.readings - earlier.readings,
-            failed_readings: self.failed_readings - earlier.failed_readings,
-        }
+counters! {
+    /// What came of GPIO lines and sensors.
+    pub struct DeviceCounters {
+        /// Edges of GPIO lines; those that did not fit into the queue are among `dropped`, too.
+        pub edges: u64,
+        /// Edges that the kernel has dropped, because there were more than are taken.
+        pub missed_edges: u64,
+        /// Outputs that could not be set when a call had ended.
+        pub unset_outputs: u64,
+        /// Readings of sensors; those that did not fit into the queue are among `dropped`, too.
+        pub readings: u64,
+        /// Attempts to read a sensor that failed.
+        pub failed_readings: u64,
     }
 }
 
-/// Calls to the host that got an error, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RefusedCalls {
-    /// What the app keeps would be more than `limits.kv_bytes`.
-    pub kv_bytes: u64,
-    /// Calls beyond `limits.kv_per_batch`.
-    pub kv_per_batch: u64,
-    /// A key, a value, a bucket or a cursor is none.
-    pub kv_invalid: u64,
-    /// Timers beyond `limits.timers`, or without a good name or period.
-    pub timers: u64,
-    /// Metrics beyond the limit, or without a good name or value.
-    pub metrics: u64,
-    /// GPIO lines that there are not, that are inputs and were to be set, or could not be read.
-    pub gpio: u64,
+counters! {
+    /// Calls to the host that got an error, by reason.
+    pub struct RefusedCalls {
+        /// What the app keeps would be more than `limits.kv_bytes`.
+        pub kv_bytes: u64,
+        /// Calls beyond `limits.kv_per_batch`.
+        pub kv_per_batch: u64,
+        /// A key, a value, a bucket or a cursor is none.
+        pub kv_invalid: u64,
+        /// Timers beyond `limits.timers`, or without a good name or period.
+        pub timers: u64,
+        /// Metrics beyond the limit, or without a good name or value.
+        pub metrics: u64,
+        /// GPIO lines that there are not, that are inputs and were to be set, or could not be read.
+        pub gpio: u64,
+    }
 }
 
-impl RefusedCalls {
-    pub(super) fn total(&self) -> u64 {
-        self.kv_bytes + self.kv_per_batch + self.kv_invalid + self.timers + self.metrics
-    }
-
-    pub(super) fn add(&mut self, more: RefusedCalls) {
-        self.kv_bytes += more.kv_bytes;
-        self.kv_per_batch += more.kv_per_batch;
-        self.kv_invalid += more.kv_invalid;
-        self.timers += more.timers;
-        self.metrics += more.metrics;
-        self.gpio += more.gpio;
-    }
-
-    fn since(&self, earlier: &RefusedCalls) -> RefusedCalls {
-        RefusedCalls {
-            kv_bytes: self.kv_bytes - earlier.kv_bytes,
-            kv_per_batch: self.kv_per_batch - earlier.kv_per_batch,
-            kv_invalid: self.kv_invalid - earlier.kv_invalid,
-            timers: self.timers - earlier.timers,
-            metrics: self.metrics - earlier.metrics,
-            gpio: self.gpio - earlier.gpio,
-        }
+counters! {
+    /// Events that never reached `handle`, by reason.
+    pub struct Dropped {
+        /// The app was not running (backing off, starting) and its queue was full.
+        pub queue_full: u64,
+        /// The app sat in a long call while its queue was full.
+        pub stalled: u64,
+        /// The app was stopped, quarantined or removed.
+        pub stopped: u64,
+        /// The event alone would have filled more than a quarter of `limits.memory_pages`.
+        pub too_large: u64,
     }
 }
 
@@ -281,12 +280,7 @@ impl AppCounters {
             handled: self.handled - earlier.handled,
             failed: self.failed - earlier.failed,
             retried: self.retried - earlier.retried,
-            dropped: Dropped {
-                queue_full: self.dropped.queue_full - earlier.dropped.queue_full,
-                stalled: self.dropped.stalled - earlier.dropped.stalled,
-                stopped: self.dropped.stopped - earlier.dropped.stopped,
-                too_large: self.dropped.too_large - earlier.dropped.too_large,
-            },
+            dropped: self.dropped.since(&earlier.dropped),
             queued: self.queued,
             batches: self.batches - earlier.batches,
             published: self.published - earlier.published,
@@ -297,25 +291,6 @@ impl AppCounters {
             refused_calls: self.refused_calls.since(&earlier.refused_calls),
             devices: self.devices.since(&earlier.devices),
         }
-    }
-}
-
-/// Events that never reached `handle`, by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dropped {
-    /// The app was not running (backing off, starting) and its queue was full.
-    pub queue_full: u64,
-    /// The app sat in a long call while its queue was full.
-    pub stalled: u64,
-    /// The app was stopped, quarantined or removed.
-    pub stopped: u64,
-    /// The event alone would have filled more than a quarter of `limits.memory_pages`.
-    pub too_large: u64,
-}
-
-impl Dropped {
-    pub fn total(&self) -> u64 {
-        self.queue_full + self.stalled + self.stopped + self.too_large
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{App, Generation, Inside, Note, Package};
 use crate::apps::engine::LoadedComponent;
 use crate::apps::kv::Kept;
+use crate::apps::manifest::Manifest;
 use crate::apps::status::{AppState, LogLevel};
 
 /// The version before, as long as there is a way back.
@@ -15,6 +16,9 @@ pub(in crate::apps) struct Previous {
     pub(in crate::apps) component: Option<LoadedComponent>,
     /// What the app had kept, if the next version keeps it in another format.
     pub(in crate::apps) kept: Option<Kept>,
+    /// Batches that the next version has to do well still, if it is on trial: until then a failure
+    /// brings this one back. With 0, all that counts is its start.
+    pub(in crate::apps) trial: Option<u32>,
 }
 
 impl Previous {
@@ -27,18 +31,10 @@ impl Previous {
 pub(in crate::apps) struct Successor {
     pub(in crate::apps) package: Package,
     pub(in crate::apps) component: LoadedComponent,
-    /// Starts that must go well, then batches, until the way back is closed. With 0, the version
-    /// before does not come back by itself.
-    pub(in crate::apps) trial: u32,
     /// What there is to go back to.
     pub(in crate::apps) previous: Option<Previous>,
     /// What the app is to find in the place of what it keeps now.
     pub(in crate::apps) kept: Option<Kept>,
-}
-
-/// The start of a new version counts, too.
-pub(in crate::apps) fn trial_of(trial_batches: u32) -> u32 {
-    trial_batches + 1
 }
 
 /// An app that gets no turn until this goes.
@@ -60,15 +56,12 @@ impl App {
     }
 
     pub(in crate::apps) fn is_on_trial(&self) -> bool {
-        self.inside.lock().trial > 0
+        self.inside.lock().trial().is_some()
     }
 
     /// Tells a version that comes from the store how it got there.
-    pub(in crate::apps) fn set_previous(&self, previous: Option<Previous>, trial: u32) {
-        let mut inside = self.inside.lock();
-        inside.previous = previous;
-        inside.trial = trial;
-        inside.begins_trial = trial > 0;
+    pub(in crate::apps) fn set_previous(&self, previous: Option<Previous>) {
+        self.inside.lock().previous = previous;
     }
 
     /// Has what comes wait, from the end of the present call on. None: the call did not end in time,
@@ -98,40 +91,36 @@ impl App {
         }
         inside.package = to.package;
         inside.previous = to.previous;
-        inside.trial = to.trial;
-        inside.begins_trial = to.trial > 0;
         if state == AppState::Stopped {
             inside.component = None;
             return;
         }
-        inside.component = Some(to.component);
         inside.starts_paused |= state == AppState::Paused;
         // A line has one holder at a time, so the old instance can't stay while the new one starts.
-        let manifest = inside.package.manifest.as_ref();
-        let wants_lines = manifest.is_some_and(|manifest| !manifest.devices.gpio.is_empty());
-        inside.keeps_instance = inside.alive && !wants_lines;
-        inside.start_afresh(self.shared.restart);
-        inside.enter(None);
-        self.update_idle(&inside);
-        self.schedule(&mut inside);
-        drop(inside);
-        self.changed.notify_all();
+        let wants_lines = |manifest: &Manifest| !manifest.devices.gpio.is_empty();
+        let keeps = !inside.manifest().is_some_and(wants_lines);
+        self.begin(inside, to.component, keeps);
     }
 
-    /// A start or a batch of this generation went well.
-    pub(super) fn passed(&self, inside: &mut Inside, generation: Generation) -> Option<Note> {
-        if inside.trial == 0 || generation != inside.generation {
+    /// A start of this generation went well, or so many batches.
+    pub(super) fn passed(
+        &self,
+        inside: &mut Inside,
+        generation: Generation,
+        batches: u32,
+    ) -> Option<Note> {
+        if generation != inside.generation {
             return None;
         }
-        inside.trial -= 1;
-        if inside.trial > 0 {
+        let previous = inside.previous.as_mut()?;
+        let left = previous.trial?.saturating_sub(batches);
+        previous.trial = Some(left).filter(|left| *left > 0);
+        if previous.trial.is_some() {
             return None;
         }
         // Both are in the store, for who wants to go back later.
-        if let Some(previous) = &mut inside.previous {
-            previous.component = None;
-            previous.kept = None;
-        }
+        previous.component = None;
+        previous.kept = None;
         let component = inside.package.component;
         self.shared.upkeep.trust(&self.name, component);
         let message = format!("version {} has passed its trial", inside.package.version());
@@ -144,7 +133,6 @@ impl App {
         let failed = inside.package.version().to_owned();
         let component = std::mem::replace(&mut inside.package, previous.package).component;
         inside.component = previous.component;
-        inside.trial = 0;
         let restored = previous.kept.map(|kept| {
             let state = self.services.state.clone();
             state.restore(kept);
@@ -174,6 +162,11 @@ impl App {
 impl Inside {
     /// Whether a failure of this generation is for the version before to mend.
     pub(super) fn fails_trial(&self, generation: Generation) -> bool {
-        self.trial > 0 && self.previous.is_some() && generation == self.generation
+        self.trial().is_some() && generation == self.generation
+    }
+
+    /// Batches that have to go well still, if the package is on trial.
+    pub(super) fn trial(&self) -> Option<u32> {
+        self.previous.as_ref()?.trial
     }
 }
