@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::output::{Output, printable};
-use super::package::Package;
+use super::package::PackageArgs;
 use super::{Global, small_runtime};
 use crate::admin::Client;
-use crate::apps::{AppInfo, LogLine};
+use crate::apps::{AppCounters, AppInfo, LogLine};
 
 /// How often `logs --follow` asks for new lines.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
@@ -84,24 +84,6 @@ pub(super) enum AppCommand {
         #[arg(long)]
         no_simd: bool,
     },
-}
-
-#[derive(clap::Args)]
-pub(super) struct PackageArgs {
-    /// Folder with manifest.toml and component, source folder of an app that `headgate app build` has
-    /// built, or component
-    path: PathBuf,
-    /// Manifest to use instead of the one in the folder
-    #[arg(long, value_name = "FILE")]
-    manifest: Option<PathBuf>,
-}
-
-impl PackageArgs {
-    fn find(&self) -> anyhow::Result<Package> {
-        let target = std::env::var_os("CARGO_TARGET_DIR");
-        let found = Package::find(&self.path, self.manifest.as_deref(), target.as_deref());
-        Ok(found?)
-    }
 }
 
 pub(super) fn run(command: AppCommand, global: &Global, output: &Output) -> anyhow::Result<()> {
@@ -351,21 +333,7 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
                 counters.published, counters.denied, counters.over_publish_quota
             )),
         ),
-        (
-            "refused",
-            Some(format!(
-                "{} log lines, {} memory growths, {} calls about kept state, {} timers, {} metrics, \
-                 {} GPIO lines",
-                counters.over_log_quota,
-                counters.refused_growth,
-                counters.refused_calls.kv_bytes
-                    + counters.refused_calls.kv_per_batch
-                    + counters.refused_calls.kv_invalid,
-                counters.refused_calls.timers,
-                counters.refused_calls.metrics,
-                counters.refused_calls.gpio
-            )),
-        ),
+        ("refused", Some(refused(counters))),
         (
             "batches",
             Some(format!(
@@ -380,6 +348,21 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What an app was refused, besides outputs.
+pub(super) fn refused(counters: &AppCounters) -> String {
+    let calls = &counters.refused_calls;
+    format!(
+        "{} log lines, {} memory growths, {} calls about kept state, {} timers, {} metrics, {} GPIO \
+         lines",
+        counters.over_log_quota,
+        counters.refused_growth,
+        calls.kv_bytes + calls.kv_per_batch + calls.kv_invalid,
+        calls.timers,
+        calls.metrics,
+        calls.gpio
+    )
 }
 
 /// How long ago `unix_ms` was, in the largest unit that says enough.

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::output::Output;
-use super::package::Package;
+use super::package::PackageArgs;
 use crate::apps::{
     Defaults, MANIFEST_FILE, Manifest, PRECOMPILED_EXTENSION, Target, compile_ahead,
 };
@@ -19,15 +19,11 @@ use crate::apps::{
 /// Headgate must be of this version.
 #[derive(Args)]
 pub(super) struct CompileArgs {
-    /// Folder with manifest.toml and component, source folder of an app that `headgate app build` has
-    /// built, or component
-    path: PathBuf,
+    #[command(flatten)]
+    package: PackageArgs,
     /// Folder to write to; it must be empty or not exist
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
-    /// Manifest to use instead of the one in the folder
-    #[arg(long, value_name = "FILE")]
-    manifest: Option<PathBuf>,
     /// Rust target triple, such as aarch64-unknown-linux-gnu [default: this machine's]
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
@@ -42,14 +38,13 @@ pub(super) struct CompileArgs {
 
 pub(super) fn run(args: CompileArgs, output: &Output) -> anyhow::Result<()> {
     let target = Target::new(args.target.as_deref(), args.cpu.as_deref())?;
-    let built_in = std::env::var_os("CARGO_TARGET_DIR");
-    let package = Package::find(&args.path, args.manifest.as_deref(), built_in.as_deref())?;
+    let package = args.package.find()?;
     if let Some(wanted) = &args.name
         && *wanted != package.name
     {
         bail!(
             "{}: the manifest says that the app is called {:?}, not {wanted:?}; give both one name",
-            args.path.display(),
+            args.package.path.display(),
             package.name
         );
     }

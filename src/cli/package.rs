@@ -59,11 +59,34 @@ pub enum PackageError {
     Io { path: PathBuf, source: io::Error },
 }
 
+/// Which package a command is about.
+#[derive(clap::Args)]
+pub struct PackageArgs {
+    /// Folder with manifest.toml and component, source folder of an app that `headgate app build` has
+    /// built, or component
+    pub path: PathBuf,
+    /// Manifest to use instead of the one in the folder
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+}
+
+impl PackageArgs {
+    pub fn find(&self) -> Result<Package, PackageError> {
+        Package::find(&self.path, self.manifest.as_deref())
+    }
+}
+
 impl Package {
     /// Reads the package that `path` names: a folder with a manifest and a component, a source
     /// folder whose component is built, or a component with a manifest beside
-    /// it. `manifest` takes the place of the manifest found so. `target` is `CARGO_TARGET_DIR`.
-    pub fn find(
+    /// it. `manifest` takes the place of the manifest found so.
+    pub fn find(path: &Path, manifest: Option<&Path>) -> Result<Package, PackageError> {
+        let target = std::env::var_os("CARGO_TARGET_DIR");
+        Package::find_with(path, manifest, target.as_deref())
+    }
+
+    /// [`Package::find`], where `target` is what is built into.
+    fn find_with(
         path: &Path,
         manifest: Option<&Path>,
         target: Option<&OsStr>,
@@ -199,14 +222,16 @@ mod tests {
     }
 
     fn refused(path: &Path, manifest: Option<&Path>) -> String {
-        Package::find(path, manifest, None).unwrap_err().to_string()
+        Package::find_with(path, manifest, None)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn a_folder_holds_manifest_and_component() {
         let (_root, app) = workspace();
         write(app.join("thermo.wasm"), "beside");
-        let package = Package::find(&app, None, None).unwrap();
+        let package = Package::find_with(&app, None, None).unwrap();
         assert_eq!(package.name, "thermo");
         assert_eq!(package.manifest, MANIFEST);
         assert_eq!(package.component, b"beside");
@@ -218,7 +243,7 @@ mod tests {
         let manifest = format!("{MANIFEST}\ncomponent = \"other.wasm\"");
         write(app.join("manifest.toml"), &manifest);
         write(app.join("other.wasm"), "other");
-        let package = Package::find(&app, None, None).unwrap();
+        let package = Package::find_with(&app, None, None).unwrap();
         assert_eq!(package.component, b"other");
     }
 
@@ -229,12 +254,12 @@ mod tests {
             root.path().join("target/apps/thermo/thermo.wasm"),
             "workspace",
         );
-        let package = Package::find(&app, None, None).unwrap();
+        let package = Package::find_with(&app, None, None).unwrap();
         assert_eq!(package.component, b"workspace");
 
         let elsewhere = root.path().join("elsewhere");
         write(elsewhere.join("apps/thermo/thermo.wasm"), "elsewhere");
-        let package = Package::find(&app, None, Some(elsewhere.as_os_str())).unwrap();
+        let package = Package::find_with(&app, None, Some(elsewhere.as_os_str())).unwrap();
         assert_eq!(
             package.component, b"elsewhere",
             "CARGO_TARGET_DIR goes first"
@@ -260,7 +285,10 @@ mod tests {
             root.path().join("apps/target/apps/thermo/thermo.wasm"),
             "newer",
         );
-        assert_eq!(Package::find(&app, None, None).unwrap().component, b"newer");
+        assert_eq!(
+            Package::find_with(&app, None, None).unwrap().component,
+            b"newer"
+        );
     }
 
     #[test]
@@ -280,14 +308,17 @@ mod tests {
         let (root, app) = workspace();
         let beside = app.join("any-name.wasm");
         write(beside.clone(), "x");
-        assert_eq!(Package::find(&beside, None, None).unwrap().name, "thermo");
+        assert_eq!(
+            Package::find_with(&beside, None, None).unwrap().name,
+            "thermo"
+        );
 
         let alone = root.path().join("alone.wasm");
         write(alone.clone(), "y");
         let error = refused(&alone, None);
         assert!(error.contains("--manifest FILE"), "{error}");
         let manifest = app.join("manifest.toml");
-        let package = Package::find(&alone, Some(&manifest), None).unwrap();
+        let package = Package::find_with(&alone, Some(&manifest), None).unwrap();
         assert_eq!(package.component, b"y");
     }
 

@@ -113,7 +113,7 @@ fn sample_apps(folder: Option<&Path>) -> anyhow::Result<Vec<Package>> {
     };
     [ALARM_APP, CONVERT_APP]
         .into_iter()
-        .map(|name| Package::find(&folder.join(name), None, None))
+        .map(|name| Package::find(&folder.join(name), None))
         .collect::<Result<_, _>>()
         .with_context(|| {
             format!(

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use self::difference::difference;
 use self::events::{Line, Writer};
-use super::app::log_text;
+use super::app::{log_text, refused};
 use super::build::{build, is_source};
 use super::output::{Output, printable};
 use super::package::Package;
@@ -139,11 +139,11 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
 
 /// The package at `path`; if it is in Rust, it is built first, so that what runs is what was written.
 fn package(path: &Path, manifest: Option<&Path>) -> anyhow::Result<Package> {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let Some(built) = is_source(path).then(|| build(path)).transpose()? else {
-        return Ok(Package::find(path, manifest, target.as_deref())?);
-    };
-    Ok(Package::find(&built.component, manifest, None)?)
+    let built = is_source(path).then(|| build(path)).transpose()?;
+    let path = built
+        .as_ref()
+        .map_or(path, |built| built.component.as_path());
+    Ok(Package::find(path, manifest)?)
 }
 
 fn state(app: &AppInfo) -> String {
@@ -282,18 +282,12 @@ impl Summary<'_> {
             counters.batches,
             counters.retried,
         );
-        let calls = &counters.refused_calls;
         eprintln!(
-            "{} published, {} denied, {} over quota; refused: {} log lines, {} memory growths, {} \
-             calls about kept state, {} timers, {} metrics; {} pages of memory",
+            "{} published, {} denied, {} over quota; refused: {}; {} pages of memory",
             counters.published,
             counters.denied,
             counters.over_publish_quota,
-            counters.over_log_quota,
-            counters.refused_growth,
-            calls.kv_bytes + calls.kv_per_batch + calls.kv_invalid,
-            calls.timers,
-            calls.metrics,
+            refused(counters),
             self.memory_pages,
         );
         Ok(())
