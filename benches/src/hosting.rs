@@ -26,6 +26,9 @@ use crate::wire;
 
 const BATCH: usize = 64;
 
+/// Enough that whoever offers can rest without the worker running dry.
+const QUEUE_EVENTS: usize = 8192;
+
 /// As large as a component that was built in Rust with the usual libraries.
 const COMPONENT_BYTES: usize = 1_300_000;
 
@@ -112,39 +115,73 @@ fn batch(topic: &str) -> Result<Vec<Event>> {
 
 impl Suite {
     pub(crate) fn calls(&self) -> Result<Section> {
-        let folder = TempDir::new()?;
-        let house = House::open(&folder.path().join("store"))?;
         let relay = self.apps.join("relay");
         let read = |file| fs::read(relay.join(file)).with_context(|| format!("{file} of relay"));
-        let manifest = String::from_utf8(read("manifest.toml")?)?;
-        is_running(house.apps.install(&manifest, &read("relay.wasm")?)?)?;
-        let outlet = house.outlet()?;
-        let template = batch("relay/line1/temperature")?;
-        let mut rates = Rounds::default();
-        for _ in 0..self.rounds {
-            let (began, before) = (Instant::now(), house.published());
-            let mut offered = before;
-            while began.elapsed() < self.time {
-                let mut next = template.clone();
-                while let Offer::Full(refused) = outlet.offer(next) {
-                    next = refused;
-                    thread::yield_now();
-                }
-                offered += BATCH as u64;
+        let relay = (
+            String::from_utf8(read("manifest.toml")?)?,
+            read("relay.wasm")?,
+        );
+        let echo = (
+            "name = \"echo\"\nversion = \"1.0.0\"\nsubscribe = [\"relay/#\"]\npublish = [\"relay/#\"]\n"
+                .to_owned(),
+            guest::obedient("")?,
+        );
+        let floor = Floor::AtLeast(3e6);
+        let mut lines = Vec::new();
+        for (what, (manifest, component)) in [
+            ("`relay` (Rust, SDK: columns)", relay),
+            ("an echo by hand (typed `handle`)", echo),
+        ] {
+            let folder = TempDir::new()?;
+            let house = House::open(&folder.path().join("store"))?;
+            let manifest = format!("{manifest}\n[limits]\nqueue_events = {QUEUE_EVENTS}\n");
+            let name = is_running(house.apps.install(&manifest, &component)?)?.name;
+            let [mut calls, mut whole] = <[Rounds; 2]>::default();
+            for _ in 0..self.rounds {
+                let before = house.apps.inspect(&name)?.counters.handle_ns;
+                let (events, took) = self.calls_flat_out(&house)?;
+                let took_calls = house.apps.inspect(&name)?.counters.handle_ns - before;
+                calls.push(events as f64 / took_calls as f64 * 1e9);
+                whole.push(events as f64 / took.as_secs_f64());
             }
-            house.await_published(offered);
-            rates.push((offered - before) as f64 / began.elapsed().as_secs_f64());
+            lines.push(
+                Line::new(format!("{what}: the calls alone"), "events/s", calls).with_floor(floor),
+            );
+            lines.push(Line::new(
+                format!("{what}: from offer to hand-over"),
+                "events/s",
+                whole,
+            ));
         }
         Ok(Section {
             title: "Calls into an app".to_owned(),
             conditions: format!(
-                "In process: batches of {BATCH} events of {PAYLOAD_BYTES} B are offered to `relay` (built with \
-                 the SDK; each event gets another topic and is handed on) flat out for {:?}; one worker \
-                 thread, so one core, takes them through queue, call, checks of the outputs and hand-over.",
+                "In process: batches of {BATCH} events of {PAYLOAD_BYTES} B are offered flat out for {:?}; one \
+                 worker thread, so one core, takes them. `relay` gives each event another topic; the echo \
+                 returns them as they are. A call copies the events in, runs the handler, copies its outputs \
+                 out and checks them; the other figure has the queue and the hand-over to the next one, too.",
                 self.time
             ),
-            lines: vec![Line::new("handled", "events/s", rates).with_floor(Floor::AtLeast(3e6))],
+            lines,
         })
+    }
+
+    /// Offers batches until the time is over and all have been handled: how many events, how long.
+    fn calls_flat_out(&self, house: &House) -> Result<(u64, Duration)> {
+        let outlet = house.outlet()?;
+        let template = batch("relay/line1/temperature")?;
+        let (began, before) = (Instant::now(), house.published());
+        let mut offered = before;
+        while began.elapsed() < self.time {
+            let mut next = template.clone();
+            while let Offer::Full(refused) = outlet.offer(next) {
+                next = refused;
+                thread::sleep(Duration::from_micros(200));
+            }
+            offered += BATCH as u64;
+        }
+        house.await_published(offered);
+        Ok((offered - before, began.elapsed()))
     }
 
     pub(crate) fn cold_starts(&self) -> Result<Section> {
@@ -293,9 +330,9 @@ impl Suite {
     }
 }
 
-fn is_running(app: AppInfo) -> Result<()> {
+fn is_running(app: AppInfo) -> Result<AppInfo> {
     ensure!(app.state == AppState::Running, "{app:#?}");
-    Ok(())
+    Ok(app)
 }
 
 /// Runs `load` while the bad app gets its orders.

@@ -1,6 +1,8 @@
 //! What an app is to the host, and what it can ask of the host.
 
 use crate::bindings::headgate::app::publisher;
+#[cfg(target_family = "wasm")]
+use crate::columns;
 use crate::{Config, Event};
 
 /// What a Headgate app is. Put [`#[headgate_sdk::app]`](crate::app) on the `impl`.
@@ -81,7 +83,7 @@ macro_rules! export {
                     SLOT.with(|slot| slot.configure(&config))
                 }
 
-                fn handle(batch: Vec<$crate::Event>) -> Result<Vec<$crate::Event>, String> {
+                fn handle_columns(batch: $crate::Columns) -> Result<$crate::Columns, String> {
                     SLOT.with(|slot| slot.handle(batch))
                 }
             }
@@ -116,9 +118,9 @@ impl<A: App> Slot<A> {
     }
 
     #[allow(missing_docs, clippy::missing_errors_doc)]
-    pub fn handle(&self, batch: Vec<Event>) -> Result<Vec<Event>, String> {
+    pub fn handle(&self, batch: columns::Columns) -> Result<columns::Columns, String> {
         match self.0.borrow_mut().as_mut() {
-            Some(app) => app.handle(batch),
+            Some(app) => app.handle(columns::split(&batch)).map(columns::join),
             None => Err("handle was called before configure".to_string()),
         }
     }

@@ -59,9 +59,11 @@
 // `#[app]` names this crate, in its own tests too.
 extern crate self as headgate_sdk;
 
-#[cfg(all(target_family = "wasm", feature = "allocator"))]
+#[cfg(all(any(target_family = "wasm", test), feature = "allocator"))]
 mod allocator;
 pub mod clock;
+#[cfg(any(target_family = "wasm", test))]
+mod columns;
 mod config;
 pub mod gpio;
 mod guest;
@@ -95,15 +97,18 @@ pub use bindings::headgate::app::types::Event;
 /// What [`export!`] expands to needs this; apps do not.
 #[doc(hidden)]
 #[cfg(target_family = "wasm")]
-pub use guest::{Slot, load_config};
+pub use {
+    columns::Columns,
+    guest::{Slot, load_config},
+};
 
-/// The bindings of the world `app` in `wit/world.wit`.
+/// The bindings of the world `app-columns` in `wit/world.wit`.
 #[doc(hidden)]
-#[allow(missing_docs, unsafe_code)] // All of it is generated.
+#[allow(clippy::too_many_arguments, missing_docs, unsafe_code)] // All of it is generated.
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../wit",
-        world: "app",
+        world: "app-columns",
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_component",

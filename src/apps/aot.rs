@@ -7,8 +7,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use memfd::{FileSeal, Memfd, MemfdOptions};
 
 use crate::store::ComponentId;
 
@@ -17,8 +20,20 @@ use super::AppError;
 const KEY_BYTES: usize = 32;
 const SEAL_BYTES: usize = 32;
 
+/// What is read at once: little enough to be in the CPU's cache still when it is hashed and copied.
+const CHUNK_BYTES: usize = 128 << 10;
+
+const UNREADABLE: &str = "it can't be read";
+const NO_SEAL: &str = "it has no seal";
+const NO_MEMORY: &str = "there is no memory for it";
+
 /// Begins each file; its last byte is the version of this layout: magic, seal, compiled component.
 const MAGIC: &[u8; 8] = b"HGAOT\0\0\x01";
+
+/// Code in a file that has no name and that can't be changed any more: not even by whoever may change
+/// the cache. It can be mapped, which costs less than a copy.
+#[derive(Debug)]
+pub(super) struct CodeFile(Memfd);
 
 pub(super) struct AotCache {
     folder: PathBuf,
@@ -28,10 +43,10 @@ pub(super) struct AotCache {
 }
 
 /// What was found in the cache.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) enum Cached {
     /// Compiled code, sealed by this host for this component and this engine.
-    Hit(Vec<u8>),
+    Hit(CodeFile),
     Missing,
     /// There is a file, and it can't be trusted.
     Rejected {
@@ -58,34 +73,64 @@ impl AotCache {
     /// Reads once and judges the very bytes that it returns.
     pub(super) fn get(&self, id: ComponentId) -> Cached {
         let path = self.path(id);
-        let mut file = match fs::read(&path) {
+        let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Cached::Missing,
             Err(_) => {
                 return Cached::Rejected {
                     path,
-                    why: "it can't be read",
+                    why: UNREADABLE,
                 };
             }
         };
-        let header = MAGIC.len() + SEAL_BYTES;
-        if file.len() < header || !file.starts_with(MAGIC) {
-            return Cached::Rejected {
-                path,
-                why: "it has no seal",
-            };
+        match self.unseal(id, &mut file) {
+            Ok(code) => Cached::Hit(code),
+            Err(why) => Cached::Rejected { path, why },
         }
-        let seal = <[u8; SEAL_BYTES]>::try_from(&file[MAGIC.len()..header]);
-        let seal = seal.expect("as long as the range");
+    }
+
+    fn unseal(&self, id: ComponentId, file: &mut File) -> Result<CodeFile, &'static str> {
+        let mut header = [0; MAGIC.len() + SEAL_BYTES];
+        file.read_exact(&mut header)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => NO_SEAL,
+                _ => UNREADABLE,
+            })?;
+        let (magic, seal) = header.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Err(NO_SEAL);
+        }
+        let seal = blake3::Hash::from_slice(seal).expect("as long as a hash");
+        let code = MemfdOptions::default()
+            .allow_sealing(true)
+            .create("headgate-app");
+        let code = code.map_err(|_| NO_MEMORY)?;
+        let mut hasher = self.sealer(id);
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let length = match file.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Err(UNREADABLE),
+            };
+            hasher.update(&chunk[..length]);
+            code.as_file()
+                .write_all(&chunk[..length])
+                .map_err(|_| NO_MEMORY)?;
+        }
         // Compares in constant time.
-        if self.seal(id, &file[header..]) != blake3::Hash::from_bytes(seal) {
-            return Cached::Rejected {
-                path,
-                why: "its seal is wrong",
-            };
+        if hasher.finalize() != seal {
+            return Err("its seal is wrong");
         }
-        file.drain(..header);
-        Cached::Hit(file)
+        let seals = [
+            FileSeal::SealWrite,
+            FileSeal::SealGrow,
+            FileSeal::SealShrink,
+            FileSeal::SealSeal,
+        ];
+        code.add_seals(&seals).map_err(|_| NO_MEMORY)?;
+        Ok(CodeFile(code))
     }
 
     /// Keeps compiled code. The file appears whole or not at all.
@@ -95,7 +140,8 @@ impl AotCache {
             .prefix(TEMPORARY)
             .tempfile_in(&self.folder)?;
         file.write_all(MAGIC)?;
-        file.write_all(self.seal(id, compiled).as_bytes())?;
+        let seal = self.sealer(id).update(compiled).finalize();
+        file.write_all(seal.as_bytes())?;
         file.write_all(compiled)?;
         file.as_file().sync_data()?;
         file.persist(self.path(id))?;
@@ -136,13 +182,20 @@ impl AotCache {
         self.folder.join(self.file_name(id))
     }
 
-    fn seal(&self, id: ComponentId, compiled: &[u8]) -> blake3::Hash {
+    /// What makes the seal, but for the compiled code.
+    fn sealer(&self, id: ComponentId) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(id.as_bytes());
         hasher.update(&(self.engine.len() as u64).to_le_bytes());
         hasher.update(self.engine.as_bytes());
-        hasher.update(compiled);
-        hasher.finalize()
+        hasher
+    }
+}
+
+impl CodeFile {
+    /// Where it can be opened, as long as this is there.
+    pub(super) fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
 }
 
@@ -207,12 +260,14 @@ mod tests {
     fn what_was_put_is_found_again_after_reopening() {
         let folder = tempfile::tempdir().unwrap();
         let id = ComponentId::of(b"wasm");
-        assert_eq!(cache(folder.path(), "e").get(id), Cached::Missing);
-        cache(folder.path(), "e").put(id, b"code").unwrap();
-        assert_eq!(
-            cache(folder.path(), "e").get(id),
-            Cached::Hit(b"code".to_vec())
-        );
+        assert!(matches!(cache(folder.path(), "e").get(id), Cached::Missing));
+        let code: Vec<u8> = (0..CHUNK_BYTES * 2 + 3).map(|byte| byte as u8).collect();
+        cache(folder.path(), "e").put(id, &code).unwrap();
+        let Cached::Hit(found) = cache(folder.path(), "e").get(id) else {
+            panic!("not found");
+        };
+        assert!(fs::read(found.path()).unwrap() == code);
+        fs::write(found.path(), "other").unwrap_err();
     }
 
     #[test]

@@ -822,6 +822,7 @@ impl App {
         let mut inside = self.inside.lock();
         inside.in_call = 0;
         inside.counters.batches += 1;
+        inside.counters.handle_ns += report.took.as_nanos() as u64;
         inside.counters.published += report.published as u64;
         inside.count_refusals(report.tally, report.refused_growth);
         inside.durations.record(report.took);

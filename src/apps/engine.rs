@@ -2,14 +2,18 @@
 
 #[cfg(feature = "compiler")]
 use std::hash::{Hash, Hasher};
+use std::path::Path;
 use std::sync::Arc;
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker, TypedFunc};
 use wasmtime::{Config, Engine, Store, Trap, WasmBacktrace};
 
+use super::columns::{ColumnBuffers, ColumnsIn, ColumnsOut};
 use super::error::ComponentProblem;
-use super::host::{self, EventIn, EventOut, HostState, Interruption, Output, Tally, Watch};
+use super::host::{
+    self, EventIn, EventOut, HostState, Interruption, Output, OwnedEvent, Tally, Watch,
+};
 use super::log::AppLog;
 use super::manifest::Manifest;
 use super::services::AppServices;
@@ -32,9 +36,17 @@ const CONFIGURE: &str = "configure";
 const CONFIGURE_SIGNATURE: &str = "configure: func() -> result<_, string>";
 const HANDLE: &str = "handle";
 const HANDLE_SIGNATURE: &str = "handle: func(batch: list<event>) -> result<list<event>, string>";
+const HANDLE_COLUMNS: &str = "handle-columns";
+const HANDLE_COLUMNS_SIGNATURE: &str =
+    "handle-columns: func(batch: event-columns) -> result<event-columns, string>";
 
 type ConfigureFunc = TypedFunc<(), (Result<(), String>,)>;
-type HandleFunc<'a> = TypedFunc<(&'a [EventIn<'a>],), (Result<Vec<EventOut>, String>,)>;
+type EventsFunc<'a> = TypedFunc<EventsParams<'a>, EventsResult>;
+type EventsParams<'a> = (&'a [EventIn<'a>],);
+type EventsResult = (Result<Vec<OwnedEvent>, String>,);
+type ColumnsFunc<'a> = TypedFunc<ColumnsParams<'a>, ColumnsResult>;
+type ColumnsParams<'a> = (ColumnsIn<'a>,);
+type ColumnsResult = (Result<ColumnsOut, String>,);
 
 /// What of the engine can be chosen.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +76,9 @@ fn config(chosen: EngineConfig) -> Config {
         .memory_guard_size(MEMORY_GUARD)
         .guard_before_linear_memory(false)
         .max_wasm_stack(MAX_WASM_STACK)
-        .generate_address_map(false);
+        .generate_address_map(false)
+        // For debuggers; wasmtime's own backtraces follow frame pointers.
+        .native_unwind_info(false);
     config
 }
 
@@ -194,8 +208,18 @@ impl WasmEngine {
     #[allow(unsafe_code)]
     pub(super) unsafe fn load(&self, compiled: &[u8]) -> Result<LoadedComponent, LoadError> {
         // SAFETY: the caller's promise is the one that is asked for.
-        let component = unsafe { Component::deserialize(&self.engine, compiled) }
-            .map_err(|error| LoadError::Unusable(format!("{error:#}")))?;
+        self.fit(unsafe { Component::deserialize(&self.engine, compiled) })
+    }
+
+    /// [`WasmEngine::load`] from a file, which is mapped: it must not change as long as it is in use.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn load_file(&self, path: &Path) -> Result<LoadedComponent, LoadError> {
+        // SAFETY: the caller's promise is the one that is asked for.
+        self.fit(unsafe { Component::deserialize_file(&self.engine, path) })
+    }
+
+    fn fit(&self, component: wasmtime::Result<Component>) -> Result<LoadedComponent, LoadError> {
+        let component = component.map_err(|error| LoadError::Unusable(format!("{error:#}")))?;
         self.check_imports(&component)?;
         let pre = self.linker.instantiate_pre(&component).map_err(|error| {
             // The linker's message begins with the import that it is about.
@@ -247,8 +271,6 @@ fn check_exports(pre: &InstancePre<HostState>) -> Result<(), ComponentProblem> {
         }
     };
     let types = pre.instance_type();
-    let configure = function(CONFIGURE, CONFIGURE_SIGNATURE)?;
-    let handle = function(HANDLE, HANDLE_SIGNATURE)?;
     let wrong = |export, signature| {
         move |error: wasmtime::Error| ComponentProblem::WrongSignature {
             export,
@@ -256,12 +278,17 @@ fn check_exports(pre: &InstancePre<HostState>) -> Result<(), ComponentProblem> {
             reason: format!("{error:#}"),
         }
     };
-    configure
+    function(CONFIGURE, CONFIGURE_SIGNATURE)?
         .typecheck::<(), (Result<(), String>,)>(&types)
         .map_err(wrong(CONFIGURE, CONFIGURE_SIGNATURE))?;
-    handle
-        .typecheck::<(&[EventIn],), (Result<Vec<EventOut>, String>,)>(&types)
-        .map_err(wrong(HANDLE, HANDLE_SIGNATURE))
+    match function(HANDLE_COLUMNS, HANDLE_COLUMNS_SIGNATURE) {
+        Ok(columns) => columns
+            .typecheck::<ColumnsParams, ColumnsResult>(&types)
+            .map_err(wrong(HANDLE_COLUMNS, HANDLE_COLUMNS_SIGNATURE)),
+        Err(_) => function(HANDLE, HANDLE_SIGNATURE)?
+            .typecheck::<EventsParams, EventsResult>(&types)
+            .map_err(wrong(HANDLE, HANDLE_SIGNATURE)),
+    }
 }
 
 /// Why compiled code can't be used.
@@ -288,7 +315,13 @@ pub(super) struct LoadedComponent {
 /// A live instance of an app.
 pub(super) struct Instance {
     store: Store<HostState>,
-    handle: HandleFunc<'static>,
+    handler: Handler,
+}
+
+/// How it takes batches.
+enum Handler {
+    Events(EventsFunc<'static>),
+    Columns(ColumnsFunc<'static>, ColumnBuffers),
 }
 
 /// How a call has failed.
@@ -341,7 +374,7 @@ impl Instance {
             Ok(_) => {
                 store.data_mut().stage_state_version();
                 store.data_mut().commit();
-                store.data_mut().take_outputs(Vec::new())
+                store.data_mut().take_outputs(std::iter::empty())
             }
             Err(_) => Vec::new(),
         };
@@ -349,14 +382,14 @@ impl Instance {
             outputs,
             tally: store.data_mut().take_tally(),
             refused_growth: store.data().limiter.refused(),
-            instance: result.map(|handle| Instance { store, handle }),
+            instance: result.map(|handler| Instance { store, handler }),
         }
     }
 
     fn configure(
         store: &mut Store<HostState>,
         component: &LoadedComponent,
-    ) -> Result<HandleFunc<'static>, String> {
+    ) -> Result<Handler, String> {
         let instance = component
             .pre
             .instantiate(&mut *store)
@@ -365,11 +398,18 @@ impl Instance {
         let configure: ConfigureFunc = instance
             .get_typed_func(&mut *store, CONFIGURE)
             .map_err(function)?;
-        let handle = instance
-            .get_typed_func(&mut *store, HANDLE)
-            .map_err(function)?;
+        let columns = instance.get_func(&mut *store, HANDLE_COLUMNS);
+        let handler = match columns {
+            Some(columns) => columns
+                .typed(&*store)
+                .map(|columns| Handler::Columns(columns, ColumnBuffers::default())),
+            None => instance
+                .get_typed_func(&mut *store, HANDLE)
+                .map(Handler::Events),
+        };
+        let handler = handler.map_err(function)?;
         match configure.call(&mut *store, ()) {
-            Ok((Ok(()),)) => Ok(handle),
+            Ok((Ok(()),)) => Ok(handler),
             Ok((Err(message),)) => Err(format!("`configure` returned an error: {message}")),
             Err(error) => Err(format!("`configure` {}", explain(&error))),
         }
@@ -377,26 +417,41 @@ impl Instance {
 
     /// Runs a batch. On an error, nothing that the call has handed out remains.
     pub(super) fn handle(&mut self, batch: &[Event]) -> Result<Vec<Output>, CallError> {
-        let events: Vec<EventIn> = batch
-            .iter()
-            .map(|event| EventIn {
-                topic: event.topic.as_str(),
-                payload: &event.payload,
-                timestamp: event.timestamp_ns,
-            })
-            .collect();
-        self.store.data_mut().begin_call();
-        self.store.data_mut().arrive(batch);
-        self.store.set_epoch_deadline(1);
-        // A `TypedFunc` is covariant in its parameters: this one takes shorter borrows, too.
-        let handle: &HandleFunc<'_> = &self.handle;
-        match handle.call(&mut self.store, (&events,)) {
-            Ok((Ok(results),)) => {
-                self.store.data_mut().commit();
-                Ok(self.store.data_mut().take_outputs(results))
+        let store = &mut self.store;
+        store.data_mut().begin_call();
+        store.data_mut().arrive(batch);
+        store.set_epoch_deadline(1);
+        let result = match &mut self.handler {
+            Handler::Events(handle) => {
+                let events: Vec<_> = batch.iter().map(EventIn::from).collect();
+                // A `TypedFunc` is covariant in its parameters: this one takes shorter borrows, too.
+                let handle: &EventsFunc<'_> = handle;
+                let result = handle.call(&mut *store, (&events,));
+                result.map(|(result,)| {
+                    result.map(|events| {
+                        let events = events.into_iter().map(EventOut::from);
+                        store.data_mut().take_outputs(events)
+                    })
+                })
             }
-            Ok((Err(message),)) => {
-                self.store.data_mut().abandon();
+            Handler::Columns(handle, buffers) => {
+                let handle: &ColumnsFunc<'_> = handle;
+                let result = handle.call(&mut *store, (buffers.fill(batch),));
+                result.map(|(result,)| {
+                    result.and_then(|columns| {
+                        let events = columns.events().map_err(str::to_owned)?;
+                        Ok(store.data_mut().take_outputs(events.into_iter()))
+                    })
+                })
+            }
+        };
+        match result {
+            Ok(Ok(outputs)) => {
+                store.data_mut().commit();
+                Ok(outputs)
+            }
+            Ok(Err(message)) => {
+                store.data_mut().abandon();
                 Err(CallError::Returned(format!(
                     "`handle` returned an error: {message}"
                 )))

@@ -11,6 +11,7 @@ mod random;
 mod state;
 mod timers;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
@@ -116,13 +117,40 @@ pub(super) struct EventIn<'a> {
     pub(super) timestamp: u64,
 }
 
+impl<'a> From<&'a Event> for EventIn<'a> {
+    fn from(event: &'a Event) -> EventIn<'a> {
+        EventIn {
+            topic: event.topic.as_str(),
+            payload: &event.payload,
+            timestamp: event.timestamp_ns,
+        }
+    }
+}
+
 /// `event` as an app hands it out.
 #[derive(Clone, ComponentType, Lift)]
 #[component(record)]
-pub(super) struct EventOut {
+pub(super) struct OwnedEvent {
     topic: String,
     payload: Vec<u8>,
     timestamp: u64,
+}
+
+/// An event that an app hands out, in whichever way.
+pub(super) struct EventOut<'a> {
+    pub(super) topic: Cow<'a, str>,
+    pub(super) payload: Cow<'a, [u8]>,
+    pub(super) timestamp: u64,
+}
+
+impl From<OwnedEvent> for EventOut<'_> {
+    fn from(event: OwnedEvent) -> Self {
+        EventOut {
+            topic: event.topic.into(),
+            payload: event.payload.into(),
+            timestamp: event.timestamp,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ComponentType, Lift)]
@@ -217,7 +245,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
 
     linker.instance(PUBLISHER)?.func_wrap(
         "publish",
-        |mut store: StoreContextMut<HostState>, (events,): (Vec<EventOut>,)| {
+        |mut store: StoreContextMut<HostState>, (events,): (Vec<OwnedEvent>,)| {
             Ok((store.data_mut().publish(events),))
         },
     )?;
@@ -402,7 +430,10 @@ impl HostState {
     }
 
     /// Takes what the call has handed out, and `results`, what it has returned.
-    pub(super) fn take_outputs(&mut self, results: Vec<EventOut>) -> Vec<Output> {
+    pub(super) fn take_outputs<'a>(
+        &mut self,
+        results: impl ExactSizeIterator<Item = EventOut<'a>>,
+    ) -> Vec<Output> {
         let now = unix_time_ns();
         self.call
             .outputs
@@ -433,15 +464,18 @@ impl HostState {
     }
 
     /// All of `events`, or none.
-    fn publish(&mut self, events: Vec<EventOut>) -> Result<(), PublishError> {
-        let bytes = events.iter().map(EventOut::bytes).sum();
+    fn publish(&mut self, events: Vec<OwnedEvent>) -> Result<(), PublishError> {
+        let bytes = events.iter().map(|e| e.topic.len() + e.payload.len()).sum();
         if !self.call.fits(events.len(), bytes) {
             self.over_quota(events.len() as u64);
             return Err(PublishError::QuotaExceeded);
         }
         let now = unix_time_ns();
         let count = events.len() as u64;
-        let checked: Result<Vec<_>, _> = events.into_iter().map(|e| self.check(e, now)).collect();
+        let checked: Result<Vec<_>, _> = events
+            .into_iter()
+            .map(|e| self.check(e.into(), now))
+            .collect();
         match checked {
             Ok(outputs) => {
                 outputs.into_iter().for_each(|output| self.accept(output));
@@ -480,21 +514,22 @@ impl HostState {
         });
     }
 
-    fn check(&mut self, event: EventOut, now: u64) -> Result<Output, Refusal> {
-        let topic = match self.known_topics.get(event.topic.as_str()) {
+    fn check(&mut self, event: EventOut<'_>, now: u64) -> Result<Output, Refusal> {
+        let topic = match self.known_topics.get(&*event.topic) {
             Some(topic) => topic.clone(),
             None => {
                 let topic = self.check_topic(&event.topic)?;
                 if self.known_topics.len() >= KNOWN_TOPICS {
                     self.known_topics.clear();
                 }
-                self.known_topics.insert(event.topic.into(), topic.clone());
+                self.known_topics
+                    .insert((*event.topic).into(), topic.clone());
                 topic
             }
         };
         Ok(Output {
             topic,
-            payload: event.payload.into(),
+            payload: event.payload.into_owned().into(),
             timestamp_ns: match event.timestamp {
                 0 => now,
                 timestamp => timestamp,
@@ -528,7 +563,7 @@ impl HostState {
     }
 }
 
-impl EventOut {
+impl EventOut<'_> {
     fn bytes(&self) -> usize {
         self.topic.len() + self.payload.len()
     }

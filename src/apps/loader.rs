@@ -59,9 +59,10 @@ impl Loader {
                 return None;
             }
         };
-        // SAFETY: the seal says that `load` below has written these bytes.
+        // SAFETY: the seal says that `compile` below has written these bytes, and nobody can change
+        // this copy of them.
         #[allow(unsafe_code)]
-        match unsafe { self.engine.load(&compiled) } {
+        match unsafe { self.engine.load_file(&compiled.path()) } {
             Ok(component) => {
                 metrics::count_load(app, true);
                 Some(Ok(component))

@@ -8,6 +8,7 @@
 mod aot;
 mod app;
 mod breaker;
+mod columns;
 mod compile;
 mod device_host;
 mod durations;

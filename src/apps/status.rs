@@ -210,6 +210,8 @@ pub struct AppCounters {
     pub queued: u64,
     /// Calls of `handle`.
     pub batches: u64,
+    /// Nanoseconds in them, what it costs to hand events in and out included.
+    pub handle_ns: u64,
     /// Events that the app handed out and that went on.
     pub published: u64,
     /// Outputs on a topic that the manifest doesn't cover, or on no valid topic.
@@ -283,6 +285,7 @@ impl AppCounters {
             dropped: self.dropped.since(&earlier.dropped),
             queued: self.queued,
             batches: self.batches - earlier.batches,
+            handle_ns: self.handle_ns - earlier.handle_ns,
             published: self.published - earlier.published,
             denied: self.denied - earlier.denied,
             over_publish_quota: self.over_publish_quota - earlier.over_publish_quota,

@@ -337,8 +337,10 @@ fn inspect(app: &AppInfo, output: &Output) -> anyhow::Result<()> {
         (
             "batches",
             Some(format!(
-                "{}, {} of them tried again",
-                counters.batches, counters.retried
+                "{}, {} of them tried again, {} µs each",
+                counters.batches,
+                counters.retried,
+                counters.handle_ns / counters.batches.max(1) / 1000
             )),
         ),
     ];

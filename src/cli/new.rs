@@ -52,12 +52,13 @@ macro_rules! files {
 
 /// The SDK and the interface, with their places in Headgate's sources. In a project they keep these,
 /// below [`SDK_FOLDER`].
-const SDK: [(&str, &str); 24] = files![
+const SDK: [(&str, &str); 25] = files![
     "sdk/Cargo.toml",
     "sdk/macros/Cargo.toml",
     "sdk/macros/src/lib.rs",
     "sdk/src/allocator.rs",
     "sdk/src/clock.rs",
+    "sdk/src/columns.rs",
     "sdk/src/config.rs",
     "sdk/src/gpio.rs",
     "sdk/src/guest.rs",

@@ -299,7 +299,8 @@ pub(super) fn component_for(module: &str, world: &str) -> Vec<u8> {
     let mut resolve = wit_parser::Resolve::default();
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("wit");
     let (package, _) = resolve.push_dir(&wit).unwrap();
-    if world != "app" {
+    let is_own = world.starts_with("app");
+    if !is_own {
         resolve
             .push_str(
                 "other.wit",
@@ -308,7 +309,7 @@ pub(super) fn component_for(module: &str, world: &str) -> Vec<u8> {
             .unwrap();
     }
     let world = match world {
-        "app" => resolve.select_world(&[package], Some("app")),
+        own if is_own => resolve.select_world(&[package], Some(own)),
         other => {
             let package = resolve
                 .packages
@@ -347,5 +348,9 @@ const OTHER_WORLDS: &str = "
     world other-handle {
         export configure: func() -> result<_, string>;
         export handle: func(batch: list<string>) -> u32;
+    }
+    world other-columns {
+        export configure: func() -> result<_, string>;
+        export handle-columns: func(batch: list<string>) -> u32;
     }
 ";

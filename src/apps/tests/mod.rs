@@ -1,5 +1,6 @@
 //! Apps as their operator and the pipeline see them, with guests that do their worst.
 
+mod columns;
 mod devices;
 pub(crate) mod house;
 mod install;
