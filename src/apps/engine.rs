@@ -390,10 +390,18 @@ impl Instance {
         store: &mut Store<HostState>,
         component: &LoadedComponent,
     ) -> Result<Handler, String> {
-        let instance = component
-            .pre
-            .instantiate(&mut *store)
-            .map_err(|error| format!("it can't be instantiated: {}", explain(&error)))?;
+        let instance = component.pre.instantiate(&mut *store).map_err(|error| {
+            let limits = &store.data().manifest.limits;
+            // Of this limit wasmtime itself tells, and only as a text.
+            let why = match error.to_string().contains("instance count too high") {
+                true => format!(
+                    "it has more core instances than `limits.instances` ({})",
+                    limits.instances
+                ),
+                false => explain(&error),
+            };
+            format!("it can't be instantiated: {why}")
+        })?;
         let function = |error: wasmtime::Error| format!("an export has changed: {error:#}");
         let configure: ConfigureFunc = instance
             .get_typed_func(&mut *store, CONFIGURE)

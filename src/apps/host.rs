@@ -260,7 +260,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
 
 /// What belongs to one live instance.
 pub(super) struct HostState {
-    manifest: Arc<Manifest>,
+    pub(super) manifest: Arc<Manifest>,
     log: Arc<AppLog>,
     pub(super) limiter: Limiter,
     pub(super) call: CallState,

@@ -338,6 +338,10 @@ fn devices_go_with_the_instance_on_every_way_out() {
     });
     gone("back-off");
     house.apps.install(&version("4.0.0"), &keeper("")).unwrap();
+    // It fails with those that wait still, too.
+    house.eventually("a", "its lines", |info| {
+        info.counters.queued == 0 && info.state == AppState::Running && info.lines == 2
+    });
     held("upgrade after back-off");
     house.apps.remove("a").unwrap();
     gone("remove");

@@ -6,6 +6,7 @@ pub(crate) mod house;
 mod install;
 mod keeping;
 mod lifecycle;
+mod limits;
 mod measuring;
 mod misbehaviour;
 mod preinstalled;
