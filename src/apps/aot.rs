@@ -10,8 +10,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memfd::{FileSeal, Memfd, MemfdOptions};
+use parking_lot::Mutex;
 
 use crate::store::ComponentId;
 
@@ -33,20 +35,62 @@ const MAGIC: &[u8; 8] = b"HGAOT\0\0\x01";
 /// Code in a file that has no name and that can't be changed any more: not even by whoever may change
 /// the cache. It can be mapped, which costs less than a copy.
 #[derive(Debug)]
-pub(super) struct CodeFile(Memfd);
+pub(super) struct CodeFile {
+    file: Memfd,
+    bytes: usize,
+}
 
 pub(super) struct AotCache {
     folder: PathBuf,
     key: [u8; KEY_BYTES],
     /// Stands for all that decides whether compiled code fits the engine.
     engine: String,
+    recent: Mutex<Recent>,
+}
+
+/// Code that was used last, the latest at the end: what is started again need not be read and checked
+/// again. It takes memory only where the app does not run, for else that has it mapped anyway.
+#[derive(Default)]
+struct Recent {
+    code: Vec<(ComponentId, Arc<CodeFile>)>,
+}
+
+/// Most bytes and most files of code that is kept because it was used last.
+const RECENT_BYTES: usize = 16 << 20;
+const RECENT_FILES: usize = 16;
+
+impl Recent {
+    fn get(&mut self, id: ComponentId) -> Option<Arc<CodeFile>> {
+        let index = self.code.iter().position(|(known, _)| *known == id)?;
+        let found = self.code.remove(index);
+        self.code.push(found);
+        self.code.last().map(|(_, code)| code.clone())
+    }
+
+    fn put(&mut self, id: ComponentId, code: &Arc<CodeFile>) {
+        self.code.retain(|(known, _)| *known != id);
+        self.code.push((id, code.clone()));
+        let mut left = RECENT_BYTES;
+        let kept = self
+            .code
+            .iter()
+            .rev()
+            .take(RECENT_FILES)
+            .take_while(|(_, code)| {
+                let fits = code.bytes <= left;
+                left = left.saturating_sub(code.bytes);
+                fits
+            });
+        let gone = self.code.len() - kept.count();
+        self.code.drain(..gone);
+    }
 }
 
 /// What was found in the cache.
 #[derive(Debug)]
 pub(super) enum Cached {
     /// Compiled code, sealed by this host for this component and this engine.
-    Hit(CodeFile),
+    Hit(Arc<CodeFile>),
     Missing,
     /// There is a file, and it can't be trusted.
     Rejected {
@@ -63,6 +107,7 @@ impl AotCache {
             folder: folder.to_owned(),
             key: host_key(key).map_err(|source| file_error(key, source))?,
             engine,
+            recent: Mutex::default(),
         })
     }
 
@@ -72,6 +117,9 @@ impl AotCache {
 
     /// Reads once and judges the very bytes that it returns.
     pub(super) fn get(&self, id: ComponentId) -> Cached {
+        if let Some(code) = self.recent.lock().get(id) {
+            return Cached::Hit(code);
+        }
         let path = self.path(id);
         let mut file = match File::open(&path) {
             Ok(file) => file,
@@ -84,7 +132,11 @@ impl AotCache {
             }
         };
         match self.unseal(id, &mut file) {
-            Ok(code) => Cached::Hit(code),
+            Ok(code) => {
+                let code = Arc::new(code);
+                self.recent.lock().put(id, &code);
+                Cached::Hit(code)
+            }
             Err(why) => Cached::Rejected { path, why },
         }
     }
@@ -107,6 +159,7 @@ impl AotCache {
         let code = code.map_err(|_| NO_MEMORY)?;
         let mut hasher = self.sealer(id);
         let mut chunk = vec![0; CHUNK_BYTES];
+        let mut bytes = 0;
         loop {
             let length = match file.read(&mut chunk) {
                 Ok(0) => break,
@@ -114,6 +167,7 @@ impl AotCache {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return Err(UNREADABLE),
             };
+            bytes += length;
             hasher.update(&chunk[..length]);
             code.as_file()
                 .write_all(&chunk[..length])
@@ -130,7 +184,7 @@ impl AotCache {
             FileSeal::SealSeal,
         ];
         code.add_seals(&seals).map_err(|_| NO_MEMORY)?;
-        Ok(CodeFile(code))
+        Ok(CodeFile { file: code, bytes })
     }
 
     /// Keeps compiled code. The file appears whole or not at all.
@@ -151,6 +205,7 @@ impl AotCache {
     /// Removes the files of a component, those for other engines too. A file that stays is useless
     /// but harmless.
     pub(super) fn remove(&self, id: ComponentId) {
+        self.recent.lock().code.retain(|(known, _)| *known != id);
         let id = id.to_string();
         self.remove_where(|name| name.starts_with(&id));
     }
@@ -195,7 +250,7 @@ impl AotCache {
 impl CodeFile {
     /// Where it can be opened, as long as this is there.
     pub(super) fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 }
 
@@ -268,6 +323,38 @@ mod tests {
         };
         assert!(fs::read(found.path()).unwrap() == code);
         fs::write(found.path(), "other").unwrap_err();
+    }
+
+    #[test]
+    fn code_that_was_used_last_is_kept_as_long_as_it_is_little() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), "e");
+        let ids: Vec<_> = (0..RECENT_FILES as u8 + 1)
+            .map(|number| ComponentId::of(&[number]))
+            .collect();
+        for id in &ids {
+            cache.put(*id, b"code").unwrap();
+            let Cached::Hit(code) = cache.get(*id) else {
+                panic!("not found");
+            };
+            // The same, not a copy.
+            assert!(matches!(cache.get(*id), Cached::Hit(again) if Arc::ptr_eq(&again, &code)));
+        }
+        let is_kept = |id: &ComponentId| {
+            fs::remove_file(cache.path(*id)).unwrap();
+            matches!(cache.get(*id), Cached::Hit(_))
+        };
+        let kept: Vec<_> = ids.iter().map(is_kept).collect();
+        assert!(!kept[0] && kept[1..].iter().all(|kept| *kept), "{kept:?}");
+
+        cache.remove(ids[1]);
+        assert!(matches!(cache.get(ids[1]), Cached::Missing));
+
+        let large = ComponentId::of(b"large");
+        cache.put(large, &vec![0; RECENT_BYTES + 1]).unwrap();
+        assert!(matches!(cache.get(large), Cached::Hit(_)));
+        fs::remove_file(cache.path(large)).unwrap();
+        assert!(matches!(cache.get(large), Cached::Missing));
     }
 
     #[test]
