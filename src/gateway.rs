@@ -43,6 +43,10 @@ pub enum StartError {
     Admin(#[from] admin::SocketError),
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
+    #[error(
+        "can't find out which program this is, to compile apps with it: {0}; is /proc mounted?"
+    )]
+    Program(std::io::Error),
 }
 
 /// Why files could not be read anew.
@@ -111,7 +115,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     });
     let dead_letters = Arc::new(DeadLetters::new(started));
     let apps = {
-        let config = apps_config(config).map_err(StartError::Thread)?;
+        let config = apps_config(config).map_err(StartError::Program)?;
         let (store, outputs, progress) = (store.clone(), outputs.clone(), pipeline.progress());
         let letters = dead_letters.clone();
         let open = move || Apps::open(config, store, routes, outputs, progress, letters);
@@ -375,10 +379,7 @@ fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
             batch_deadline_ms: apps.max_batch_deadline_ms,
             kv_bytes: apps.max_kv_bytes,
         },
-        engine: EngineConfig {
-            simd: apps.simd,
-            pool_instances: apps.pool_instances,
-        },
+        engine: EngineConfig { simd: apps.simd },
         aot_cache: apps.aot_cache,
         cold_start_target: Some(Duration::from_millis(apps.cold_start_target_ms))
             .filter(|target| !target.is_zero()),

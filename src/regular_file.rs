@@ -44,6 +44,10 @@ impl RegularFile {
         &self.metadata
     }
 
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// All of it, if that is at most `max` bytes.
     pub fn read(self, max: u64) -> Result<Vec<u8>, ReadError> {
         let mut contents = Vec::new();

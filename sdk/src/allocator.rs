@@ -46,6 +46,31 @@ impl<A> Keeping<A> {
     }
 }
 
+impl<A: GlobalAlloc> Keeping<A> {
+    /// What the allocator behind gives; if it has nothing more, after it has got all blocks back.
+    ///
+    /// # Safety
+    /// As for `get`, which must not come back here.
+    unsafe fn behind(&self, get: impl Fn(&A) -> *mut u8) -> *mut u8 {
+        let block = get(&self.behind);
+        if !block.is_null() {
+            return block;
+        }
+        for class in 0..MAX_BLOCK / STEP {
+            // SAFETY: as in `alloc`; each block in the list is a whole one of this size, and free.
+            unsafe {
+                let list = &mut (*self.free.get())[class];
+                while let Some(block) = list.first {
+                    list.first = block.as_ref().next;
+                    self.behind.dealloc(block.as_ptr().cast(), whole(class));
+                }
+                list.blocks = 0;
+            }
+        }
+        get(&self.behind)
+    }
+}
+
 /// Which list a block is from, if from any. The size of a layout is never 0.
 fn class(layout: Layout) -> Option<usize> {
     (layout.size() <= MAX_BLOCK && layout.align() <= STEP).then(|| (layout.size() - 1) / STEP)
@@ -63,7 +88,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Keeping<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(class) = class(layout) else {
             // SAFETY: handed on as it came.
-            return unsafe { self.behind.alloc(layout) };
+            return unsafe { self.behind(|behind| behind.alloc(layout)) };
         };
         // SAFETY: there is one thread, and nothing in here calls back.
         let list = unsafe { &mut (*self.free.get())[class] };
@@ -75,7 +100,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Keeping<A> {
                 block.as_ptr().cast()
             }
             // SAFETY: its size is not 0.
-            None => unsafe { self.behind.alloc(whole(class)) },
+            None => unsafe { self.behind(|behind| behind.alloc(whole(class))) },
         }
     }
 
@@ -102,7 +127,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Keeping<A> {
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (class(layout), class(new)) {
             // SAFETY: handed on as it came.
-            (None, None) => unsafe { self.behind.realloc(block, layout, size) },
+            (None, None) => unsafe { self.behind(|behind| behind.realloc(block, layout, size)) },
             (old, new) if old == new => block,
             _ => {
                 // SAFETY: as the caller could do it.
@@ -144,12 +169,17 @@ mod tests {
 
     use super::*;
 
-    /// Counts the bytes that are with it.
+    /// Counts the bytes that are with it, and gives no more than a million.
     struct Counting(Cell<usize>);
+
+    const ALL: usize = 1_000_000;
 
     // SAFETY: the system's, and a count.
     unsafe impl GlobalAlloc for Counting {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            if self.0.get() + layout.size() > ALL {
+                return ptr::null_mut();
+            }
             self.0.set(self.0.get() + layout.size());
             unsafe { System.alloc(layout) }
         }
@@ -235,7 +265,7 @@ mod tests {
     fn what_is_kept_of_one_size_is_bounded() {
         let allocator = Keeping::new(Counting(Cell::new(0)));
         let layout = Layout::from_size_align(100, 1).unwrap();
-        let blocks: Vec<_> = (0..10_000)
+        let blocks: Vec<_> = (0..5_000)
             .map(|_| unsafe { allocator.alloc(layout) })
             .collect();
         for block in blocks {
@@ -244,6 +274,34 @@ mod tests {
         let kept = allocator.behind.0.get();
         assert!((MAX_KEPT - 112..=MAX_KEPT).contains(&kept), "{kept}");
         assert_eq!(kept % 112, 0);
+    }
+
+    #[test]
+    fn what_is_kept_is_given_back_before_memory_runs_out() {
+        let layout = |size| Layout::from_size_align(size, 1).unwrap();
+        let allocator = Keeping::new(Counting(Cell::new(0)));
+        let kept = |allocator: &Keeping<Counting>| {
+            let blocks: Vec<_> = (0..100)
+                .map(|_| unsafe { allocator.alloc(layout(160)) })
+                .collect();
+            for block in blocks {
+                unsafe { allocator.dealloc(block, layout(160)) };
+            }
+            allocator.behind.0.get()
+        };
+        assert_eq!(kept(&allocator), 16_000);
+        let large = unsafe { allocator.alloc(layout(ALL)) };
+        assert!(!large.is_null());
+        assert!(unsafe { allocator.alloc(layout(16)) }.is_null());
+        unsafe { allocator.dealloc(large, layout(ALL)) };
+
+        let large = unsafe { allocator.alloc(layout(2000)) };
+        assert_eq!(kept(&allocator), 18_000);
+        // The system's realloc, made of these, has both for a moment.
+        let grown = unsafe { allocator.realloc(large, layout(2000), ALL - 2000) };
+        assert!(!grown.is_null());
+        unsafe { allocator.dealloc(grown, layout(ALL - 2000)) };
+        assert_eq!(allocator.behind.0.get(), 0);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! configuration, is right. Anything else (tampered, cut short, from another host, of another
 //! engine) is as good as not there, and is compiled anew.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use memfd::{FileSeal, Memfd, MemfdOptions};
 use parking_lot::Mutex;
 
+use crate::regular_file::{ReadError, RegularFile};
 use crate::store::ComponentId;
 
 use super::AppError;
@@ -25,12 +27,11 @@ const SEAL_BYTES: usize = 32;
 /// What is read at once: little enough to be in the CPU's cache still when it is hashed and copied.
 const CHUNK_BYTES: usize = 128 << 10;
 
-const UNREADABLE: &str = "it can't be read";
-const NO_SEAL: &str = "it has no seal";
-const NO_MEMORY: &str = "there is no memory for it";
-
-/// Begins each file; its last byte is the version of this layout: magic, seal, compiled component.
-const MAGIC: &[u8; 8] = b"HGAOT\0\0\x01";
+/// Begins each file; its last byte is the version of this layout: magic, length of the compiled component (8
+/// bytes, little-endian), seal, compiled component.
+const MAGIC: &[u8; 8] = b"HGAOT\0\0\x02";
+const LENGTH_BYTES: usize = 8;
+const HEADER_BYTES: usize = MAGIC.len() + LENGTH_BYTES + SEAL_BYTES;
 
 /// Code in a file that has no name and that can't be changed any more: not even by whoever may change
 /// the cache. It can be mapped, which costs less than a copy.
@@ -95,7 +96,7 @@ pub(super) enum Cached {
     /// There is a file, and it can't be trusted.
     Rejected {
         path: PathBuf,
-        why: &'static str,
+        why: String,
     },
 }
 
@@ -121,61 +122,58 @@ impl AotCache {
             return Cached::Hit(code);
         }
         let path = self.path(id);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Cached::Missing,
-            Err(_) => {
-                return Cached::Rejected {
-                    path,
-                    why: UNREADABLE,
-                };
-            }
-        };
-        match self.unseal(id, &mut file) {
+        match self.unseal(id, &path) {
             Ok(code) => {
                 let code = Arc::new(code);
                 self.recent.lock().put(id, &code);
                 Cached::Hit(code)
             }
-            Err(why) => Cached::Rejected { path, why },
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Cached::Missing,
+            Err(error) => Cached::Rejected {
+                path,
+                why: error.to_string(),
+            },
         }
     }
 
-    fn unseal(&self, id: ComponentId, file: &mut File) -> Result<CodeFile, &'static str> {
-        let mut header = [0; MAGIC.len() + SEAL_BYTES];
+    fn unseal(&self, id: ComponentId, path: &Path) -> Result<CodeFile, ReadError> {
+        let file = RegularFile::open(path, libc::O_NOFOLLOW)?;
+        let bytes = file.metadata().len();
+        let mut file = file.into_file();
+        let mut header = [0; HEADER_BYTES];
         file.read_exact(&mut header)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => NO_SEAL,
-                _ => UNREADABLE,
+                io::ErrorKind::UnexpectedEof => invalid("it has no seal"),
+                _ => error,
             })?;
-        let (magic, seal) = header.split_at(MAGIC.len());
+        let (magic, rest) = header.split_at(MAGIC.len());
+        let (length, seal) = rest.split_at(LENGTH_BYTES);
         if magic != MAGIC {
-            return Err(NO_SEAL);
+            return Err(invalid("it has no seal").into());
+        }
+        let length = u64::from_le_bytes(length.try_into().expect("8 bytes"));
+        // Before it takes memory.
+        if bytes != HEADER_BYTES as u64 + length {
+            return Err(invalid("its length is wrong").into());
         }
         let seal = blake3::Hash::from_slice(seal).expect("as long as a hash");
         let code = MemfdOptions::default()
             .allow_sealing(true)
-            .create("headgate-app");
-        let code = code.map_err(|_| NO_MEMORY)?;
+            .create("headgate-app")
+            .map_err(no_copy)?;
         let mut hasher = self.sealer(id);
         let mut chunk = vec![0; CHUNK_BYTES];
-        let mut bytes = 0;
-        loop {
-            let length = match file.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return Err(UNREADABLE),
-            };
-            bytes += length;
-            hasher.update(&chunk[..length]);
-            code.as_file()
-                .write_all(&chunk[..length])
-                .map_err(|_| NO_MEMORY)?;
+        let mut left = length as usize;
+        while left > 0 {
+            let part = &mut chunk[..left.min(CHUNK_BYTES)];
+            file.read_exact(part)?;
+            hasher.update(part);
+            code.as_file().write_all(part).map_err(no_copy)?;
+            left -= part.len();
         }
         // Compares in constant time.
         if hasher.finalize() != seal {
-            return Err("its seal is wrong");
+            return Err(invalid("its seal is wrong").into());
         }
         let seals = [
             FileSeal::SealWrite,
@@ -183,8 +181,11 @@ impl AotCache {
             FileSeal::SealShrink,
             FileSeal::SealSeal,
         ];
-        code.add_seals(&seals).map_err(|_| NO_MEMORY)?;
-        Ok(CodeFile { file: code, bytes })
+        code.add_seals(&seals).map_err(no_copy)?;
+        Ok(CodeFile {
+            file: code,
+            bytes: length as usize,
+        })
     }
 
     /// Keeps compiled code. The file appears whole or not at all.
@@ -194,6 +195,7 @@ impl AotCache {
             .prefix(TEMPORARY)
             .tempfile_in(&self.folder)?;
         file.write_all(MAGIC)?;
+        file.write_all(&(compiled.len() as u64).to_le_bytes())?;
         let seal = self.sealer(id).update(compiled).finalize();
         file.write_all(seal.as_bytes())?;
         file.write_all(compiled)?;
@@ -254,6 +256,14 @@ impl CodeFile {
     }
 }
 
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn no_copy(error: impl fmt::Display) -> io::Error {
+    io::Error::other(format!("no copy of it can be made in memory: {error}"))
+}
+
 /// Files that begin so are being written, or were when a gateway died.
 pub(super) const TEMPORARY: &str = ".tmp-";
 
@@ -305,6 +315,8 @@ pub(super) fn file_error(path: &Path, source: io::Error) -> AppError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn cache(folder: &Path, engine: &str) -> AotCache {
@@ -323,6 +335,30 @@ mod tests {
         };
         assert!(fs::read(found.path()).unwrap() == code);
         fs::write(found.path(), "other").unwrap_err();
+    }
+
+    #[test]
+    fn what_is_no_file_or_of_the_wrong_length_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), "e");
+        let id = ComponentId::of(b"wasm");
+        let rejected = || match cache.get(id) {
+            Cached::Rejected { why, .. } => why,
+            other => panic!("{other:?}"),
+        };
+        // A pipe that nobody writes to: reading it would never end.
+        let path = std::ffi::CString::new(cache.path(id).into_os_string().into_vec()).unwrap();
+        // SAFETY: the path ends with a NUL.
+        #[allow(unsafe_code)]
+        let made = unsafe { libc::mkfifo(path.as_ptr(), 0o600) };
+        assert_eq!(made, 0);
+        assert_eq!(rejected(), "not a regular file");
+        fs::remove_file(cache.path(id)).unwrap();
+
+        cache.put(id, b"code").unwrap();
+        let file = OpenOptions::new().write(true).open(cache.path(id)).unwrap();
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(rejected(), "its length is wrong");
     }
 
     #[test]

@@ -75,33 +75,46 @@ impl ColumnBuffers {
 }
 
 impl ColumnsOut {
-    /// The events, or what is wrong with the columns.
-    pub(super) fn events(&self) -> Result<Vec<EventOut<'_>>, &'static str> {
+    /// Says what is wrong with the columns, if something is.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
         let count = self.timestamps.len();
         if self.topic_ends.len() != count || self.payload_ends.len() != count {
-            return Err("its columns are not of one length");
+            return Err("the columns are not of one length");
         }
-        let mut events = Vec::with_capacity(count);
+        let topics = self.topics.as_str();
         let (mut topic_start, mut payload_start) = (0, 0);
-        let ends = self.topic_ends.iter().zip(&self.payload_ends);
-        for ((&topic_end, &payload_end), &timestamp) in ends.zip(&self.timestamps) {
+        for (&topic_end, &payload_end) in self.topic_ends.iter().zip(&self.payload_ends) {
             let (topic_end, payload_end) = (topic_end as usize, payload_end as usize);
-            let topic = self.topics.get(topic_start..topic_end);
-            let payload = self.payloads.get(payload_start..payload_end);
-            let (Some(topic), Some(payload)) = (topic, payload) else {
-                return Err("an entry of its columns does not end where it can");
-            };
-            events.push(EventOut {
-                topic: Cow::Borrowed(topic),
-                payload: Cow::Borrowed(payload),
-                timestamp,
-            });
+            let fits = topic_start <= topic_end
+                && topics.is_char_boundary(topic_end)
+                && payload_start <= payload_end
+                && payload_end <= self.payloads.len();
+            if !fits {
+                return Err("an entry of the columns does not end where it can");
+            }
             (topic_start, payload_start) = (topic_end, payload_end);
         }
-        if topic_start != self.topics.len() || payload_start != self.payloads.len() {
-            return Err("its columns hold more than its events");
+        match topic_start == topics.len() && payload_start == self.payloads.len() {
+            true => Ok(()),
+            false => Err("the columns hold more than their events"),
         }
-        Ok(events)
+    }
+
+    /// The events in columns that were checked. None is copied before somebody takes it.
+    pub(super) fn events(&self) -> impl ExactSizeIterator<Item = EventOut<'_>> {
+        let (mut topic_start, mut payload_start) = (0, 0);
+        let ends = self.topic_ends.iter().zip(&self.payload_ends);
+        let ends = ends.zip(&self.timestamps);
+        ends.map(move |((&topic_end, &payload_end), &timestamp)| {
+            let topic = topic_start..topic_end as usize;
+            let payload = payload_start..payload_end as usize;
+            (topic_start, payload_start) = (topic.end, payload.end);
+            EventOut {
+                topic: Cow::Borrowed(&self.topics[topic]),
+                payload: Cow::Borrowed(&self.payloads[payload]),
+                timestamp,
+            }
+        })
     }
 }
 
@@ -132,9 +145,9 @@ mod tests {
 
     #[test]
     fn wrong_columns_are_refused() {
-        let length = "its columns are not of one length";
-        let end = "an entry of its columns does not end where it can";
-        let more = "its columns hold more than its events";
+        let length = "the columns are not of one length";
+        let end = "an entry of the columns does not end where it can";
+        let more = "the columns hold more than their events";
         for (columns, why) in [
             (handed_out("a", &[1], b"", &[0], &[]), length),
             (handed_out("a", &[], b"", &[0], &[0]), length),
@@ -148,14 +161,10 @@ mod tests {
             (handed_out("a", &[1], b"x", &[0], &[0]), more),
             (handed_out("a", &[], b"", &[], &[]), more),
         ] {
-            assert_eq!(columns.events().err(), Some(why), "{:?}", columns.topics);
+            assert_eq!(columns.check(), Err(why), "{:?}", columns.topics);
         }
-        assert!(
-            handed_out("", &[], b"", &[], &[])
-                .events()
-                .unwrap()
-                .is_empty()
-        );
+        let none = handed_out("", &[], b"", &[], &[]);
+        assert_eq!((none.check(), none.events().count()), (Ok(()), 0));
     }
 
     proptest! {
@@ -184,10 +193,9 @@ mod tests {
                 columns.payload_ends,
                 columns.timestamps,
             );
+            prop_assert_eq!(columns.check(), Ok(()));
             let out: Vec<_> = columns
                 .events()
-                .unwrap()
-                .into_iter()
                 .map(|event| (event.topic.into(), event.payload.into(), event.timestamp))
                 .collect();
             prop_assert_eq!(out, events);

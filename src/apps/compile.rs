@@ -95,14 +95,7 @@ pub fn compile_here(input: &Path, output: &Path, simd: bool) -> Result<(), Strin
     take_little();
     let component =
         fs::read(input).map_err(|error| format!("cannot read {}: {error}", input.display()))?;
-    let compiled = engine::precompile(
-        &component,
-        None,
-        EngineConfig {
-            simd,
-            ..EngineConfig::default()
-        },
-    );
+    let compiled = engine::precompile(&component, None, EngineConfig { simd });
     let compiled = compiled.map_err(|problem| problem.to_string())?;
     fs::write(output, compiled)
         .map_err(|error| format!("cannot write {}: {error}", output.display()))
@@ -158,6 +151,13 @@ fn compile_in_child(
             .prefix(TEMPORARY)
             .suffix(suffix)
             .tempfile_in(folder)
+            // It may be read-only; then nothing is kept, but the app runs.
+            .or_else(|_| {
+                tempfile::Builder::new()
+                    .prefix(TEMPORARY)
+                    .suffix(suffix)
+                    .tempfile()
+            })
             .map_err(|error| trouble(&format!("write to {}", folder.display()), error))
     };
     let input = temporary(".wasm")?;

@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker, TypedFunc};
-use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, PoolConcurrencyLimitError, PoolingAllocationConfig,
-    Store, Trap, WasmBacktrace,
-};
+use wasmtime::{Config, Engine, Store, Trap, WasmBacktrace};
 
 use super::columns::{ColumnBuffers, ColumnsIn, ColumnsOut};
 use super::error::ComponentProblem;
@@ -18,7 +15,7 @@ use super::host::{
     self, EventIn, EventOut, HostState, Interruption, Output, OwnedEvent, Tally, Watch,
 };
 use super::log::AppLog;
-use super::manifest::{DEFAULT_INSTANCES, DEFAULT_TABLE_ELEMENTS, Manifest};
+use super::manifest::Manifest;
 use super::services::AppServices;
 #[cfg(feature = "compiler")]
 use super::target::Target;
@@ -56,21 +53,17 @@ type ColumnsResult = (Result<ColumnsOut, String>,);
 pub struct EngineConfig {
     /// Whether components may have SIMD instructions.
     pub simd: bool,
-    /// Instances for which address space is reserved at once; 0 to map each when it is made.
-    pub pool_instances: u32,
 }
 
 impl Default for EngineConfig {
     fn default() -> EngineConfig {
-        EngineConfig {
-            simd: true,
-            pool_instances: 0,
-        }
+        EngineConfig { simd: true }
     }
 }
 
-/// The one place where the engine's settings stand: the compiler and the runtime must agree. What they need
-/// not agree on is [`pool`].
+/// The one place where the engine's settings stand: the compiler and the runtime must agree.
+/// Memories are mapped on demand, not pooled: instances live long, so a pool would only hold
+/// memory and bound the number of apps.
 fn config(chosen: EngineConfig) -> Config {
     let mut config = Config::new();
     if !chosen.simd {
@@ -87,19 +80,6 @@ fn config(chosen: EngineConfig) -> Config {
         // For debuggers; wasmtime's own backtraces follow frame pointers.
         .native_unwind_info(false);
     config
-}
-
-/// Room for so many instances, reserved at once. Components as the toolchains make them have one memory and
-/// one or two tables.
-fn pool(instances: u32) -> InstanceAllocationStrategy {
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(instances)
-        .total_core_instances(instances * DEFAULT_INSTANCES)
-        .total_memories(instances * 2)
-        .max_memory_size(MEMORY_RESERVATION as usize)
-        .total_tables(instances * 4)
-        .table_elements(DEFAULT_TABLE_ELEMENTS as usize);
-    InstanceAllocationStrategy::Pooling(pool)
 }
 
 /// Compiles a component, for this machine with all that its CPU can do if there is no `target`.
@@ -181,11 +161,7 @@ pub(super) struct WasmEngine {
 
 impl WasmEngine {
     pub(super) fn new(chosen: EngineConfig) -> wasmtime::Result<WasmEngine> {
-        let mut config = config(chosen);
-        if chosen.pool_instances > 0 {
-            config.allocation_strategy(pool(chosen.pool_instances));
-        }
-        let engine = Engine::new(&config)?;
+        let engine = Engine::new(&config(chosen))?;
         let mut linker = Linker::new(&engine);
         host::add_to_linker(&mut linker)?;
         Ok(WasmEngine {
@@ -453,6 +429,7 @@ impl Instance {
         store.data_mut().begin_call();
         store.data_mut().arrive(batch);
         store.set_epoch_deadline(1);
+        let returned = |message| format!("`handle` returned an error: {message}");
         let result = match &mut self.handler {
             Handler::Events(handle) => {
                 let events: Vec<_> = batch.iter().map(EventIn::from).collect();
@@ -460,20 +437,19 @@ impl Instance {
                 let handle: &EventsFunc<'_> = handle;
                 let result = handle.call(&mut *store, (&events,));
                 result.map(|(result,)| {
-                    result.map(|events| {
-                        let events = events.into_iter().map(EventOut::from);
-                        store.data_mut().take_outputs(events)
-                    })
+                    let events = result.map_err(returned)?.into_iter();
+                    Ok(store.data_mut().take_outputs(events.map(EventOut::from)))
                 })
             }
             Handler::Columns(handle, buffers) => {
                 let handle: &ColumnsFunc<'_> = handle;
                 let result = handle.call(&mut *store, (buffers.fill(batch),));
                 result.map(|(result,)| {
-                    result.and_then(|columns| {
-                        let events = columns.events().map_err(str::to_owned)?;
-                        Ok(store.data_mut().take_outputs(events.into_iter()))
-                    })
+                    let columns = result.map_err(returned)?;
+                    columns
+                        .check()
+                        .map_err(|why| format!("`{HANDLE_COLUMNS}` returned no batch: {why}"))?;
+                    Ok(store.data_mut().take_outputs(columns.events()))
                 })
             }
         };
@@ -484,9 +460,7 @@ impl Instance {
             }
             Ok(Err(message)) => {
                 store.data_mut().abandon();
-                Err(CallError::Returned(format!(
-                    "`handle` returned an error: {message}"
-                )))
+                Err(CallError::Returned(message))
             }
             Err(error) => Err(CallError::Trapped {
                 message: format!("`handle` {}", explain(&error)),
@@ -523,10 +497,6 @@ pub(super) struct StartResult {
 fn explain(error: &wasmtime::Error) -> String {
     if let Some(interruption) = error.downcast_ref::<Interruption>() {
         return interruption.to_string();
-    }
-    if error.is::<PoolConcurrencyLimitError>() {
-        return "all instances of `apps.pool_instances` are in use; raise it, or set it to 0"
-            .to_owned();
     }
     let mut text = match error.downcast_ref::<Trap>() {
         Some(Trap::StackOverflow) => {

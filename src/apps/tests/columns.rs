@@ -84,9 +84,13 @@ fn columns_go_in_and_come_out() {
 #[test]
 fn wrong_columns_cost_the_event() {
     for (payload, expected, kills) in [
-        ("1", "its columns are not of one length", false),
+        (
+            "1",
+            "`handle-columns` returned no batch: the columns are not of one length",
+            false,
+        ),
         ("2", "does not end where it can", false),
-        ("3", "its columns hold more than its events", false),
+        ("3", "the columns hold more than their events", false),
         ("4", "out of bounds", true),
         ("5", "utf-8", true),
         ("6 is an error", "returned an error: 6 is an error", false),
