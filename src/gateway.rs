@@ -21,6 +21,7 @@ use crate::config::{ClientCertificates, Config, ListenAddress, MqttConfig, TlsCo
 use crate::dead_letters::DeadLetters;
 use crate::descriptors;
 use crate::event::Event;
+use crate::journal::{self, Journal, JournalConfig, JournalError};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
 use crate::store::{Store, StoreConfig, StoreError};
@@ -33,6 +34,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Apps(#[from] AppError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
@@ -66,6 +69,7 @@ pub struct Gateway {
     apps: Apps,
     outputs: Arc<Outputs>,
     dead_letters: Arc<DeadLetters>,
+    journal: Option<Journal>,
     health: Health,
     admin: AdminListener,
     addresses: MqttAddresses,
@@ -123,12 +127,18 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .await
             .expect("opening apps does not panic")?
     };
+    // What was not finished before comes before what comes now.
+    let journal = match journal_config(config) {
+        Some(config) => Some(open_journal(config, pipeline.tap()).await?),
+        None => None,
+    };
     // The edge last: what its clients send waits for apps that are still starting.
     let broker = Broker::start(
         broker_config(config),
         access,
         listeners,
         pipeline.clone(),
+        journal.clone(),
         store.clone(),
         dead_letters.clone(),
     )?;
@@ -156,6 +166,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         apps,
         outputs,
         dead_letters,
+        journal,
         health,
         admin,
         addresses,
@@ -164,6 +175,56 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         started,
     };
     Ok(gateway)
+}
+
+/// Opens the journal, and hands over what it has that was not finished.
+async fn open_journal(config: JournalConfig, mut tap: Tap) -> Result<Journal, StartError> {
+    let folder = config.folder.clone();
+    let failed = |source| {
+        StartError::Journal(JournalError::File {
+            path: folder.clone(),
+            source,
+        })
+    };
+    let open = tokio::task::spawn_blocking(|| Journal::open(config)).await;
+    let (journal, recovered) = open.expect("opening the journal does not panic")?;
+    let began = Instant::now();
+    let mut events = 0;
+    for chunk in recovered.chunks(&journal).map_err(failed)? {
+        let (records, receipt) = chunk.map_err(failed)?;
+        for record in records {
+            if tap.wants(&record.topic) {
+                events += 1;
+                tap.add(Event {
+                    timestamp_ns: record.timestamp_ns,
+                    receipt: Some(receipt.hold()),
+                    ..Event::new(record.topic, record.payload, began)
+                });
+            }
+        }
+        while !tap.flush() {
+            tap.room().await;
+        }
+    }
+    if events > 0 {
+        tracing::warn!(
+            events,
+            "delivered again what no app had finished when the gateway ended"
+        );
+    }
+    Ok(journal)
+}
+
+/// None: there is nothing that it is to have.
+fn journal_config(config: &Config) -> Option<JournalConfig> {
+    let journal = &config.journal;
+    (!journal.topics.is_empty()).then(|| JournalConfig {
+        folder: config.store.path.join(journal::FOLDER),
+        topics: journal.topics.clone(),
+        max_bytes: journal.max_bytes,
+        segment_bytes: journal.segment_bytes.min(journal.max_bytes / 4),
+        io_uring: journal.io_uring,
+    })
 }
 
 /// A file that the configuration names and that a gateway would not start with.
@@ -477,6 +538,7 @@ impl Gateway {
             let metrics = self.metrics_addr();
             let store = self.store.path().to_owned();
             let apps = self.apps.clone();
+            let journal = self.journal.clone();
             Arc::new(move || {
                 let latency = |quantile| outputs.latency.quantile(quantile).as_micros() as u64;
                 serde_json::json!({
@@ -491,6 +553,7 @@ impl Gateway {
                     "metrics_listen": metrics,
                     "broker": broker.stats(),
                     "pipeline": pipeline.status(),
+                    "journal": journal.as_ref().map(Journal::status),
                     "latency_us": {
                         "count": outputs.latency.count(),
                         "p50": latency(0.5),
@@ -522,7 +585,9 @@ impl Gateway {
                 let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
                 let (outputs, apps) = (self.outputs.clone(), self.apps.clone());
                 let dead_letters = self.dead_letters.clone();
+                let journal = self.journal.clone();
                 let publish = Arc::new(move || {
+                    journal.iter().for_each(Journal::record_metrics);
                     broker.record_metrics();
                     dead_letters.record_metrics();
                     pipeline.record_metrics();
@@ -579,13 +644,25 @@ impl Gateway {
         // and they finish it: the last fifth of the time is for sending what they made.
         let apps = self.apps.clone();
         let apps_deadline = deadline - self.shutdown_timeout / 5;
-        let stopped_apps = tokio::task::spawn_blocking(move || apps.shutdown(apps_deadline)).await;
+        let journal = self.journal.clone();
+        let stopped_apps = tokio::task::spawn_blocking(move || {
+            // What they have to drop then comes again at the next start.
+            apps.shutdown(apps_deadline, || journal.iter().for_each(Journal::freeze));
+        });
+        let stopped_apps = stopped_apps.await;
         if stopped_apps.is_err() {
             tracing::error!("stopping the apps failed; the last events may be lost");
         }
         let closed = tokio::time::timeout_at(deadline.into(), self.broker.close()).await;
         if closed.is_err() {
             tracing::warn!("some clients did not take their last messages in time");
+        }
+        if let Some(journal) = self.journal {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let close = tokio::task::spawn_blocking(move || journal.close());
+            if tokio::time::timeout(left, close).await.is_err() {
+                tracing::warn!("the journal's last write did not end in time");
+            }
         }
         stop.send_replace(true);
         watchdog.abort();

@@ -13,6 +13,7 @@ mod descriptors;
 pub mod event;
 pub mod gateway;
 pub mod http;
+pub mod journal;
 pub mod logging;
 pub mod metrics;
 pub mod pipeline;

@@ -7,6 +7,7 @@
 
 mod contest;
 mod crowd;
+mod durable;
 mod guest;
 mod hosting;
 pub mod load;

@@ -64,6 +64,8 @@ pub enum Part {
     Calls,
     /// From the start of an app to its first result, and a fresh instance.
     ColdStart,
+    /// QoS 1 that is acknowledged when it is on disk.
+    Durable,
     /// Memory and start of a gateway with 100 apps.
     HundredApps,
     /// A good app beside bad ones.
@@ -103,6 +105,7 @@ impl Suite {
             Part::Apps => self.many_apps().map(|section| vec![section]),
             Part::Calls => self.calls().map(|section| vec![section]),
             Part::ColdStart => self.cold_starts().map(|section| vec![section]),
+            Part::Durable => self.durable().map(|section| vec![section]),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),
         }

@@ -517,6 +517,7 @@ mod tests {
             Access::load(access_config(&defaults)).unwrap(),
             Vec::new(),
             pipeline,
+            None,
             store.clone(),
             dead_letters.clone(),
         );

@@ -811,6 +811,7 @@ impl App {
                     timestamp_ns: output.timestamp_ns,
                     received,
                     hops,
+                    receipt: None,
                 })
                 .collect();
             self.shared.sink.publish(&self.name, events);

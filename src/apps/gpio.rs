@@ -181,6 +181,7 @@ impl Inside {
             timestamp_ns: edge.unix_ns,
             received: Instant::now(),
             hops: 0,
+            receipt: None,
         }
     }
 }

@@ -124,6 +124,7 @@ fn event(fired: &Fired) -> Event {
         timestamp_ns: fired.due_unix_ns,
         received: Instant::now(),
         hops: 0,
+        receipt: None,
     }
 }
 

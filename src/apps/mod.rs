@@ -682,9 +682,9 @@ impl Apps {
     }
 
     /// Lets the apps finish what waits, until `deadline`; then stops them all. What is left is
-    /// counted as dropped.
-    pub fn shutdown(&self, deadline: Instant) {
-        self.control.shut_down(deadline);
+    /// dropped, after `before_dropping`, and counted.
+    pub fn shutdown(&self, deadline: Instant, before_dropping: impl FnOnce()) {
+        self.control.shut_down(deadline, before_dropping);
     }
 }
 
@@ -982,12 +982,13 @@ impl Control {
         app.halt(now + DRAIN + LET_GO);
     }
 
-    fn shut_down(&self, deadline: Instant) {
+    fn shut_down(&self, deadline: Instant, before_dropping: impl FnOnce()) {
         let Some(workers) = self.workers.lock().take() else {
             return;
         };
         let apps: Vec<_> = self.shared.apps.read().values().cloned().collect();
         apps.iter().for_each(|app| app.wait_until_drained(deadline));
+        before_dropping();
         let let_go = deadline.max(Instant::now()) + LET_GO;
         apps.iter().for_each(|app| app.halt(let_go));
         self.shared.update_routes();
@@ -1007,7 +1008,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.shut_down(Instant::now());
+        self.shut_down(Instant::now(), || {});
         // The apps hold what is shared, and that holds the apps.
         self.shared.apps.write().clear();
     }

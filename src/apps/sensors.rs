@@ -184,6 +184,7 @@ impl Reader {
                 timestamp_ns: unix_time_ns(),
                 received: Instant::now(),
                 hops: 0,
+                receipt: None,
             }),
             Err(reason) => {
                 app.sensor_failed();

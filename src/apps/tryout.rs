@@ -154,7 +154,7 @@ impl Tryout {
 impl Drop for Tryout {
     fn drop(&mut self) {
         // The app, which goes later, must not keep the store's files in use until then.
-        self.apps.shutdown(Instant::now());
+        self.apps.shutdown(Instant::now(), || {});
     }
 }
 

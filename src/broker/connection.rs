@@ -35,6 +35,7 @@ use super::subscription::Subscription;
 use super::{Phase, Shared, end_session};
 use crate::dead_letters::Reason;
 use crate::event::{Event, unix_time_ns};
+use crate::journal::{Receipt, Records};
 use crate::pipeline::Tap;
 use crate::store::StoreError;
 
@@ -321,6 +322,8 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         paused_with_all: None,
         effects: Vec::new(),
         tickets: Vec::new(),
+        records: Records::default(),
+        receipt: None,
         taken: VecDeque::new(),
         retained_due: VecDeque::new(),
         retained: VecDeque::new(),
@@ -599,6 +602,9 @@ struct Connection {
     effects: Vec<Effect>,
     /// Messages that were handed on, but not yet acknowledged.
     tickets: Vec<Ticket>,
+    /// What of the last read the journal is to have, and the receipt that its events carry.
+    records: Records,
+    receipt: Option<Receipt>,
     /// Taken out of the mailbox, not yet given to the session.
     taken: VecDeque<Delivery>,
     /// New subscriptions whose retained messages have not been looked up, and those that have been.
@@ -1219,6 +1225,14 @@ impl Connection {
         }
         let topic = message.topic.clone();
         let wanted = self.tap.wants(&topic);
+        let journal = self.shared.journal.as_ref();
+        let journal = journal.filter(|journal| journal.covers(topic.as_str()));
+        let journaled = journal.map(|journal| {
+            let timestamp_ns = unix_time_ns();
+            self.records.push(&topic, &message.payload, timestamp_ns);
+            let receipt = self.receipt.get_or_insert_with(|| journal.receipt());
+            (timestamp_ns, receipt.hold())
+        });
         let message_bytes = message.payload.len();
         // Sharing a payload costs an allocation, so it is only done for more than one taker.
         let mut payload = Bytes::new();
@@ -1232,7 +1246,12 @@ impl Connection {
         });
         if wanted {
             let payload = message.map_or(payload, |message| message.payload);
-            self.tap.add(Event::new(topic, payload, now));
+            let mut event = Event::new(topic, payload, now);
+            if let Some((timestamp_ns, receipt)) = journaled {
+                event.timestamp_ns = timestamp_ns;
+                event.receipt = Some(receipt);
+            }
+            self.tap.add(event);
         }
     }
 
@@ -1247,13 +1266,28 @@ impl Connection {
         }
         self.owes_sync |= flushed.stored;
         let owes_sync = std::mem::take(&mut self.owes_sync);
-        if let Some(archive) = &self.shared.mailboxes.archive
-            && owes_sync
-            && (self.shared.config.durable_acks || archive.is_pressed())
-        {
-            let archive = archive.clone();
-            // What can't be written is logged and counted by the archive, and is tried again.
-            self.sync = Some(Box::pin(async move { drop(archive.synced().await) }));
+        let archive = self.shared.mailboxes.archive.as_ref().filter(|archive| {
+            owes_sync && (self.shared.config.durable_acks || archive.is_pressed())
+        });
+        let journaled = self.receipt.take().zip(self.shared.journal.as_ref());
+        let journaled = journaled.map(|(receipt, journal)| {
+            let records = std::mem::take(&mut self.records);
+            (journal.clone(), journal.append(&records, &receipt))
+        });
+        if archive.is_some() || journaled.is_some() {
+            let archive = archive.cloned();
+            // What can't be written is logged and counted there, and is tried again.
+            self.sync = Some(Box::pin(async move {
+                if let Some((journal, next)) = journaled
+                    && !journal.synced(next).await
+                {
+                    // It never will be, so it is never acknowledged.
+                    std::future::pending::<()>().await;
+                }
+                if let Some(archive) = archive {
+                    drop(archive.synced().await);
+                }
+            }));
         }
         self.hand_over();
     }

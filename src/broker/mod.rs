@@ -52,6 +52,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::dead_letters::{DeadLetters, Reason};
 use crate::event::{Event, unix_time_ns};
+use crate::journal::Journal;
 use crate::pipeline::Pipeline;
 use crate::store::{Store, StoreError};
 use access::{Access, AccessError, Identity};
@@ -180,6 +181,8 @@ struct Shared {
     fanout: Arc<Fanout>,
     mailboxes: Arc<Mailboxes>,
     pipeline: Arc<Pipeline>,
+    /// Where events go that are on disk before they are acknowledged.
+    journal: Option<Journal>,
     total_byte_rate: Mutex<RateLimit>,
     places: Places,
     stats: Stats,
@@ -203,6 +206,7 @@ impl Broker {
         access: Access,
         listeners: Vec<Listener>,
         pipeline: Arc<Pipeline>,
+        journal: Option<Journal>,
         store: Store,
         dead_letters: Arc<DeadLetters>,
     ) -> Result<Broker, StoreError> {
@@ -238,6 +242,7 @@ impl Broker {
             fanout: fanout.clone(),
             mailboxes: Arc::new(Mailboxes::new(bounds, Some(archive), dead_letters)),
             pipeline,
+            journal,
             total_byte_rate: Mutex::new(RateLimit::new(
                 config.max_total_bytes_per_s,
                 Instant::now(),

@@ -11,6 +11,7 @@ mod compile;
 mod config;
 mod dead_letters;
 mod demo;
+mod journal;
 mod mqtt;
 #[cfg(feature = "compiler")]
 mod new;
@@ -78,6 +79,9 @@ enum Command {
     #[command(flatten)]
     Mqtt(mqtt::MqttCommand),
     DeadLetters(dead_letters::DeadLettersArgs),
+    /// Look at the journal, which has the events of journal.topics on disk
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
     Reload(reload::ReloadArgs),
     /// Keep the users of the password file
     #[command(subcommand)]
@@ -122,6 +126,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
         Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output).map(succeed),
+        Command::Journal(command) => journal::run(command, &cli.global, &output),
         Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
         Command::User(command) => user::run(command, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),

@@ -60,6 +60,8 @@ pub enum Kind {
     LogFilter,
     /// Names of apps with commas between them, "*" for all, or "" for none.
     AppNames,
+    /// Topic filters with commas between them, or "" for none.
+    TopicFilters,
 }
 
 /// The value of a key that nobody sets.

@@ -60,6 +60,8 @@ pub enum Fault {
         "{found} is no name of an app: names have the characters a-z 0-9 _ . - and commas between them"
     )]
     BadAppName { found: String },
+    #[error("{found} is no topic filter: {why}")]
+    BadTopicFilter { found: String, why: String },
     #[error("{found} is no usable path: {why}")]
     BadPath { found: String, why: String },
     #[error("this value is not UTF-8")]

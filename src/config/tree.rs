@@ -9,6 +9,7 @@ use super::key::{Key, Kind, Preset, Section};
 use super::resolve;
 use super::section::section;
 use super::value::{Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, Lookup};
+use crate::event::TopicFilter;
 
 // Sizes are kept as usize, and some may be larger than what 32 bits hold.
 const _: () = assert!(usize::BITS >= 64);
@@ -40,6 +41,7 @@ pub struct Config {
     pub store: StoreConfig,
     pub mqtt: MqttConfig,
     pub pipeline: PipelineConfig,
+    pub journal: JournalConfig,
     pub apps: AppsConfig,
     pub metrics: MetricsConfig,
     pub admin: AdminConfig,
@@ -53,6 +55,7 @@ pub(super) const SECTIONS: &[&Section] = &[
     &StoreConfig::SECTION,
     &MqttConfig::SECTION,
     &PipelineConfig::SECTION,
+    &JournalConfig::SECTION,
     &AppsConfig::SECTION,
     &MetricsConfig::SECTION,
     &AdminConfig::SECTION,
@@ -66,6 +69,7 @@ impl Config {
             store: StoreConfig::read(values),
             mqtt: MqttConfig::read(values),
             pipeline: PipelineConfig::read(values),
+            journal: JournalConfig::read(values),
             apps: AppsConfig::read(values),
             metrics: MetricsConfig::read(values),
             admin: AdminConfig::read(values),
@@ -244,6 +248,23 @@ section! {
         max_events: usize = integer(1, 4096), Preset::Text("64");
         /// Microseconds after which a batch is closed, even if it isn't full.
         max_delay_us: u64 = integer(0, 1_000_000), Preset::Text("1000");
+    }
+}
+
+section! {
+    /// The journal: events that are on disk before their QoS 1 or 2 message is acknowledged, and that apps get
+    /// again if a crash has kept them from finishing. In journal of store.path.
+    JournalConfig = "journal" {
+        /// Events on topics that match one of these filters go into it: topic filters with commas between
+        /// them; "#" for all, "" for none.
+        topics: Vec<TopicFilter> = Kind::TopicFilters, Preset::Text("");
+        /// Most bytes of it. Beyond that the oldest segments are removed, those that no app has finished,
+        /// too.
+        max_bytes: u64 = bytes(MIB, 256 * GIB), Preset::Text("1GiB");
+        /// Bytes after which a segment is followed by the next.
+        segment_bytes: u64 = bytes(64 * 1024, GIB), Preset::Text("64MiB");
+        /// Whether it is written through io_uring, where the kernel lets us.
+        io_uring: bool = Kind::Switch, Preset::Text("true");
     }
 }
 

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use super::key::Kind;
 use super::problem::{Fault, quoted};
 use super::suggest;
-use crate::event::Topic;
+use crate::event::{Topic, TopicFilter};
 
 /// A value that its key allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +157,7 @@ impl Kind {
             Kind::Choice(words) => format!("one of {}", listed(words)),
             Kind::LogFilter => "a log level in quotes".to_owned(),
             Kind::AppNames => "names of apps, with commas between them, in quotes".to_owned(),
+            Kind::TopicFilters => "topic filters, with commas between them, in quotes".to_owned(),
         }
     }
 
@@ -179,6 +180,7 @@ impl Kind {
             Kind::Choice(words) => words.join(", "),
             Kind::LogFilter => "level, module=level".to_owned(),
             Kind::AppNames => "app, app; *; nothing".to_owned(),
+            Kind::TopicFilters => "filter, filter; nothing".to_owned(),
         }
     }
 
@@ -271,6 +273,7 @@ impl Kind {
                 }),
             },
             Kind::AppNames => read_app_names(text),
+            Kind::TopicFilters => read_topic_filters(text),
         }
     }
 
@@ -556,6 +559,17 @@ impl FieldType for AppNames {
     }
 }
 
+impl FieldType for Vec<TopicFilter> {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => names_in(&text)
+                .map(|filter| TopicFilter::new(filter.to_owned()).ok())
+                .collect(),
+            _ => None,
+        }
+    }
+}
+
 impl FieldType for LogFormat {
     fn from_value(value: Value) -> Option<Self> {
         match value {
@@ -592,6 +606,18 @@ impl FieldType for ClientCertificates {
             _ => None,
         }
     }
+}
+
+fn read_topic_filters(text: &str) -> Result<Value, Fault> {
+    for filter in names_in(text) {
+        if let Err(error) = TopicFilter::new(filter.to_owned()) {
+            return Err(Fault::BadTopicFilter {
+                found: quoted(filter),
+                why: error.to_string(),
+            });
+        }
+    }
+    Ok(Value::Text(text.to_owned()))
 }
 
 fn read_app_names(text: &str) -> Result<Value, Fault> {

@@ -6,6 +6,8 @@
 mod topic;
 mod trie;
 
+use std::any::Any;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -25,6 +27,8 @@ pub struct Event {
     pub received: Instant,
     /// How many apps this event has come through. Bounds loops of apps that feed each other.
     pub hops: u8,
+    /// Kept as long as the event or a copy of it is somewhere: whoever made it is told by its end.
+    pub receipt: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Event {
@@ -36,6 +40,7 @@ impl Event {
             timestamp_ns: unix_time_ns(),
             received,
             hops: 0,
+            receipt: None,
         }
     }
 }

@@ -87,6 +87,28 @@ const COUNTERS: &[(&str, &str)] = &[
     ),
     ("headgate_pipeline_batches_total", "Batches handed to apps."),
     (
+        "headgate_journal_events_total",
+        "Events that were appended to the journal.",
+    ),
+    (
+        "headgate_journal_commits_total",
+        "Writes of the journal, each with an fdatasync.",
+    ),
+    (
+        "headgate_journal_write_failures_total",
+        "Writes of the journal that failed and were tried again.",
+    ),
+    (
+        "headgate_journal_lost_unfinished_events_total",
+        "Events that were removed from the journal, for want of room, before all apps had finished them.",
+    ),
+    ("headgate_journal_bytes", "Bytes of the journal on disk."),
+    ("headgate_journal_segments", "Files of the journal."),
+    (
+        "headgate_journal_unfinished_events",
+        "Events in the journal that some app has not finished.",
+    ),
+    (
         "headgate_event_latency_seconds_count",
         "Results whose latency was taken.",
     ),

@@ -260,6 +260,15 @@ impl Wire {
         Some(packet)
     }
 
+    /// Nothing has come that was not looked at. A gateway that does not read now could not answer a ping.
+    pub fn assert_nothing_yet(&mut self) {
+        self.stream.set_nonblocking(true).unwrap();
+        let came = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        let error = came.expect_err("something has come");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
     /// What comes before the gateway closes the connection, which it must.
     pub fn until_closed(mut self) -> Vec<Packet> {
         std::iter::from_fn(|| self.next_or_end()).collect()

@@ -72,6 +72,12 @@
           max_delay_us = 500;
         };
       };
+      journal = {
+        topics = "plant/#, alarms/#";
+        max_bytes = "2GiB";
+        segment_bytes = "16MiB";
+        io_uring = false;
+      };
       apps = {
         workers = 2;
         queue_events = 4096;

@@ -274,7 +274,7 @@ fn shutting_down_finishes_what_waits() {
     }
     let apps = house.apps.clone();
     let shutdown =
-        std::thread::spawn(move || apps.shutdown(Instant::now() + Duration::from_secs(30)));
+        std::thread::spawn(move || apps.shutdown(Instant::now() + Duration::from_secs(30), || {}));
     drop(gate);
     shutdown.join().unwrap();
     assert_eq!(house.sink.len(), 80);
@@ -292,7 +292,9 @@ fn shutting_down_does_not_wait_for_an_app_that_hangs() {
     house.send("a/in", &["L"]);
     house.send("a/in", &["never handled"]);
     let began = Instant::now();
-    house.apps.shutdown(began + Duration::from_millis(50));
+    house
+        .apps
+        .shutdown(began + Duration::from_millis(50), || {});
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "{:?}",

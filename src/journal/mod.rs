@@ -1,0 +1,396 @@
+//! The journal: events on disk, in the order in which they came.
+//!
+//! What is appended is on disk when [`Journal::synced`] says so; whoever sent it is told no sooner. One thread
+//! writes for all, so that many share one fdatasync. After a crash, the events that no outlet had finished are
+//! in [`Recovered`], to be delivered again: at least once, for what was finished in the last second before it,
+//! and what came with an event that was not, is among them.
+//!
+//! The format is in `docs/journal.md`. Knows events; not where they come from or go to.
+
+mod disk;
+mod frame;
+mod reading;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod tracker;
+mod writer;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+
+use crate::event::{TopicFilter, unix_time_ns};
+use disk::Io;
+use frame::Frame;
+use segment::{Next, Reader};
+use tracker::Tracker;
+use writer::Writer;
+
+pub use frame::{Record, Records};
+pub use reading::{Entry, Problem, Reading};
+pub use tracker::Receipt;
+
+/// The name of its folder.
+pub const FOLDER: &str = "journal";
+
+/// How a journal is set up.
+#[derive(Clone, Debug)]
+pub struct JournalConfig {
+    pub folder: PathBuf,
+    /// Events on these topics go into it.
+    pub topics: Vec<TopicFilter>,
+    /// Beyond this the oldest segments are removed.
+    pub max_bytes: u64,
+    /// Beyond this a segment is followed by the next.
+    pub segment_bytes: u64,
+    /// Whether io_uring is used where the kernel lets us.
+    pub io_uring: bool,
+}
+
+/// Why there is no journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("{}: {source}; the gateway needs a folder for its journal that it can read and write (journal.path)", .path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("can't start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A way into the journal. Cheap to clone.
+#[derive(Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    topics: Arc<[TopicFilter]>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// What was found when a journal was opened.
+pub struct Recovered {
+    /// Where events begin that are to be delivered again, and where they end.
+    from: u64,
+    to: u64,
+    folder: PathBuf,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Notify,
+    durable: watch::Sender<Durable>,
+    tracker: Arc<Tracker>,
+    stats: Mutex<Stats>,
+    folder: PathBuf,
+    io: Io,
+}
+
+/// Frames that wait to be written.
+struct Queue {
+    bytes: Vec<u8>,
+    /// The sequence of the first event in them, and the one behind the last.
+    first: u64,
+    next: u64,
+    closing: bool,
+}
+
+/// How far the writer has come.
+#[derive(Clone, Copy)]
+struct Durable {
+    /// All events before this one are on disk.
+    next: u64,
+    /// It goes no further.
+    closed: bool,
+}
+
+#[derive(Clone, Default)]
+struct Stats {
+    events: u64,
+    commits: u64,
+    failures: u64,
+    error: Option<String>,
+    segments: usize,
+    bytes: u64,
+    first: Option<u64>,
+    lost_unfinished: u64,
+}
+
+/// A journal, for people and scripts.
+#[derive(Clone, Debug, Serialize)]
+pub struct JournalStatus {
+    pub folder: PathBuf,
+    /// How it is written: `io_uring` or `blocking`.
+    pub io: &'static str,
+    pub segments: usize,
+    pub bytes: u64,
+    /// Sequence of the oldest event that it has.
+    pub first: u64,
+    /// Sequence that the next event gets.
+    pub next: u64,
+    /// All events before this one are on disk.
+    pub durable: u64,
+    /// All events before this one were finished.
+    pub finished: u64,
+    /// Events appended since the start.
+    pub events: u64,
+    /// Writes since the start, each with an fdatasync.
+    pub commits: u64,
+    pub failures: u64,
+    /// What the last write has failed with, until one has not.
+    pub error: Option<String>,
+    /// Events removed for want of room before they were finished.
+    pub lost_unfinished: u64,
+}
+
+impl Journal {
+    /// Opens the journal in a folder, which is made if it is not there. Reads its last segment.
+    pub fn open(config: JournalConfig) -> Result<(Journal, Recovered), JournalError> {
+        let folder = config.folder.clone();
+        let failed = |source| JournalError::File {
+            path: folder.clone(),
+            source,
+        };
+        fs::create_dir_all(&folder).map_err(failed)?;
+        let segments = segment::list(&folder).map_err(failed)?;
+        let (mut next, mut cursor) = (0, 0);
+        if let Some(last) = segments.last() {
+            (next, cursor) = last_positions(last).map_err(|source| JournalError::File {
+                path: last.path.clone(),
+                source,
+            })?;
+        }
+        let io = match Io::choose() {
+            Ok(io) if config.io_uring => io,
+            Ok(_) => Io::Blocking,
+            Err(why) => {
+                tracing::warn!(
+                    why,
+                    "the journal is written without io_uring, which is refused here"
+                );
+                Io::Blocking
+            }
+        };
+        let recovered = Recovered {
+            from: cursor,
+            to: next,
+            folder: folder.clone(),
+        };
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue {
+                bytes: Vec::new(),
+                first: next,
+                next,
+                closing: false,
+            }),
+            work: Notify::new(),
+            durable: watch::Sender::new(Durable {
+                next,
+                closed: false,
+            }),
+            tracker: Arc::new(Tracker::new(cursor)),
+            stats: Mutex::default(),
+            folder,
+            io,
+        });
+        let mut writer = Writer {
+            shared: shared.clone(),
+            io,
+            segments: segments.into(),
+            written_cursor: cursor,
+            config,
+        };
+        writer.make_room(0);
+        let topics = writer.config.topics.clone().into();
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || {
+                if let Err(error) = writer.run() {
+                    tracing::error!(%error, "the journal's thread can't run");
+                }
+            })
+            .map_err(JournalError::Thread)?;
+        tracing::info!(folder = %shared.folder.display(), io = io.as_str(), next, cursor, "journal opened");
+        let journal = Journal {
+            shared,
+            topics,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        };
+        Ok((journal, recovered))
+    }
+
+    /// Whether events on this topic are to be in the journal.
+    pub fn covers(&self, topic: &str) -> bool {
+        self.topics.iter().any(|filter| filter.matches(topic))
+    }
+
+    /// For events that are about to be appended.
+    pub fn receipt(&self) -> Receipt {
+        Receipt::new(self.shared.tracker.clone())
+    }
+
+    /// Appends events. Returns what to wait for with [`Journal::synced`].
+    pub fn append(&self, records: &Records, receipt: &Receipt) -> u64 {
+        let checksum = records.checksum();
+        let mut queue = self.shared.queue.lock();
+        let first = queue.next;
+        queue.next += u64::from(records.count());
+        let next = queue.next;
+        queue.bytes.reserve(records.frame_bytes());
+        records.write(first, unix_time_ns(), checksum, &mut queue.bytes);
+        receipt.begin(first, next);
+        drop(queue);
+        self.shared.stats.lock().events += u64::from(records.count());
+        self.shared.work.notify_one();
+        next
+    }
+
+    /// Waits until all before `next` is on disk. False: the gateway ends before it could be. May be dropped at
+    /// any time.
+    pub async fn synced(&self, next: u64) -> bool {
+        let mut durable = self.shared.durable.subscribe();
+        let reached = durable
+            .wait_for(|durable| durable.next >= next || durable.closed)
+            .await;
+        reached.is_ok_and(|durable| durable.next >= next)
+    }
+
+    /// From now on, events that are dropped were not finished.
+    pub fn freeze(&self) {
+        self.shared.tracker.freeze();
+    }
+
+    /// Writes what waits, once, and ends.
+    pub fn close(&self) {
+        self.shared.queue.lock().closing = true;
+        self.shared.work.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+
+    pub fn status(&self) -> JournalStatus {
+        let next = self.shared.queue.lock().next;
+        let stats = self.shared.stats.lock().clone();
+        JournalStatus {
+            folder: self.shared.folder.clone(),
+            io: self.shared.io.as_str(),
+            segments: stats.segments,
+            bytes: stats.bytes,
+            first: stats.first.unwrap_or(next),
+            next,
+            durable: self.shared.durable.borrow().next,
+            finished: self.shared.tracker.cursor(),
+            events: stats.events,
+            commits: stats.commits,
+            failures: stats.failures,
+            error: stats.error,
+            lost_unfinished: stats.lost_unfinished,
+        }
+    }
+
+    /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
+    pub fn record_metrics(&self) {
+        let status = self.status();
+        metrics::counter!("headgate_journal_events_total").absolute(status.events);
+        metrics::counter!("headgate_journal_commits_total").absolute(status.commits);
+        metrics::counter!("headgate_journal_write_failures_total").absolute(status.failures);
+        metrics::counter!("headgate_journal_lost_unfinished_events_total")
+            .absolute(status.lost_unfinished);
+        metrics::gauge!("headgate_journal_bytes").set(status.bytes as f64);
+        metrics::gauge!("headgate_journal_segments").set(status.segments as f64);
+        metrics::gauge!("headgate_journal_unfinished_events")
+            .set(status.next.saturating_sub(status.finished) as f64);
+    }
+}
+
+impl Recovered {
+    /// How many events, at most.
+    pub fn count(&self) -> u64 {
+        self.to - self.from
+    }
+
+    /// The events, a chunk with a receipt after the other.
+    pub fn chunks(
+        &self,
+        journal: &Journal,
+    ) -> io::Result<impl Iterator<Item = io::Result<(Vec<Record>, Receipt)>> + use<>> {
+        let (journal, from, to) = (journal.clone(), self.from, self.to);
+        let chunks = Reading::open(&self.folder, from)?.filter_map(move |entry| match entry {
+            Ok(Entry::Events { mut records, .. }) => {
+                records.retain(|record| (from..to).contains(&record.sequence));
+                let (first, last) = (records.first()?.sequence, records.last()?.sequence);
+                let receipt = journal.receipt();
+                receipt.begin(first, last + 1);
+                Some(Ok((records, receipt)))
+            }
+            Ok(Entry::Problem { segment, problem }) => {
+                tracing::error!(segment = %segment.display(), "{problem}");
+                None
+            }
+            Err(error) => Some(Err(error)),
+        });
+        Ok(chunks)
+    }
+}
+
+/// How much a journal has, by its files.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stat {
+    pub segments: usize,
+    pub bytes: u64,
+    /// Sequence of the oldest event.
+    pub first: u64,
+    /// Sequence behind the latest.
+    pub next: u64,
+    /// All events before this one were finished, as far as that is on disk.
+    pub finished: u64,
+}
+
+/// None if there is no journal in the folder. Reads its last segment.
+pub fn stat(folder: &Path) -> io::Result<Option<Stat>> {
+    let segments = match segment::list(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        segments => segments?,
+    };
+    let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
+        return Ok(None);
+    };
+    let (next, finished) = last_positions(last)?;
+    Ok(Some(Stat {
+        segments: segments.len(),
+        bytes: segments.iter().map(|segment| segment.bytes).sum(),
+        first: first.first,
+        next,
+        finished,
+    }))
+}
+
+/// The sequence behind all events that a segment may have had, and its last cursor.
+fn last_positions(segment: &segment::Segment) -> io::Result<(u64, u64)> {
+    /// No record is shorter.
+    const RECORD_BYTES: u64 = 15;
+    let mut reader = Reader::open(segment)?;
+    let mut cursor = segment.first;
+    loop {
+        match reader.next()? {
+            Next::Frame(_, Frame::Cursor(found)) => cursor = found,
+            Next::Frame(..) => {}
+            Next::Damage { at, bytes, lost } => {
+                let problem = Problem::Damage { at, bytes, lost };
+                tracing::error!(segment = %segment.path.display(), "{problem}");
+            }
+            Next::Torn { at, bytes } => {
+                let problem = Problem::Torn { at, bytes };
+                tracing::warn!(segment = %segment.path.display(), "{problem}");
+                // A number that was given to an event once is never given again, whatever this was.
+                return Ok((reader.expected() + bytes / RECORD_BYTES + 1, cursor));
+            }
+            Next::End => return Ok((reader.expected(), cursor)),
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The journal as its users see it, on a real disk, whole and damaged.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::event::Topic;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn config(folder: &TempDir) -> JournalConfig {
+    JournalConfig {
+        folder: folder.path().join(FOLDER),
+        topics: vec![TopicFilter::new("plant/#").unwrap()],
+        max_bytes: 1 << 30,
+        segment_bytes: 1 << 20,
+        io_uring: true,
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn open(config: &JournalConfig) -> (Journal, Recovered) {
+    Journal::open(config.clone()).unwrap()
+}
+
+/// Appends events with these payloads in one go.
+fn append(journal: &Journal, payloads: &[&str]) -> (Receipt, u64) {
+    let mut records = Records::default();
+    for payload in payloads {
+        let topic = Topic::new("plant/a").unwrap();
+        records.push(&topic, payload.as_bytes(), 7);
+    }
+    let receipt = journal.receipt();
+    let next = journal.append(&records, &receipt);
+    (receipt, next)
+}
+
+fn synced(journal: &Journal, next: u64) -> bool {
+    let synced = async { tokio::time::timeout(PATIENCE, journal.synced(next)).await };
+    runtime().block_on(synced).unwrap()
+}
+
+/// Appends what is on disk when this returns, one frame each, and is not finished.
+fn write(journal: &Journal, payloads: &[&str]) -> Vec<Receipt> {
+    let appended: Vec<_> = payloads.iter().map(|one| append(journal, &[one])).collect();
+    let (receipts, positions): (Vec<_>, Vec<_>) = appended.into_iter().unzip();
+    assert!(synced(journal, *positions.last().unwrap()));
+    receipts
+}
+
+/// What a journal has: payloads, by sequence, and what is wrong.
+fn read(folder: &Path) -> (Vec<(u64, String)>, Vec<Problem>) {
+    let (mut events, mut problems) = (Vec::new(), Vec::new());
+    for entry in Reading::open(folder, 0).unwrap() {
+        match entry.unwrap() {
+            Entry::Events { records, .. } => events.extend(records.into_iter().map(|record| {
+                assert_eq!((record.topic.as_str(), record.timestamp_ns), ("plant/a", 7));
+                let payload = String::from_utf8(record.payload.to_vec()).unwrap();
+                (record.sequence, payload)
+            })),
+            Entry::Problem { problem, .. } => problems.push(problem),
+        }
+    }
+    (events, problems)
+}
+
+fn recovered(journal: &Journal, recovered: &Recovered) -> Vec<String> {
+    let chunks = recovered.chunks(journal).unwrap();
+    let records = chunks.flat_map(|chunk| chunk.unwrap().0);
+    let payload = |record: Record| String::from_utf8(record.payload.to_vec()).unwrap();
+    records.map(payload).collect()
+}
+
+fn only_segment(config: &JournalConfig) -> PathBuf {
+    let segments = segment::list(&config.folder).unwrap();
+    assert_eq!(segments.len(), 1, "{segments:?}");
+    segments[0].path.clone()
+}
+
+#[test]
+fn what_is_synced_is_there_after_a_new_start_and_what_was_not_finished_comes_again() {
+    for io_uring in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = JournalConfig {
+            io_uring,
+            ..config(&folder)
+        };
+        let (journal, nothing) = open(&config);
+        assert_eq!(nothing.count(), 0);
+        let (first, _) = append(&journal, &["a", "b"]);
+        let (second, _) = append(&journal, &["c"]);
+        let (third, next) = append(&journal, &["d", ""]);
+        assert!(synced(&journal, next));
+        // Out of order, and the second one not at all.
+        drop(third);
+        drop(first);
+        journal.freeze();
+        drop(second);
+        journal.close();
+        let events: Vec<_> = ["a", "b", "c", "d", ""]
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        let events: Vec<_> = (0..).zip(events).collect();
+        assert_eq!(read(&config.folder), (events, vec![]));
+
+        let (journal, again) = open(&config);
+        assert_eq!(recovered(&journal, &again), ["c", "d", ""]);
+        // All finished now.
+        assert_eq!(journal.status().finished, 5);
+        journal.close();
+        let (journal, again) = open(&config);
+        assert_eq!(recovered(&journal, &again), [""; 0]);
+        let (_receipt, next) = append(&journal, &["e"]);
+        assert_eq!(next, 6);
+        journal.close();
+    }
+}
+
+#[test]
+fn what_a_crash_has_left_of_the_last_write_is_told_of_and_never_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let receipts = write(&journal, &["first", "second"]);
+    let before = fs::metadata(only_segment(&config)).unwrap().len();
+    let last = write(&journal, &["the last one"]);
+    journal.freeze();
+    journal.close();
+    drop((receipts, last));
+    let path = only_segment(&config);
+    let whole = fs::read(&path).unwrap();
+    let whole = &whole[..before as usize + 32 + 14 + 7 + 12];
+    let kept: Vec<_> = [(0, "first".to_owned()), (1, "second".to_owned())].into();
+    for length in before..whole.len() as u64 {
+        fs::write(&path, &whole[..length as usize]).unwrap();
+        let (events, problems) = read(&config.folder);
+        assert_eq!(events, kept, "cut at {length}");
+        let torn = Problem::Torn {
+            at: before,
+            bytes: length - before,
+        };
+        let expected = Vec::from_iter((length > before).then_some(torn));
+        assert_eq!(problems, expected, "cut at {length}");
+        // Zeros, for a file that has its length already but not its contents.
+        let mut zeros = whole[..length as usize].to_vec();
+        zeros.resize(whole.len() + 5000, 0);
+        fs::write(&path, &zeros).unwrap();
+        assert_eq!(read(&config.folder).0, kept, "zeros from {length} on");
+    }
+    let (journal, again) = open(&config);
+    assert_eq!(recovered(&journal, &again), ["first", "second"]);
+    let (_receipt, next) = append(&journal, &["new"]);
+    assert!(next > 4, "no number is given twice: {next}");
+    journal.close();
+    let (events, problems) = read(&config.folder);
+    assert_eq!(events.last().unwrap(), &(next - 1, "new".to_owned()));
+    assert!(
+        problems.iter().all(|problem| !problem.is_loss()),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn a_bit_that_flipped_costs_its_frame_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let receipts = write(&journal, &["first"]);
+    let begin = fs::metadata(only_segment(&config)).unwrap().len();
+    let second = write(&journal, &["second"]);
+    let end = fs::metadata(only_segment(&config)).unwrap().len();
+    let third = write(&journal, &["third"]);
+    journal.freeze();
+    journal.close();
+    drop((receipts, second, third));
+    let path = only_segment(&config);
+    let whole = fs::read(&path).unwrap();
+    for position in begin..end {
+        let mut damaged = whole.clone();
+        damaged[position as usize] ^= 0x10;
+        fs::write(&path, &damaged).unwrap();
+        let (events, problems) = read(&config.folder);
+        let others = [(0, "first".to_owned()), (2, "third".to_owned())];
+        assert_eq!(events, others, "byte {position}");
+        let [Problem::Damage { at, lost, .. }] = &problems[..] else {
+            panic!("byte {position}: {problems:?}");
+        };
+        assert_eq!((*at, lost.clone()), (begin, 1..2), "byte {position}");
+    }
+}
+
+#[test]
+fn a_segment_that_is_gone_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = JournalConfig {
+        segment_bytes: 1,
+        ..config(&folder)
+    };
+    let (journal, _) = open(&config);
+    let _receipts: Vec<_> = ["a", "b", "c", "d"]
+        .iter()
+        .map(|payload| write(&journal, &[payload]))
+        .collect();
+    journal.freeze();
+    journal.close();
+    let segments = segment::list(&config.folder).unwrap();
+    assert_eq!(segments.len(), 4);
+    fs::remove_file(&segments[1].path).unwrap();
+    let (events, problems) = read(&config.folder);
+    let sequences: Vec<_> = events.iter().map(|(sequence, _)| *sequence).collect();
+    assert_eq!(sequences, [0, 2, 3]);
+    assert_eq!(problems, [Problem::Missing { lost: 1..2 }]);
+}
+
+#[test]
+fn the_oldest_segments_make_room_and_what_nobody_had_finished_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = JournalConfig {
+        segment_bytes: 1000,
+        max_bytes: 5000,
+        ..config(&folder)
+    };
+    let (journal, _) = open(&config);
+    let payload = "x".repeat(900);
+    let first = write(&journal, &[&payload]);
+    drop(first);
+    let kept: Vec<_> = (0..20).map(|_| write(&journal, &[&payload])).collect();
+    let status = journal.status();
+    assert!(status.bytes <= 6000, "{status:?}");
+    assert_eq!(status.finished, 1);
+    assert_eq!(status.lost_unfinished, status.first - 1, "{status:?}");
+    let bytes: u64 = segment::list(&config.folder)
+        .unwrap()
+        .iter()
+        .map(|one| one.bytes)
+        .sum();
+    assert_eq!(bytes, status.bytes);
+    journal.freeze();
+    journal.close();
+    drop(kept);
+    let (journal, again) = open(&config);
+    let payloads = recovered(&journal, &again);
+    assert_eq!(payloads.len() as u64, 21 - status.first);
+    journal.close();
+}
+
+#[test]
+fn nothing_is_synced_while_the_disk_refuses_and_all_is_when_it_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    // In the place of the segment.
+    let path = segment::path(&config.folder, 0);
+    fs::create_dir(&path).unwrap();
+    let (_receipt, next) = append(&journal, &["a"]);
+    let deadline = Instant::now() + PATIENCE;
+    while journal.status().failures == 0 {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let status = journal.status();
+    assert_eq!((status.next, status.durable), (1, 0), "{status:?}");
+    assert!(status.error.is_some(), "{status:?}");
+    fs::remove_dir(&path).unwrap();
+    assert!(synced(&journal, next));
+    assert_eq!(journal.status().error, None);
+    journal.close();
+    assert_eq!(read(&config.folder).0, [(0, "a".to_owned())]);
+}
+
+#[test]
+fn a_journal_that_can_not_be_written_at_the_end_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    fs::create_dir(segment::path(&config.folder, 0)).unwrap();
+    let (_receipt, next) = append(&journal, &["a"]);
+    journal.close();
+    assert!(!synced(&journal, next));
+}
+
+#[test]
+fn a_write_that_was_made_twice_is_read_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let receipts = write(&journal, &["a", "b"]);
+    journal.freeze();
+    journal.close();
+    drop(receipts);
+    // As after an fdatasync that failed: the same events begin the next segment.
+    let mut records = Records::default();
+    records.push(&Topic::new("plant/a").unwrap(), b"b", 7);
+    let mut next = frame::segment_header(1, 0).to_vec();
+    records.write(1, 0, records.checksum(), &mut next);
+    fs::write(segment::path(&config.folder, 1), next).unwrap();
+    let expected = [(0, "a".to_owned()), (1, "b".to_owned())];
+    assert_eq!(read(&config.folder), (expected.to_vec(), vec![]));
+}
+
+#[test]
+fn many_who_wait_share_a_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(&folder));
+    let appended: Vec<_> = (0..5000).map(|_| append(&journal, &["x"])).collect();
+    assert!(synced(&journal, 5000));
+    let commits = journal.status().commits;
+    assert!(commits < 2500, "{commits}");
+    drop(appended);
+    journal.close();
+}
+
+#[test]
+fn only_events_on_its_topics_go_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(&folder));
+    assert!(journal.covers("plant/a/b"));
+    assert!(!journal.covers("other"));
+    journal.close();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever happens to the file, what is read was written, in its order.
+    #[test]
+    fn nothing_is_read_that_was_not_written(
+        frames in prop::collection::vec(prop::collection::vec("[a-z]{0,40}", 1..4), 1..8),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<[u8; 5]>()), 0..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = segment::path(folder.path(), 0);
+        let mut bytes = frame::segment_header(0, 0).to_vec();
+        let mut written = Vec::new();
+        for payloads in &frames {
+            let mut records = Records::default();
+            let first = written.len() as u64;
+            for payload in payloads {
+                records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7);
+                written.push((written.len() as u64, payload.clone()));
+            }
+            records.write(first, 0, records.checksum(), &mut bytes);
+            frame::write_cursor(0, written.len() as u64, 0, &mut bytes);
+        }
+        fs::write(&path, &bytes).unwrap();
+        prop_assert_eq!(read(folder.path()), (written.clone(), vec![]));
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for (position, garbage) in &damage {
+            file.write_all_at(garbage, position.index(bytes.len()) as u64).unwrap();
+        }
+        file.set_len(cut.index(bytes.len() + 1) as u64).unwrap();
+        let (events, _) = read(folder.path());
+        prop_assert!(events.is_sorted_by_key(|(sequence, _)| *sequence));
+        for event in events {
+            prop_assert!(written.contains(&event), "{:?}", event);
+        }
+        // And a gateway opens it.
+        let config = JournalConfig {
+            folder: folder.path().to_owned(),
+            io_uring: false,
+            ..config(&folder)
+        };
+        let (journal, again) = open(&config);
+        recovered(&journal, &again);
+        journal.close();
+    }
+}

@@ -1,0 +1,229 @@
+//! The thread that writes. What has come while the last write ran goes out in the next one: one write, one
+//! fdatasync, however many wait for it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::disk::{Io, Log, sync_folder};
+use super::frame;
+use super::segment::{self, Segment};
+use super::{JournalConfig, Shared, Stats};
+use crate::event::unix_time_ns;
+
+/// How often the cursor is written when nothing else is.
+const CURSOR_EVERY: Duration = Duration::from_secs(1);
+
+/// Most bytes of a buffer that is kept between two writes.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// After a write that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) config: JournalConfig,
+    pub(super) io: Io,
+    /// The oldest first.
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) written_cursor: u64,
+}
+
+/// What is to be written.
+struct Batch {
+    bytes: Vec<u8>,
+    /// The sequences of the events in it.
+    first: u64,
+    next: u64,
+    closing: bool,
+}
+
+impl Writer {
+    pub(super) fn run(self) -> io::Result<()> {
+        match self.io {
+            Io::Uring => tokio_uring::start(self.write()),
+            Io::Blocking => tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()?
+                .block_on(self.write()),
+        }
+        Ok(())
+    }
+
+    async fn write(mut self) {
+        // The segment that is written to; none before the first event and after a failure.
+        let mut log = None;
+        let mut spare = Vec::new();
+        loop {
+            let mut batch = self.take(&mut spare).await;
+            let cursor = self.shared.tracker.cursor();
+            if cursor != self.written_cursor {
+                frame::write_cursor(cursor, batch.next, unix_time_ns(), &mut batch.bytes);
+            }
+            if !batch.bytes.is_empty() && !self.commit(&mut log, &mut batch).await {
+                break;
+            }
+            self.written_cursor = cursor;
+            if batch.closing {
+                break;
+            }
+            batch.bytes.clear();
+            batch.bytes.shrink_to(KEPT_BYTES);
+            spare = batch.bytes;
+        }
+        self.shared
+            .durable
+            .send_modify(|durable| durable.closed = true);
+    }
+
+    /// Waits for something to do.
+    async fn take(&self, spare: &mut Vec<u8>) -> Batch {
+        loop {
+            {
+                let mut queue = self.shared.queue.lock();
+                if !queue.bytes.is_empty() || queue.closing {
+                    let next = queue.next;
+                    return Batch {
+                        bytes: mem::replace(&mut queue.bytes, mem::take(spare)),
+                        first: mem::replace(&mut queue.first, next),
+                        next,
+                        closing: queue.closing,
+                    };
+                }
+            }
+            let told = timeout(CURSOR_EVERY, self.shared.work.notified()).await;
+            let cursor = self.shared.tracker.cursor();
+            if told.is_err() && cursor != self.written_cursor {
+                let next = self.shared.queue.lock().next;
+                return Batch {
+                    bytes: Vec::new(),
+                    first: next,
+                    next,
+                    closing: false,
+                };
+            }
+        }
+    }
+
+    /// Until it is on disk. False: the gateway ends, and it can't be written.
+    async fn commit(&mut self, log: &mut Option<Log>, batch: &mut Batch) -> bool {
+        let mut failing = false;
+        loop {
+            match self.try_commit(log, batch).await {
+                Ok(()) => {
+                    if failing {
+                        tracing::info!(
+                            folder = %self.config.folder.display(),
+                            "the journal can be written again"
+                        );
+                    }
+                    self.note(|stats| {
+                        stats.commits += 1;
+                        stats.error = None;
+                    });
+                    let next = batch.next;
+                    let durable = &self.shared.durable;
+                    durable.send_modify(|durable| durable.next = next);
+                    return true;
+                }
+                Err(error) => {
+                    self.note(|stats| {
+                        stats.failures += 1;
+                        stats.error = Some(error.to_string());
+                    });
+                    if !failing {
+                        tracing::error!(
+                            folder = %self.config.folder.display(), %error,
+                            "the journal can't be written; what it is to have is not acknowledged until it can"
+                        );
+                    }
+                    failing = true;
+                    // The next attempt begins a file of its own: what is in this one is not known.
+                    *log = None;
+                    if batch.closing || self.shared.queue.lock().closing {
+                        return false;
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_commit(&mut self, log: &mut Option<Log>, batch: &mut Batch) -> io::Result<()> {
+        let is_full = |segment: &Segment| segment.bytes >= self.config.segment_bytes;
+        if log.is_none() || self.segments.back().is_none_or(is_full) {
+            *log = Some(self.begin_segment(batch.first).await?);
+        }
+        let (Some(log), Some(segment)) = (log, self.segments.back_mut()) else {
+            unreachable!("there is one now");
+        };
+        let (result, bytes) = log.write(mem::take(&mut batch.bytes), segment.bytes).await;
+        batch.bytes = bytes;
+        result?;
+        segment.bytes += batch.bytes.len() as u64;
+        self.note_size();
+        Ok(())
+    }
+
+    async fn begin_segment(&mut self, first: u64) -> io::Result<Log> {
+        self.make_room(self.config.segment_bytes);
+        let path = segment::path(&self.config.folder, first);
+        // One without events may be there.
+        self.segments.retain(|segment| segment.path != path);
+        let log = Log::create(self.io, &path)?;
+        let now = unix_time_ns();
+        let mut head = frame::segment_header(first, now).to_vec();
+        frame::write_cursor(self.shared.tracker.cursor(), first, now, &mut head);
+        let (result, head) = log.write(head, 0).await;
+        result?;
+        sync_folder(&self.config.folder)?;
+        self.segments.push_back(Segment {
+            first,
+            path,
+            bytes: head.len() as u64,
+        });
+        Ok(log)
+    }
+
+    /// Removes the oldest segments, so that so many bytes more are no more than `max_bytes`.
+    pub(super) fn make_room(&mut self, bytes: u64) {
+        let mut all: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
+        while all + bytes > self.config.max_bytes && self.segments.len() > 1 {
+            let oldest = self.segments.pop_front().expect("more than one");
+            let next = self
+                .segments
+                .front()
+                .map_or(oldest.first, |next| next.first);
+            let unfinished = next.saturating_sub(self.shared.tracker.cursor().max(oldest.first));
+            if let Err(error) = std::fs::remove_file(&oldest.path) {
+                tracing::error!(segment = %oldest.path.display(), %error, "can't remove an old segment of the journal");
+            }
+            if unfinished > 0 {
+                self.note(|stats| stats.lost_unfinished += unfinished);
+                tracing::error!(
+                    events = unfinished, segment = %oldest.path.display(),
+                    "removed events from the journal that no app has finished, for want of room \
+                     (journal.max_bytes): after a crash they are not delivered again"
+                );
+            }
+            all -= oldest.bytes;
+        }
+        self.note_size();
+    }
+
+    fn note_size(&self) {
+        self.note(|stats| {
+            stats.segments = self.segments.len();
+            stats.bytes = self.segments.iter().map(|segment| segment.bytes).sum();
+            stats.first = self.segments.front().map(|segment| segment.first);
+        });
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Stats)) {
+        change(&mut self.shared.stats.lock());
+    }
+}

@@ -1,0 +1,251 @@
+//! Acknowledged means on disk: what the journal has, whatever happens to the gateway and the disk.
+
+use std::collections::HashSet;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use crate::apps::built;
+use crate::gateway::{Gateway, Home, eventually};
+use crate::wire::{CONNACK, PUBACK, Wire, connect_packet_with, publish_packet};
+
+fn home() -> Home {
+    Home::new().set("journal.topics", "relay/#, plant/#")
+}
+
+/// The payloads in the journal, in the order of their sequences, and whether all of it is whole.
+fn journaled(home: &Home) -> (Vec<String>, bool) {
+    let output = home
+        .command(&["journal", "tail", "-n", "10000000", "--json"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let records: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(records.is_sorted_by(|a, b| a["sequence"].as_u64() < b["sequence"].as_u64()));
+    let payloads = records
+        .iter()
+        .map(|record| record["payload"].as_str().unwrap().to_owned());
+    let verified = home.command(&["journal", "verify"]).output().unwrap();
+    (payloads.collect(), verified.status.success())
+}
+
+/// Publishes one message after the other until the gateway is gone. Returns those that it has acknowledged.
+fn publish_until_the_end(
+    gateway: &Gateway,
+    client: usize,
+    acknowledged: &AtomicU64,
+) -> Vec<String> {
+    let mut wire = Wire::connect(gateway, &format!("publisher{client}"));
+    let mut done = Vec::new();
+    loop {
+        let payload = format!("{client}-{}", done.len());
+        wire.send_while_open(&publish_packet("plant/a", payload.as_bytes(), 1, 7));
+        match wire.next_or_end() {
+            Some(packet) => assert_eq!(packet.kind(), PUBACK),
+            None => return done,
+        }
+        done.push(payload);
+        acknowledged.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_on_disk_whenever_the_gateway_is_killed() {
+    let mut home = home().set("journal.segment_bytes", "65536");
+    let mut all = HashSet::new();
+    for round in 0..50 {
+        let gateway = home.start();
+        let acknowledged = AtomicU64::new(0);
+        let enough = 20 + 7 * round;
+        let (killed, done) = thread::scope(|scope| {
+            let publishers: Vec<_> = (0..4)
+                .map(|client| {
+                    let (gateway, acknowledged) = (&gateway, &acknowledged);
+                    scope.spawn(move || {
+                        publish_until_the_end(gateway, round as usize * 4 + client, acknowledged)
+                    })
+                })
+                .collect();
+            while acknowledged.load(Ordering::SeqCst) < enough {
+                thread::yield_now();
+            }
+            gateway.signal(libc::SIGKILL);
+            let done: Vec<_> = publishers
+                .into_iter()
+                .flat_map(|one| one.join().unwrap())
+                .collect();
+            (true, done)
+        });
+        assert!(killed);
+        home = gateway.kill();
+        all.extend(done);
+        let (payloads, whole) = journaled(&home);
+        assert!(whole);
+        let journaled: HashSet<_> = payloads.iter().cloned().collect();
+        let lost: Vec<_> = all.difference(&journaled).collect();
+        assert!(lost.is_empty(), "{lost:?}");
+        // Each was sent once, so it is there once.
+        assert_eq!(journaled.len(), payloads.len());
+    }
+}
+
+#[test]
+fn what_no_app_had_finished_comes_again_after_kill_9_and_what_one_had_does_not() {
+    let gateway = home().start();
+    gateway.install(&built("relay"));
+    let connect = |gateway: &Gateway| {
+        let mut wire = Wire::open(gateway);
+        wire.send(&connect_packet_with(4, "keeper", 0, 0, &[]));
+        let connack = wire.next();
+        assert_eq!((connack.kind(), connack.body[1]), (CONNACK, 0));
+        wire
+    };
+    let mut keeper = connect(&gateway);
+    keeper.subscribe("relayed/#", 1);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.publish("relay/a", b"finished");
+    assert_eq!(keeper.next_message().payload(), b"finished");
+    // Until the journal has that, too.
+    eventually("the cursor on disk", || {
+        let output = gateway
+            .home()
+            .command(&["journal", "stat", "--json"])
+            .output()
+            .unwrap();
+        let stat: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (stat["finished"] == 1).then_some(())
+    });
+    gateway.json(&["app", "pause", "relay"]);
+    for number in 0..50 {
+        publisher.publish("relay/a", number.to_string().as_bytes());
+    }
+    let gateway = gateway.kill().start();
+    gateway.until_logged("delivered again");
+    let mut keeper = connect(&gateway);
+    gateway.json(&["app", "resume", "relay"]);
+    for number in 0..50 {
+        assert_eq!(
+            keeper.next_message().payload(),
+            number.to_string().as_bytes()
+        );
+    }
+    let gateway = gateway.terminate().home.start();
+    let mut keeper = connect(&gateway);
+    keeper.assert_quiet();
+    assert_eq!(gateway.status()["journal"]["finished"], 51);
+}
+
+#[test]
+fn an_orderly_stop_leaves_what_an_app_could_not_finish_for_the_next_start() {
+    let gateway = home().set("shutdown.timeout_ms", 500).start();
+    gateway.install(&built("relay"));
+    gateway.json(&["app", "pause", "relay"]);
+    Wire::connect(&gateway, "publisher").publish("relay/a", b"waits");
+    let gateway = gateway.terminate().home.start();
+    gateway.json(&["app", "resume", "relay"]);
+    gateway.until_app("relay", "the event", |app| app["counters"]["handled"] == 1);
+}
+
+#[test]
+fn nothing_is_acknowledged_while_the_disk_refuses_and_all_is_when_it_does_not() {
+    let gateway = home().start();
+    // In the place of the first segment.
+    let segment = gateway
+        .home()
+        .store()
+        .join("journal/00000000000000000000.journal");
+    fs::create_dir(&segment).unwrap();
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.send(&publish_packet("plant/a", b"x", 1, 7));
+    gateway.until_logged("the journal can't be written");
+    publisher.assert_nothing_yet();
+    // Others go on.
+    Wire::connect(&gateway, "other").publish("other/topic", b"y");
+    assert!(gateway.status()["journal"]["error"].is_string());
+    fs::remove_dir(&segment).unwrap();
+    let packet = publisher.next();
+    assert_eq!(packet.kind(), PUBACK);
+    gateway.until_logged("the journal can be written again");
+    let (payloads, whole) = journaled(gateway.home());
+    assert_eq!((payloads, whole), (vec!["x".to_owned()], true));
+}
+
+#[test]
+fn a_damaged_journal_is_told_of_and_the_gateway_starts() {
+    let gateway = home().start();
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for number in 0..5 {
+        publisher.publish("plant/a", format!("number {number}").as_bytes());
+    }
+    let home = gateway.terminate().home;
+    let segment = home.store().join("journal/00000000000000000000.journal");
+    let mut bytes = fs::read(&segment).unwrap();
+    let place = bytes
+        .windows(8)
+        .position(|window| window == b"number 2")
+        .unwrap();
+    bytes[place] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let output = home.command(&["journal", "verify"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("4 events are whole, 1 are lost"), "{text}");
+    assert!(text.contains("00000000000000000000.journal: "), "{text}");
+    let gateway = home.start();
+    gateway.until_logged("1 events are lost, from sequence 2 on");
+    Wire::connect(&gateway, "publisher").publish("plant/a", b"new");
+    let tail = gateway
+        .home()
+        .command(&["journal", "tail", "-n", "1"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(tail.stdout).unwrap();
+    assert!(text.contains("plant/a") && text.contains("new"), "{text}");
+}
+
+#[test]
+fn a_gateway_without_a_journal_says_how_to_have_one() {
+    let home = Home::new();
+    let output = home.command(&["journal", "stat"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("journal.topics"), "{text}");
+    let refusal = Home::new().set("journal.topics", "a/#/b").refusal();
+    assert!(
+        refusal.contains("journal.topics") && refusal.contains("a/#/b"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn who_publishes_much_at_once_shares_the_writes() {
+    let gateway = home().start();
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    let mut packets = Vec::new();
+    for id in 1..=1000 {
+        packets.extend(publish_packet("plant/a", b"x", 1, id));
+    }
+    publisher.send(&packets);
+    for id in 1..=1000 {
+        let packet = publisher.next();
+        assert_eq!(
+            (
+                packet.kind(),
+                u16::from_be_bytes([packet.body[0], packet.body[1]])
+            ),
+            (PUBACK, id)
+        );
+    }
+    let journal = &gateway.status()["journal"];
+    assert_eq!(
+        (&journal["events"], &journal["durable"]),
+        (&1000.into(), &1000.into())
+    );
+    assert!(journal["commits"].as_u64().unwrap() < 500, "{journal}");
+}
