@@ -29,7 +29,7 @@ use tokio::sync::{Notify, watch};
 use crate::event::{TopicFilter, unix_time_ns};
 use disk::Io;
 use frame::Frame;
-use segment::{Next, Reader};
+use segment::{Next, Reader, Segment};
 use tracker::Tracker;
 use writer::Writer;
 
@@ -156,13 +156,7 @@ impl Journal {
         };
         fs::create_dir_all(&folder).map_err(failed)?;
         let segments = segment::list(&folder).map_err(failed)?;
-        let (mut next, mut cursor) = (0, 0);
-        if let Some(last) = segments.last() {
-            (next, cursor) = last_positions(last).map_err(|source| JournalError::File {
-                path: last.path.clone(),
-                source,
-            })?;
-        }
+        let (next, cursor) = positions(&segments)?;
         let io = match Io::choose() {
             Ok(io) if config.io_uring => io,
             Ok(_) => Io::Blocking,
@@ -351,16 +345,16 @@ pub struct Stat {
     pub finished: u64,
 }
 
-/// None if there is no journal in the folder. Reads its last segment.
+/// None if there is no journal in the folder. Reads its last segment, or as many as it takes to find a cursor.
 pub fn stat(folder: &Path) -> io::Result<Option<Stat>> {
     let segments = match segment::list(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         segments => segments?,
     };
-    let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
+    let Some(first) = segments.first() else {
         return Ok(None);
     };
-    let (next, finished) = last_positions(last)?;
+    let (next, finished) = positions(&segments).map_err(io::Error::other)?;
     Ok(Some(Stat {
         segments: segments.len(),
         bytes: segments.iter().map(|segment| segment.bytes).sum(),
@@ -370,15 +364,33 @@ pub fn stat(folder: &Path) -> io::Result<Option<Stat>> {
     }))
 }
 
+/// The sequence behind all events that a journal may have had, and its last cursor.
+fn positions(segments: &[Segment]) -> Result<(u64, u64), JournalError> {
+    let mut next = None;
+    // A crash may have left the last one without a cursor.
+    for segment in segments.iter().rev() {
+        let (behind, cursor) = last_positions(segment).map_err(|source| JournalError::File {
+            path: segment.path.clone(),
+            source,
+        })?;
+        let next = *next.get_or_insert(behind);
+        if let Some(cursor) = cursor {
+            return Ok((next, cursor.min(next)));
+        }
+    }
+    let first = segments.first().map_or(0, |segment| segment.first);
+    Ok((next.unwrap_or(first), first))
+}
+
 /// The sequence behind all events that a segment may have had, and its last cursor.
-fn last_positions(segment: &segment::Segment) -> io::Result<(u64, u64)> {
+fn last_positions(segment: &Segment) -> io::Result<(u64, Option<u64>)> {
     /// No record is shorter.
     const RECORD_BYTES: u64 = 15;
     let mut reader = Reader::open(segment)?;
-    let mut cursor = segment.first;
+    let mut cursor = None;
     loop {
         match reader.next()? {
-            Next::Frame(_, Frame::Cursor(found)) => cursor = found,
+            Next::Frame(_, Frame::Cursor(found)) => cursor = Some(found),
             Next::Frame(..) => {}
             Next::Damage { at, bytes, lost } => {
                 let problem = Problem::Damage { at, bytes, lost };

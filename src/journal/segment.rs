@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::frame::{self, Frame, FrameHeader, HEADER_BYTES};
 
-const EXTENSION: &str = "journal";
+const SUFFIX: &str = ".journal";
 
 /// No frame is so large: it is what one connection has read at once, or one packet.
 const MAX_BODY_BYTES: u32 = 1 << 30;
@@ -25,20 +25,25 @@ pub(super) struct Segment {
 }
 
 pub(super) fn path(folder: &Path, first: u64) -> PathBuf {
-    folder.join(format!("{first:020}.{EXTENSION}"))
+    folder.join(format!("{first:020}{SUFFIX}"))
 }
 
 /// The segments in a folder, the oldest first. Other files don't count.
 pub(super) fn list(folder: &Path) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let is_segment = path.extension().is_some_and(|end| end == EXTENSION);
-        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let entry = entry?;
+        let name = entry.file_name();
+        let stem = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
         let first = stem.and_then(|stem| stem.parse().ok());
-        if let Some(first) = first.filter(|_| is_segment) {
-            let bytes = path.metadata()?.len();
-            segments.push(Segment { first, path, bytes });
+        let first = first.filter(|first| path(folder, *first).ends_with(&name));
+        let metadata = entry.metadata()?;
+        if let Some(first) = first.filter(|_| metadata.is_file()) {
+            segments.push(Segment {
+                first,
+                path: entry.path(),
+                bytes: metadata.len(),
+            });
         }
     }
     segments.sort_by_key(|segment| segment.first);

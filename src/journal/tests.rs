@@ -172,6 +172,55 @@ fn what_a_crash_has_left_of_the_last_write_is_told_of_and_never_read() {
 }
 
 #[test]
+fn a_segment_without_a_cursor_does_not_finish_what_is_in_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let receipts = write(&journal, &["a", "b"]);
+    journal.freeze();
+    journal.close();
+    drop(receipts);
+    // As a crash leaves one that was just begun: without contents, or with half of its header.
+    let whole = frame::segment_header(2, 0);
+    for length in [0, 20, whole.len()] {
+        fs::write(segment::path(&config.folder, 2), &whole[..length]).unwrap();
+        let (journal, again) = open(&config);
+        let chunks = again.chunks(&journal).unwrap().map(Result::unwrap);
+        let (records, receipts): (Vec<_>, Vec<_>) = chunks.unzip();
+        assert_eq!(records.concat().len(), 2, "{length}");
+        journal.freeze();
+        journal.close();
+        drop(receipts);
+    }
+}
+
+#[test]
+fn what_is_no_segment_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    drop(write(&journal, &["a"]));
+    journal.close();
+    for name in [
+        "7.journal",
+        "+0000000000000000007.journal",
+        "99999999999999999999.journal",
+        "x",
+        ".journal",
+    ] {
+        fs::write(config.folder.join(name), "x").unwrap();
+    }
+    fs::create_dir(segment::path(&config.folder, 7)).unwrap();
+    assert_eq!(read(&config.folder), (vec![(0, "a".to_owned())], vec![]));
+    let (journal, again) = open(&config);
+    assert_eq!(
+        (recovered(&journal, &again).len(), journal.status().next),
+        (0, 1)
+    );
+    journal.close();
+}
+
+#[test]
 fn a_bit_that_flipped_costs_its_frame_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder);
