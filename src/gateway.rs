@@ -21,7 +21,7 @@ use crate::config::{ClientCertificates, Config, ListenAddress, MqttConfig, TlsCo
 use crate::dead_letters::DeadLetters;
 use crate::descriptors;
 use crate::event::Event;
-use crate::journal::{self, Journal, JournalConfig, JournalError};
+use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
 use crate::store::{Store, StoreConfig, StoreError};
@@ -127,16 +127,18 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .await
             .expect("opening apps does not panic")?
     };
-    // What was not finished before comes before what comes now.
-    let journal = match journal_config(config) {
-        Some(config) => Some(open_journal(config, pipeline.tap()).await?),
-        None => None,
+    let (journal, recovered) = match journal_config(config) {
+        Some(config) => {
+            let open = tokio::task::spawn_blocking(|| Journal::open(config)).await;
+            let (journal, recovered) = open.expect("opening the journal does not panic")?;
+            (Some(journal), Some(recovered))
+        }
+        None => (None, None),
     };
-    // The edge last: what its clients send waits for apps that are still starting.
     let broker = Broker::start(
         broker_config(config),
         access,
-        listeners,
+        &listeners,
         pipeline.clone(),
         journal.clone(),
         store.clone(),
@@ -147,6 +149,12 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         .broker
         .set(broker.clone())
         .unwrap_or_else(|_| unreachable!("set here and nowhere else"));
+    // What was not finished before comes before what comes now.
+    if let Some((journal, recovered)) = journal.as_ref().zip(recovered) {
+        deliver_again(journal, &recovered, pipeline.tap()).await?;
+    }
+    // The clients last: what they send waits for apps that are still starting.
+    broker.listen(listeners);
     health.watch("pipeline", {
         let pipeline = pipeline.clone();
         move || {
@@ -177,20 +185,19 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     Ok(gateway)
 }
 
-/// Opens the journal, and hands over what it has that was not finished.
-async fn open_journal(config: JournalConfig, mut tap: Tap) -> Result<Journal, StartError> {
-    let folder = config.folder.clone();
-    let failed = |source| {
-        StartError::Journal(JournalError::File {
-            path: folder.clone(),
-            source,
-        })
+/// Hands over what the journal has that was not finished.
+async fn deliver_again(
+    journal: &Journal,
+    recovered: &Recovered,
+    mut tap: Tap,
+) -> Result<(), JournalError> {
+    let failed = |source| JournalError::File {
+        path: journal.status().folder,
+        source,
     };
-    let open = tokio::task::spawn_blocking(|| Journal::open(config)).await;
-    let (journal, recovered) = open.expect("opening the journal does not panic")?;
     let began = Instant::now();
     let mut events = 0;
-    for chunk in recovered.chunks(&journal).map_err(failed)? {
+    for chunk in recovered.chunks(journal).map_err(failed)? {
         let (records, receipt) = chunk.map_err(failed)?;
         for record in records {
             if tap.wants(&record.topic) {
@@ -212,7 +219,7 @@ async fn open_journal(config: JournalConfig, mut tap: Tap) -> Result<Journal, St
             "delivered again what no app had finished when the gateway ended"
         );
     }
-    Ok(journal)
+    Ok(())
 }
 
 /// None: there is nothing that it is to have.

@@ -515,7 +515,7 @@ mod tests {
         let broker = Broker::start(
             broker_config(&defaults),
             Access::load(access_config(&defaults)).unwrap(),
-            Vec::new(),
+            &[],
             pipeline,
             None,
             store.clone(),

@@ -1272,14 +1272,19 @@ impl Connection {
         let journaled = self.receipt.take().zip(self.shared.journal.as_ref());
         let journaled = journaled.map(|(receipt, journal)| {
             let records = std::mem::take(&mut self.records);
-            (journal.clone(), journal.append(&records, &receipt))
+            journal.append(records, receipt)
         });
         if archive.is_some() || journaled.is_some() {
             let archive = archive.cloned();
+            // One read may flush more than once.
+            let before = self.sync.take();
             // What can't be written is logged and counted there, and is tried again.
             self.sync = Some(Box::pin(async move {
-                if let Some((journal, next)) = journaled
-                    && !journal.synced(next).await
+                if let Some(before) = before {
+                    before.await;
+                }
+                if let Some(on_disk) = journaled
+                    && !on_disk.await
                 {
                     // It never will be, so it is never acknowledged.
                     std::future::pending::<()>().await;

@@ -200,11 +200,11 @@ struct Shared {
 }
 
 impl Broker {
-    /// Serves MQTT on all `listeners` until [`Broker::close`].
+    /// Starts what needs no client; [`Broker::listen`] does the rest.
     pub fn start(
         config: BrokerConfig,
         access: Access,
-        listeners: Vec<Listener>,
+        listeners: &[Listener],
         pipeline: Arc<Pipeline>,
         journal: Option<Journal>,
         store: Store,
@@ -279,9 +279,6 @@ impl Broker {
             };
             tokio::spawn(tls.clone().watch(on_change));
         }
-        for listener in listeners {
-            tokio::spawn(listener::accept(listener, shared.clone()));
-        }
         tokio::spawn(shared.clone().reap_sessions());
         if !shared.config.system_topics_every.is_zero() {
             tokio::spawn(system_topics::publish(shared.clone()));
@@ -291,6 +288,13 @@ impl Broker {
             phase,
             publisher: Mutex::new(Publisher::new(fanout)),
         })
+    }
+
+    /// Serves MQTT on the listeners that it was started with, until [`Broker::close`].
+    pub fn listen(&self, listeners: Vec<Listener>) {
+        for listener in listeners {
+            tokio::spawn(listener::accept(listener, self.shared.clone()));
+        }
     }
 
     /// Sends what an app made to those who subscribed to it. Called from the apps' threads; waits,

@@ -123,7 +123,7 @@ impl FrameHeader {
 
     /// The sequence behind the last event.
     pub(super) fn next(&self) -> u64 {
-        self.first + u64::from(self.count)
+        self.first.saturating_add(u64::from(self.count))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The journal: events on disk, in the order in which they came.
 //!
-//! What is appended is on disk when [`Journal::synced`] says so; whoever sent it is told no sooner. One thread
+//! What is appended is on disk when [`Journal::append`] says so; whoever sent it is told no sooner. One thread
 //! writes for all, so that many share one fdatasync. After a crash, the events that no outlet had finished are
 //! in [`Recovered`], to be delivered again: at least once, for what was finished in the last second before it,
 //! and what came with an event that was not, is among them.
@@ -29,7 +29,7 @@ use tokio::sync::{Notify, watch};
 use crate::event::{TopicFilter, unix_time_ns};
 use disk::Io;
 use frame::Frame;
-use segment::{Next, Reader, Segment};
+use segment::{Next, Reader, Segment, after_torn};
 use tracker::Tracker;
 use writer::Writer;
 
@@ -39,6 +39,9 @@ pub use tracker::Receipt;
 
 /// The name of its folder.
 pub const FOLDER: &str = "journal";
+
+/// Most bytes that wait to be written. Beyond that nothing is appended until the disk has taken them.
+const MAX_WAITING_BYTES: usize = 64 << 20;
 
 /// How a journal is set up.
 #[derive(Clone, Debug)]
@@ -226,10 +229,39 @@ impl Journal {
         Receipt::new(self.shared.tracker.clone())
     }
 
-    /// Appends events. Returns what to wait for with [`Journal::synced`].
-    pub fn append(&self, records: &Records, receipt: &Receipt) -> u64 {
+    /// Appends events. What is returned ends when they are on disk, with true; or with false, when the gateway
+    /// ends before they could be. If it is dropped, they are on their way all the same, unless there was no room
+    /// for them, because the disk refuses what is to be written: then they were never appended.
+    pub fn append(
+        &self,
+        records: Records,
+        receipt: Receipt,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let appended = self.try_append(&records, &receipt);
+        let journal = self.clone();
+        async move {
+            if let Some(next) = appended {
+                return journal.synced(next).await;
+            }
+            let mut durable = journal.shared.durable.subscribe();
+            loop {
+                if let Some(next) = journal.try_append(&records, &receipt) {
+                    return journal.synced(next).await;
+                }
+                if durable.changed().await.is_err() || durable.borrow().closed {
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// None: too much waits already. Else what to wait for with [`Journal::synced`].
+    fn try_append(&self, records: &Records, receipt: &Receipt) -> Option<u64> {
         let checksum = records.checksum();
         let mut queue = self.shared.queue.lock();
+        if queue.bytes.len() >= MAX_WAITING_BYTES {
+            return None;
+        }
         let first = queue.next;
         queue.next += u64::from(records.count());
         let next = queue.next;
@@ -239,12 +271,11 @@ impl Journal {
         drop(queue);
         self.shared.stats.lock().events += u64::from(records.count());
         self.shared.work.notify_one();
-        next
+        Some(next)
     }
 
-    /// Waits until all before `next` is on disk. False: the gateway ends before it could be. May be dropped at
-    /// any time.
-    pub async fn synced(&self, next: u64) -> bool {
+    /// Waits until all before `next` is on disk. False: the gateway ends before it could be.
+    async fn synced(&self, next: u64) -> bool {
         let mut durable = self.shared.durable.subscribe();
         let reached = durable
             .wait_for(|durable| durable.next >= next || durable.closed)
@@ -384,8 +415,6 @@ fn positions(segments: &[Segment]) -> Result<(u64, u64), JournalError> {
 
 /// The sequence behind all events that a segment may have had, and its last cursor.
 fn last_positions(segment: &Segment) -> io::Result<(u64, Option<u64>)> {
-    /// No record is shorter.
-    const RECORD_BYTES: u64 = 15;
     let mut reader = Reader::open(segment)?;
     let mut cursor = None;
     loop {
@@ -399,8 +428,7 @@ fn last_positions(segment: &Segment) -> io::Result<(u64, Option<u64>)> {
             Next::Torn { at, bytes } => {
                 let problem = Problem::Torn { at, bytes };
                 tracing::warn!(segment = %segment.path.display(), "{problem}");
-                // A number that was given to an event once is never given again, whatever this was.
-                return Ok((reader.expected() + bytes / RECORD_BYTES + 1, cursor));
+                return Ok((after_torn(reader.expected(), bytes), cursor));
             }
             Next::End => return Ok((reader.expected(), cursor)),
         }

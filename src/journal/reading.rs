@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::frame::{Frame, Record};
-use super::segment::{self, Next, Reader, Segment};
+use super::segment::{self, Next, Reader, Segment, after_torn};
 
 /// What stands in a journal.
 #[derive(Debug)]
@@ -87,8 +87,8 @@ pub struct Reading {
     current: Option<(Segment, Reader)>,
     /// The sequence that ought to be next; none before the first segment.
     expected: Option<u64>,
-    /// After a torn end numbers are left out.
-    torn: bool,
+    /// After a torn end numbers are left out: the next segment begins with this one at the latest.
+    left_out_to: u64,
 }
 
 impl Reading {
@@ -103,7 +103,7 @@ impl Reading {
             left,
             current: None,
             expected: None,
-            torn: false,
+            left_out_to: 0,
         })
     }
 
@@ -116,16 +116,18 @@ impl Reading {
                 let reader = match Reader::open(&segment) {
                     Ok(reader) => reader,
                     // Removed since it was listed, to make room.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        self.expected = None;
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 };
                 let first = segment.first;
                 let path = segment.path.clone();
                 self.current = Some((segment, reader));
-                let torn = std::mem::take(&mut self.torn);
                 if let Some(expected) = self.expected.replace(first)
                     && expected < first
-                    && !torn
+                    && self.left_out_to < first
                 {
                     let problem = Problem::Missing {
                         lost: expected..first,
@@ -158,9 +160,15 @@ impl Reading {
                     self.current = None;
                     continue;
                 }
-                Next::Damage { at, bytes, lost } => Problem::Damage { at, bytes, lost },
+                Next::Damage { at, bytes, lost } => {
+                    let lost = lost.start..lost.end.min(end);
+                    if lost.is_empty() {
+                        continue;
+                    }
+                    Problem::Damage { at, bytes, lost }
+                }
                 Next::Torn { at, bytes } => {
-                    self.torn = true;
+                    self.left_out_to = after_torn(reader.expected(), bytes);
                     Problem::Torn { at, bytes }
                 }
             };

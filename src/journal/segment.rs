@@ -12,6 +12,9 @@ use super::frame::{self, Frame, FrameHeader, HEADER_BYTES};
 
 const SUFFIX: &str = ".journal";
 
+/// No gateway gets so far; a file with a higher number is none of its segments.
+const MAX_SEQUENCE: u64 = 1 << 62;
+
 /// No frame is so large: it is what one connection has read at once, or one packet.
 const MAX_BODY_BYTES: u32 = 1 << 30;
 
@@ -36,8 +39,13 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<Segment>> {
         let name = entry.file_name();
         let stem = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
         let first = stem.and_then(|stem| stem.parse().ok());
-        let first = first.filter(|first| path(folder, *first).ends_with(&name));
-        let metadata = entry.metadata()?;
+        let first =
+            first.filter(|first| *first <= MAX_SEQUENCE && path(folder, *first).ends_with(&name));
+        let metadata = match entry.metadata() {
+            // Removed in the meantime, to make room.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
         if let Some(first) = first.filter(|_| metadata.is_file()) {
             segments.push(Segment {
                 first,
@@ -48,6 +56,14 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<Segment>> {
     }
     segments.sort_by_key(|segment| segment.first);
     Ok(segments)
+}
+
+/// The sequence that comes after a torn end of so many bytes: a number that was given to an event once is
+/// never given again, whatever this was.
+pub(super) fn after_torn(expected: u64, bytes: u64) -> u64 {
+    /// No record is shorter.
+    const RECORD_BYTES: u64 = 15;
+    expected + bytes / RECORD_BYTES + 1
 }
 
 /// What comes next in a segment.

@@ -41,7 +41,7 @@ fn append(journal: &Journal, payloads: &[&str]) -> (Receipt, u64) {
         records.push(&topic, payload.as_bytes(), 7);
     }
     let receipt = journal.receipt();
-    let next = journal.append(&records, &receipt);
+    let next = journal.try_append(&records, &receipt).unwrap();
     (receipt, next)
 }
 
@@ -326,6 +326,101 @@ fn nothing_is_synced_while_the_disk_refuses_and_all_is_when_it_does_not() {
     assert_eq!(journal.status().error, None);
     journal.close();
     assert_eq!(read(&config.folder).0, [(0, "a".to_owned())]);
+}
+
+#[test]
+fn what_waits_for_a_disk_that_refuses_has_a_bound_and_comes_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let path = segment::path(&config.folder, 0);
+    fs::create_dir(&path).unwrap();
+    let payload = "x".repeat(8 << 20);
+    let append = |payload: &str| {
+        let mut records = Records::default();
+        records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7);
+        Box::pin(journal.append(records, journal.receipt()))
+    };
+    // One is with the writer, or on its way there.
+    let mut waiting: Vec<_> = (0..12).map(|_| append(&payload)).collect();
+    let appended = journal.status().next;
+    assert!((8..=9).contains(&appended), "{appended}");
+    // Who gives up has not sent it.
+    let gone = append("gone");
+    drop(gone);
+    waiting.push(append("last"));
+    fs::remove_dir(&path).unwrap();
+    let all = async {
+        for one in waiting {
+            assert!(tokio::time::timeout(PATIENCE, one).await.unwrap());
+        }
+    };
+    runtime().block_on(all);
+    journal.close();
+    let (events, problems) = read(&config.folder);
+    assert_eq!((events.len(), problems), (13, vec![]));
+    assert_eq!(events[12].1, "last");
+}
+
+#[test]
+fn a_cursor_is_never_ahead_of_what_is_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let path = segment::path(&config.folder, 0);
+    fs::create_dir(&path).unwrap();
+    let (first, _) = append(&journal, &["a", "b"]);
+    let deadline = Instant::now() + PATIENCE;
+    while journal.status().failures == 0 {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let (second, next) = append(&journal, &["c"]);
+    // Finished, and nothing of it is on disk.
+    drop((first, second));
+    assert_eq!(journal.status().finished, 3);
+    fs::remove_dir(&path).unwrap();
+    assert!(synced(&journal, next));
+    journal.close();
+    let mut end = 0;
+    for segment in segment::list(&config.folder).unwrap() {
+        let mut reader = Reader::open(&segment).unwrap();
+        loop {
+            match reader.next().unwrap() {
+                Next::Frame(header, Frame::Events(_)) => end = header.next(),
+                Next::Frame(_, Frame::Cursor(cursor)) => assert!(cursor <= end, "{cursor} > {end}"),
+                Next::End => break,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(end, 3);
+}
+
+#[test]
+fn a_segment_that_was_cut_short_in_the_middle_of_the_journal_is_a_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = JournalConfig {
+        segment_bytes: 500,
+        ..config(&folder)
+    };
+    let (journal, _) = open(&config);
+    let receipts: Vec<_> = (0..30).map(|_| write(&journal, &["a payload"])).collect();
+    journal.freeze();
+    journal.close();
+    drop(receipts);
+    let segments = segment::list(&config.folder).unwrap();
+    assert!(segments.len() > 2);
+    let file = OpenOptions::new()
+        .write(true)
+        .open(&segments[0].path)
+        .unwrap();
+    // In the middle of the second event's frame.
+    file.set_len(32 + 40 + 55 + 20).unwrap();
+    let (events, problems) = read(&config.folder);
+    let lost: u64 = problems.iter().map(Problem::lost).sum();
+    assert_eq!(events.len() as u64 + lost, 30, "{problems:?}");
+    assert!(lost > 0);
 }
 
 #[test]

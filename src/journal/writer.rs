@@ -60,7 +60,8 @@ impl Writer {
         let mut spare = Vec::new();
         loop {
             let mut batch = self.take(&mut spare).await;
-            let cursor = self.shared.tracker.cursor();
+            // An event can be finished before it is on disk.
+            let cursor = self.shared.tracker.cursor().min(batch.next);
             if cursor != self.written_cursor {
                 frame::write_cursor(cursor, batch.next, unix_time_ns(), &mut batch.bytes);
             }
@@ -142,6 +143,9 @@ impl Writer {
                         );
                     }
                     failing = true;
+                    if error.kind() == io::ErrorKind::StorageFull {
+                        self.remove_finished();
+                    }
                     // The next attempt begins a file of its own: what is in this one is not known.
                     *log = None;
                     if batch.closing || self.shared.queue.lock().closing {
@@ -177,7 +181,8 @@ impl Writer {
         let log = Log::create(self.io, &path)?;
         let now = unix_time_ns();
         let mut head = frame::segment_header(first, now).to_vec();
-        frame::write_cursor(self.shared.tracker.cursor(), first, now, &mut head);
+        let cursor = self.shared.tracker.cursor().min(first);
+        frame::write_cursor(cursor, first, now, &mut head);
         let (result, head) = log.write(head, 0).await;
         result?;
         sync_folder(&self.config.folder)?;
@@ -211,6 +216,22 @@ impl Writer {
                 );
             }
             all -= oldest.bytes;
+        }
+        self.note_size();
+    }
+
+    /// Removes the segments of which all events are finished: the disk has no room for what is new.
+    fn remove_finished(&mut self) {
+        let cursor = self.shared.tracker.cursor();
+        while self
+            .segments
+            .get(1)
+            .is_some_and(|next| next.first <= cursor)
+        {
+            let oldest = self.segments.pop_front().expect("more than one");
+            if let Err(error) = std::fs::remove_file(&oldest.path) {
+                tracing::error!(segment = %oldest.path.display(), %error, "can't remove an old segment of the journal");
+            }
         }
         self.note_size();
     }
