@@ -1,5 +1,6 @@
 //! `headgate app …`: install and operate apps.
 
+#[cfg(feature = "compiler")]
 use std::path::PathBuf;
 use std::time::Duration;
 
