@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use tempfile::TempDir;
 
-use crate::contest::{LOST, Side};
+use crate::contest::LOST;
 use crate::load::Load;
 use crate::report::{Floor, Line, Section};
 use crate::server::Site;
@@ -25,21 +25,19 @@ impl Suite {
                 ..self.load(&gateway)
             }
             .run()?;
-            let mut side = Side::default();
-            lost.push(outcome.lost as f64);
-            side.add(outcome);
             let alone = self.one_by_one()?;
-            rate.push(side.per_second.median());
-            ratio.push(side.per_second.median() / alone);
+            lost.push(outcome.lost as f64);
+            rate.push(outcome.per_second());
+            ratio.push(outcome.per_second() / alone);
             reference.push(alone);
         }
         gateway.stop()?;
         Ok(Section {
             title: "Durable QoS 1".to_owned(),
             conditions: format!(
-                "All topics are in the journal. {PUBLISHERS} publishers flat out for {:?} with {WINDOW} messages of \\
-                 {PAYLOAD_BYTES} B in flight each, QoS 1, one subscriber to everything; a message is acknowledged \\
-                 after the fdatasync that covers it. The reference, in turns: a loop that writes as many bytes and \\
+                "All topics are in the journal. {PUBLISHERS} publishers flat out for {:?} with {WINDOW} messages of \
+                 {PAYLOAD_BYTES} B in flight each, QoS 1, one subscriber to everything; a message is acknowledged \
+                 after the fdatasync that covers it. The reference, in turns: a loop that writes as many bytes and \
                  calls fdatasync, on the same disk.",
                 self.time
             ),

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::app::utc;
-use super::output::{Output, printable};
+use super::output::{Output, one_line};
 use super::{Global, small_runtime};
 use crate::admin::{Client, DeadLetterList};
 use crate::dead_letters::DeadLetterInfo;
@@ -102,10 +102,6 @@ fn beginning(letter: &DeadLetterInfo) -> String {
 /// The rest is a backtrace, which --json shows.
 fn first_line(text: &str) -> String {
     one_line(text.lines().next().unwrap_or_default())
-}
-
-fn one_line(text: &str) -> String {
-    printable(text).replace(['\n', '\t'], " ")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::app::utc;
-use super::output::{Output, printable};
+use super::output::{Output, one_line};
 use super::{FAILED, Global};
 use crate::config::Config;
 use crate::event::TopicFilter;
@@ -109,7 +109,7 @@ fn tail(args: &TailArgs, global: &Global, output: &Output) -> anyhow::Result<()>
     let mut last = VecDeque::new();
     for entry in Reading::open(&folder, from)? {
         let records = match entry? {
-            Entry::Events { records, .. } => records,
+            Entry::Events(records) => records,
             Entry::Problem { segment, problem } => {
                 output.error_text(&format!("{}: {problem}", segment.display()));
                 continue;
@@ -146,10 +146,6 @@ fn tail(args: &TailArgs, global: &Global, output: &Output) -> anyhow::Result<()>
     output.table(["SEQUENCE", "TIME", "TOPIC", "PAYLOAD"], &rows)
 }
 
-fn one_line(text: &str) -> String {
-    printable(text).replace(['\n', '\t'], " ")
-}
-
 /// An event as `--json` has it.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -183,7 +179,7 @@ fn verify(folder: &Path, output: &Output) -> anyhow::Result<ExitCode> {
     let mut problems = Vec::new();
     for entry in Reading::open(folder, 0)? {
         match entry.with_context(|| format!("cannot read {}", folder.display()))? {
-            Entry::Events { records, .. } => events += records.len() as u64,
+            Entry::Events(records) => events += records.len() as u64,
             Entry::Problem { segment, problem } => {
                 lost += problem.lost();
                 problems.push((segment, problem));

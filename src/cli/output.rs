@@ -121,6 +121,11 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+/// [`printable`], in one line of a table.
+pub fn one_line(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], " ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,13 +9,13 @@ use io_uring::{IoUring, Probe, opcode};
 
 /// How files are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Io {
+pub(super) enum Io {
     Uring,
     Blocking,
 }
 
 impl Io {
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Io::Uring => "io_uring",
             Io::Blocking => "blocking",

@@ -88,6 +88,8 @@ struct Shared {
     durable: watch::Sender<Durable>,
     tracker: Arc<Tracker>,
     stats: Mutex<Stats>,
+    /// The sequence of the first event since the start.
+    opened_at: u64,
     folder: PathBuf,
     io: Io,
 }
@@ -112,7 +114,6 @@ struct Durable {
 
 #[derive(Clone, Default)]
 struct Stats {
-    events: u64,
     commits: u64,
     failures: u64,
     error: Option<String>,
@@ -190,6 +191,7 @@ impl Journal {
             }),
             tracker: Arc::new(Tracker::new(cursor)),
             stats: Mutex::default(),
+            opened_at: next,
             folder,
             io,
         });
@@ -269,7 +271,6 @@ impl Journal {
         records.write(first, unix_time_ns(), checksum, &mut queue.bytes);
         receipt.begin(first, next);
         drop(queue);
-        self.shared.stats.lock().events += u64::from(records.count());
         self.shared.work.notify_one();
         Some(next)
     }
@@ -310,7 +311,7 @@ impl Journal {
             next,
             durable: self.shared.durable.borrow().next,
             finished: self.shared.tracker.cursor(),
-            events: stats.events,
+            events: next - self.shared.opened_at,
             commits: stats.commits,
             failures: stats.failures,
             error: stats.error,
@@ -334,11 +335,6 @@ impl Journal {
 }
 
 impl Recovered {
-    /// How many events, at most.
-    pub fn count(&self) -> u64 {
-        self.to - self.from
-    }
-
     /// The events, a chunk with a receipt after the other.
     pub fn chunks(
         &self,
@@ -346,7 +342,7 @@ impl Recovered {
     ) -> io::Result<impl Iterator<Item = io::Result<(Vec<Record>, Receipt)>> + use<>> {
         let (journal, from, to) = (journal.clone(), self.from, self.to);
         let chunks = Reading::open(&self.folder, from)?.filter_map(move |entry| match entry {
-            Ok(Entry::Events { mut records, .. }) => {
+            Ok(Entry::Events(mut records)) => {
                 records.retain(|record| (from..to).contains(&record.sequence));
                 let (first, last) = (records.first()?.sequence, records.last()?.sequence);
                 let receipt = journal.receipt();

@@ -13,11 +13,7 @@ use super::segment::{self, Next, Reader, Segment, after_torn};
 #[derive(Debug)]
 pub enum Entry {
     /// What one producer handed over at once.
-    Events {
-        /// When, in nanoseconds since 1970.
-        handed_over_ns: u64,
-        records: Vec<Record>,
-    },
+    Events(Vec<Record>),
     Problem {
         segment: PathBuf,
         problem: Problem,
@@ -150,10 +146,7 @@ impl Reading {
                     if header.next() <= self.from {
                         continue;
                     }
-                    return Ok(Some(Entry::Events {
-                        handed_over_ns: header.time_ns,
-                        records,
-                    }));
+                    return Ok(Some(Entry::Events(records)));
                 }
                 Next::Frame(_, Frame::Cursor(_)) => continue,
                 Next::End => {

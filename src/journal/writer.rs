@@ -168,8 +168,9 @@ impl Writer {
         let (result, bytes) = log.write(mem::take(&mut batch.bytes), segment.bytes).await;
         batch.bytes = bytes;
         result?;
-        segment.bytes += batch.bytes.len() as u64;
-        self.note_size();
+        let written = batch.bytes.len() as u64;
+        segment.bytes += written;
+        self.note(|stats| stats.bytes += written);
         Ok(())
     }
 
@@ -191,6 +192,7 @@ impl Writer {
             path,
             bytes: head.len() as u64,
         });
+        self.note_size();
         Ok(log)
     }
 
@@ -198,15 +200,12 @@ impl Writer {
     pub(super) fn make_room(&mut self, bytes: u64) {
         let mut all: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
         while all + bytes > self.config.max_bytes && self.segments.len() > 1 {
-            let oldest = self.segments.pop_front().expect("more than one");
+            let oldest = self.remove_oldest();
             let next = self
                 .segments
                 .front()
                 .map_or(oldest.first, |next| next.first);
             let unfinished = next.saturating_sub(self.shared.tracker.cursor().max(oldest.first));
-            if let Err(error) = std::fs::remove_file(&oldest.path) {
-                tracing::error!(segment = %oldest.path.display(), %error, "can't remove an old segment of the journal");
-            }
             if unfinished > 0 {
                 self.note(|stats| stats.lost_unfinished += unfinished);
                 tracing::error!(
@@ -228,12 +227,18 @@ impl Writer {
             .get(1)
             .is_some_and(|next| next.first <= cursor)
         {
-            let oldest = self.segments.pop_front().expect("more than one");
-            if let Err(error) = std::fs::remove_file(&oldest.path) {
-                tracing::error!(segment = %oldest.path.display(), %error, "can't remove an old segment of the journal");
-            }
+            self.remove_oldest();
         }
         self.note_size();
+    }
+
+    /// There is more than one.
+    fn remove_oldest(&mut self) -> Segment {
+        let oldest = self.segments.pop_front().expect("more than one");
+        if let Err(error) = std::fs::remove_file(&oldest.path) {
+            tracing::error!(segment = %oldest.path.display(), %error, "can't remove an old segment of the journal");
+        }
+        oldest
     }
 
     fn note_size(&self) {

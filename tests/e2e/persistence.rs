@@ -1,25 +1,13 @@
 //! What clients and operators rely on across the gateway's end, orderly or not.
 
 use crate::gateway::{Gateway, Home, eventually};
-use crate::wire::{
-    CONNACK, PUBCOMP, PUBLISH, PUBREC, Packet, SUBACK, Wire, connect_packet_with, packet,
-    publish_packet, string,
-};
+use crate::wire::{PUBCOMP, PUBLISH, PUBREC, Packet, SUBACK, Wire, packet, publish_packet, string};
 
 const DISCONNECT: [u8; 2] = [0xe0, 0];
 
-/// A 3.1.1 client whose session is kept. Whether it had one.
-fn connect_kept(gateway: &Gateway, id: &str) -> (Wire, bool) {
-    let mut wire = Wire::open(gateway);
-    wire.send(&connect_packet_with(4, id, 0, 0, &[]));
-    let connack = wire.next();
-    assert_eq!((connack.kind(), connack.body[1]), (CONNACK, 0));
-    (wire, connack.body[0] == 1)
-}
-
 /// Subscribes, and goes.
 fn leave_subscribed(gateway: &Gateway, id: &str, filter: &str, qos: u8) {
-    let (mut wire, present) = connect_kept(gateway, id);
+    let (mut wire, present) = Wire::connect_kept(gateway, id);
     assert!(!present);
     wire.subscribe(filter, qos);
     wire.send(&DISCONNECT);
@@ -39,7 +27,7 @@ fn what_came_for_an_absent_client_is_there_after_kill_9() {
         publisher.publish("a/b", number.to_string().as_bytes());
     }
     let gateway = gateway.kill().start();
-    let (mut keeper, present) = connect_kept(&gateway, "keeper");
+    let (mut keeper, present) = Wire::connect_kept(&gateway, "keeper");
     assert!(present);
     for number in 0..200 {
         assert_numbered(&keeper.next_message(), number);
@@ -52,7 +40,7 @@ fn what_came_for_an_absent_client_is_there_after_kill_9() {
 
     // What was acknowledged does not come again.
     let gateway = gateway.terminate().home.start();
-    let (mut keeper, present) = connect_kept(&gateway, "keeper");
+    let (mut keeper, present) = Wire::connect_kept(&gateway, "keeper");
     assert!(present);
     keeper.assert_quiet();
 }
@@ -61,7 +49,7 @@ fn what_came_for_an_absent_client_is_there_after_kill_9() {
 fn what_was_in_flight_at_an_orderly_stop_comes_again_and_the_rest_after_it() {
     let home = Home::new().set("mqtt.max_inflight", 3);
     let gateway = home.start();
-    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    let (mut keeper, _) = Wire::connect_kept(&gateway, "keeper");
     keeper.subscribe("a/#", 1);
     let mut publisher = Wire::connect(&gateway, "publisher");
     for number in 0..50 {
@@ -69,7 +57,7 @@ fn what_was_in_flight_at_an_orderly_stop_comes_again_and_the_rest_after_it() {
     }
     let ids: Vec<u16> = (0..3).map(|_| keeper.next().id()).collect();
     let gateway = gateway.terminate().home.start();
-    let (mut keeper, present) = connect_kept(&gateway, "keeper");
+    let (mut keeper, present) = Wire::connect_kept(&gateway, "keeper");
     assert!(present);
     for (number, id) in ids.into_iter().enumerate() {
         let message = keeper.next_message();
@@ -123,13 +111,13 @@ fn retained_messages_survive_kill_9_and_deleted_ones_stay_away() {
 #[test]
 fn a_qos_2_message_is_not_taken_twice_though_the_gateway_was_stopped_in_between() {
     let gateway = Home::new().start();
-    let (mut sender, _) = connect_kept(&gateway, "sender");
+    let (mut sender, _) = Wire::connect_kept(&gateway, "sender");
     sender.send(&publish_packet("a", b"once", 2, 9));
     assert_eq!(sender.next().kind(), PUBREC);
     let gateway = gateway.terminate().home.start();
     let mut observer = Wire::connect(&gateway, "observer");
     observer.subscribe("#", 2);
-    let (mut sender, present) = connect_kept(&gateway, "sender");
+    let (mut sender, present) = Wire::connect_kept(&gateway, "sender");
     assert!(present);
     let mut again = publish_packet("a", b"once", 2, 9);
     again[0] |= 8;
@@ -143,7 +131,7 @@ fn a_qos_2_message_is_not_taken_twice_though_the_gateway_was_stopped_in_between(
 #[test]
 fn a_new_qos_2_message_is_taken_after_a_crash_though_its_id_was_in_use_before() {
     let gateway = Home::new().start();
-    let (mut sender, _) = connect_kept(&gateway, "sender");
+    let (mut sender, _) = Wire::connect_kept(&gateway, "sender");
     sender.send(&publish_packet("a", b"first", 2, 8));
     assert_eq!(sender.next().kind(), PUBREC);
     sender.reset();
@@ -152,7 +140,7 @@ fn a_new_qos_2_message_is_taken_after_a_crash_though_its_id_was_in_use_before() 
         |s| s["broker"]["parked"].as_u64(),
         Some(1),
     );
-    let (mut sender, present) = connect_kept(&gateway, "sender");
+    let (mut sender, present) = Wire::connect_kept(&gateway, "sender");
     assert!(present);
     sender.send(&[0x62, 2, 0, 8]);
     assert_eq!(sender.next().kind(), PUBCOMP);
@@ -165,7 +153,7 @@ fn a_new_qos_2_message_is_taken_after_a_crash_though_its_id_was_in_use_before() 
     let gateway = gateway.kill().start();
     let mut observer = Wire::connect(&gateway, "observer");
     observer.subscribe("a", 0);
-    let (mut sender, present) = connect_kept(&gateway, "sender");
+    let (mut sender, present) = Wire::connect_kept(&gateway, "sender");
     assert!(present);
     sender.send(&publish_packet("a", b"second", 2, 8));
     assert_eq!(sender.next().kind(), PUBREC);
@@ -189,7 +177,7 @@ fn what_expires_on_disk_is_not_sent() {
     let dead_letters = || gateway.json(&["dead-letters"])["letters"].to_string();
     // It lives for a second, and nothing tells of its end.
     std::thread::sleep(std::time::Duration::from_secs(1));
-    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    let (mut keeper, _) = Wire::connect_kept(&gateway, "keeper");
     assert_eq!(keeper.next_message().payload(), b"long");
     keeper.assert_quiet();
     assert!(dead_letters().contains("expired"), "{}", dead_letters());
@@ -201,7 +189,7 @@ fn a_slow_client_gets_from_the_disk_what_had_no_room_in_memory() {
         .set("mqtt.max_queued_bytes", "64KiB")
         .set("mqtt.max_queued_messages", 100_000);
     let gateway = home.start();
-    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    let (mut keeper, _) = Wire::connect_kept(&gateway, "keeper");
     keeper.subscribe("a", 1);
     let mut publisher = Wire::connect(&gateway, "publisher");
     const COUNT: usize = 5000;
@@ -230,7 +218,7 @@ fn beyond_its_bound_on_disk_what_comes_is_dropped_and_counted() {
         .as_u64()
         .unwrap() as usize;
     assert!(dropped > 0 && dropped < 400, "{dropped}");
-    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    let (mut keeper, _) = Wire::connect_kept(&gateway, "keeper");
     for number in 0..400 - dropped {
         assert_numbered(&keeper.next_message(), number);
     }
@@ -411,7 +399,7 @@ fn of_a_session_that_ends_each_message_that_was_not_acknowledged_counts_once() {
     for number in 0..40 {
         publisher.publish("a", number.to_string().as_bytes());
     }
-    let (mut keeper, _) = connect_kept(&gateway, "keeper");
+    let (mut keeper, _) = Wire::connect_kept(&gateway, "keeper");
     // All come from disk; a quarter is acknowledged, the rest is in flight.
     for _ in 0..10 {
         keeper.next_message();

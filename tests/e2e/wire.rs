@@ -178,6 +178,15 @@ impl Wire {
     }
 
     /// Waits for a CONNACK that says yes.
+    /// A 3.1.1 client whose session is kept. Whether it had one.
+    pub fn connect_kept(gateway: &Gateway, id: &str) -> (Wire, bool) {
+        let mut wire = Wire::open(gateway);
+        wire.send(&connect_packet_with(4, id, 0, 0, &[]));
+        let connack = wire.next();
+        assert_eq!((connack.kind(), connack.body[1]), (CONNACK, 0));
+        (wire, connack.body[0] == 1)
+    }
+
     pub fn accepted(&mut self) {
         let packet = self.next();
         assert_eq!((packet.kind(), packet.body[1]), (CONNACK, 0), "{packet:?}");
