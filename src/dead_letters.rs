@@ -45,7 +45,7 @@ const BYTES: Meter = Meter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Its subscriber's queue was full, in memory and on disk.
+    /// Its subscriber's queue was full, in memory and on disk; or its app's; or its lane.
     QueueFull,
     /// It expired while it waited.
     Expired,
@@ -59,10 +59,12 @@ pub enum Reason {
     RetainedFull,
     /// The app that it was for could not handle it, not even alone.
     AppFailed,
+    /// It came for the batch lane while the realtime lane could not keep up.
+    Shed,
 }
 
 impl Reason {
-    const ALL: [Reason; 7] = [
+    const ALL: [Reason; 8] = [
         Reason::QueueFull,
         Reason::Expired,
         Reason::TooLarge,
@@ -70,6 +72,7 @@ impl Reason {
         Reason::Denied,
         Reason::RetainedFull,
         Reason::AppFailed,
+        Reason::Shed,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -81,6 +84,7 @@ impl Reason {
             Reason::Denied => "denied",
             Reason::RetainedFull => "retained_full",
             Reason::AppFailed => "app_failed",
+            Reason::Shed => "shed",
         }
     }
 }

@@ -23,7 +23,10 @@ use crate::descriptors;
 use crate::event::Event;
 use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
-use crate::pipeline::{Latency, Pipeline, PipelineConfig, Routes, Sink, Tap};
+use crate::pipeline::{
+    DedupKey, Latency, Pipeline, PipelineConfig, Routes, Rules, Sink, Tap, Thresholds, WindowLimits,
+};
+use crate::regular_file::FileError;
 use crate::store::{Store, StoreConfig, StoreError};
 use crate::systemd;
 
@@ -44,6 +47,8 @@ pub enum StartError {
     Access(#[from] AccessError),
     #[error(transparent)]
     Admin(#[from] admin::SocketError),
+    #[error("pipeline.rules_file: {0}")]
+    Rules(FileError),
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
     #[error(
@@ -57,7 +62,14 @@ pub enum StartError {
 pub enum ReloadError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("users, keys and access rules were reloaded, but not the certificates: {0}")]
+    #[error("pipeline.rules_file: {0}; nothing was reloaded")]
+    Rules(FileError),
+    #[error(
+        "pipeline.rules_file has a durable rule, and the gateway was started without a journal; nothing was \
+         reloaded: restart it, or set durable = false"
+    )]
+    NoJournal,
+    #[error("users, keys and all rules were reloaded, but not the certificates: {0}")]
     Tls(#[from] TlsError),
 }
 
@@ -76,6 +88,8 @@ pub struct Gateway {
     metrics: Option<(SocketAddr, TcpListener)>,
     shutdown_timeout: Duration,
     started: Instant,
+    config: Config,
+    routes: Arc<Routes>,
 }
 
 /// How many threads the edge and the admin API need: half of the machine's. The other half is for
@@ -91,6 +105,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let health = Health::default();
     // Files are read first: they are what is wrong more often.
     let access = Access::load(access_config(config))?;
+    let rules = read_rules(config).map_err(StartError::Rules)?;
     let tls = mqtt_tls(&config.mqtt)?;
     // Then the listeners: an address in use is found out before anything is touched.
     let (addresses, listeners) = mqtt_listeners(&config.mqtt, tls).await?;
@@ -105,36 +120,43 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     // After the store, whose lock says that no other gateway uses this folder.
     let admin = AdminListener::bind(&config.admin.socket)?;
 
+    let wants_journal = rules.want_journal();
+    let wants_dedup = rules.want_dedup();
     let routes = Arc::new(Routes::default());
-    let pipeline = PipelineConfig {
-        queue_events: config.pipeline.queue_events,
-        max_batch_events: config.pipeline.batch.max_events,
-        max_batch_delay: Duration::from_micros(config.pipeline.batch.max_delay_us),
-    };
-    let pipeline = Arc::new(Pipeline::start(pipeline, routes.clone()).map_err(StartError::Thread)?);
+    routes.set_rules(rules);
+    let dead_letters = Arc::new(DeadLetters::new(started));
+    let pipeline = Pipeline::start(
+        pipeline_config(config),
+        routes.clone(),
+        dead_letters.clone(),
+    );
+    let pipeline = Arc::new(pipeline.map_err(StartError::Thread)?);
     let outputs = Arc::new(Outputs {
         broker: OnceLock::new(),
         pipeline: pipeline.clone(),
         latency: Latency::default(),
     });
-    let dead_letters = Arc::new(DeadLetters::new(started));
     let apps = {
         let config = apps_config(config).map_err(StartError::Program)?;
         let (store, outputs, progress) = (store.clone(), outputs.clone(), pipeline.progress());
-        let letters = dead_letters.clone();
+        let (routes, letters) = (routes.clone(), dead_letters.clone());
         let open = move || Apps::open(config, store, routes, outputs, progress, letters);
         tokio::task::spawn_blocking(open)
             .await
             .expect("opening apps does not panic")?
     };
-    let (journal, recovered) = match journal_config(config) {
-        Some(config) => {
+    let (journal, recovered) = match wants_journal {
+        true => {
+            let config = journal_config(config);
             let open = tokio::task::spawn_blocking(|| Journal::open(config)).await;
             let (journal, recovered) = open.expect("opening the journal does not panic")?;
             (Some(journal), Some(recovered))
         }
-        None => (None, None),
+        false => (None, None),
     };
+    if let Some(recovered) = recovered.as_ref().filter(|_| wants_dedup) {
+        restore_keys(recovered, &pipeline, config)?;
+    }
     let broker = Broker::start(
         broker_config(config),
         access,
@@ -181,8 +203,61 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         metrics,
         shutdown_timeout: Duration::from_millis(config.shutdown.timeout_ms),
         started,
+        config: config.clone(),
+        routes,
     };
     Ok(gateway)
+}
+
+/// Takes over by which keys the last run has told duplicates.
+fn restore_keys(
+    recovered: &Recovered,
+    pipeline: &Pipeline,
+    config: &Config,
+) -> Result<(), JournalError> {
+    let failed = |source| JournalError::File {
+        path: config.store.path.join(journal::FOLDER),
+        source,
+    };
+    let window = Duration::from_secs(config.pipeline.dedup.window_s);
+    for key in recovered.keys(window).map_err(failed)? {
+        let (key, age) = key.map_err(failed)?;
+        pipeline.dedup().restore(DedupKey(key), age);
+    }
+    Ok(())
+}
+
+/// The rules, as the file says now.
+fn read_rules(config: &Config) -> Result<Rules, FileError> {
+    let windows = &config.pipeline.windows;
+    let limits = WindowLimits {
+        events: windows.max_events,
+        bytes: windows.max_bytes,
+        age: Duration::from_millis(windows.max_age_ms),
+    };
+    let rules = match &config.pipeline.rules_file {
+        Some(path) => Rules::read(path, limits)?,
+        None => Vec::new(),
+    };
+    Ok(Rules::new(rules, config.journal.topics.clone(), limits))
+}
+
+fn pipeline_config(config: &Config) -> PipelineConfig {
+    let pipeline = &config.pipeline;
+    PipelineConfig {
+        queue_events: pipeline.queue_events,
+        realtime_queue_events: pipeline.realtime.queue_events,
+        batch_queue_events: pipeline.windows.queue_events,
+        max_batch_events: pipeline.batch.max_events,
+        max_batch_delay: Duration::from_micros(pipeline.batch.max_delay_us),
+        thresholds: Thresholds {
+            events: pipeline.realtime.max_waiting_events,
+            latency: Duration::from_millis(pipeline.realtime.max_latency_ms),
+            dropped_percent: pipeline.realtime.max_dropped_percent,
+        },
+        dedup_window: Duration::from_secs(pipeline.dedup.window_s),
+        dedup_max_keys: pipeline.dedup.max_keys,
+    }
 }
 
 /// Hands over what the journal has that was not finished.
@@ -200,14 +275,13 @@ async fn deliver_again(
     for chunk in recovered.chunks(journal).map_err(failed)? {
         let (records, receipt) = chunk.map_err(failed)?;
         for record in records {
-            if tap.wants(&record.topic) {
-                events += 1;
-                tap.add(Event {
-                    timestamp_ns: record.timestamp_ns,
-                    receipt: Some(receipt.hold()),
-                    ..Event::new(record.topic, record.payload, began)
-                });
-            }
+            let treatment = tap.treatment(&record.topic);
+            events += u64::from(treatment.wanted);
+            let event = Event {
+                receipt: Some(receipt.hold()),
+                ..Event::at(record.topic, record.payload, began, record.timestamp_ns)
+            };
+            tap.add(event, treatment);
         }
         while !tap.flush() {
             tap.room().await;
@@ -222,16 +296,14 @@ async fn deliver_again(
     Ok(())
 }
 
-/// None: there is nothing that it is to have.
-fn journal_config(config: &Config) -> Option<JournalConfig> {
+fn journal_config(config: &Config) -> JournalConfig {
     let journal = &config.journal;
-    (!journal.topics.is_empty()).then(|| JournalConfig {
+    JournalConfig {
         folder: config.store.path.join(journal::FOLDER),
-        topics: journal.topics.clone(),
         max_bytes: journal.max_bytes,
         segment_bytes: journal.segment_bytes.min(journal.max_bytes / 4),
         io_uring: journal.io_uring,
-    })
+    }
 }
 
 /// A file that the configuration names and that a gateway would not start with.
@@ -289,7 +361,11 @@ pub fn check_files(config: &Config) -> Vec<FileProblem> {
         },
         error: error.into(),
     });
-    access.chain(tls).collect()
+    let rules = read_rules(config).err().map(|error| FileProblem {
+        key: "pipeline.rules_file".to_owned(),
+        error: StartError::Rules(error),
+    });
+    access.chain(tls).chain(rules).collect()
 }
 
 /// Where MQTT clients connect.
@@ -483,8 +559,10 @@ impl Sink for Outputs {
         TAP.with_borrow_mut(|tap| {
             let tap = tap.get_or_insert_with(|| self.pipeline.tap());
             for event in &events {
-                if tap.wants(&event.topic) {
-                    tap.add(event.clone());
+                let treatment = tap.treatment(&event.topic);
+                match treatment.wanted {
+                    true => tap.add(event.clone(), treatment),
+                    false => tap.count_filtered(treatment),
                 }
             }
             tap.flush_feedback();
@@ -510,11 +588,19 @@ impl Gateway {
     /// everything stays as it was.
     pub fn reloader(&self) -> impl Fn() -> Result<(), ReloadError> + Send + Sync + use<> {
         let broker = self.broker.clone();
+        let (config, routes) = (self.config.clone(), self.routes.clone());
+        let has_journal = self.journal.is_some();
         move || {
+            // All files are read before the first is put into force.
+            let rules = read_rules(&config).map_err(ReloadError::Rules)?;
+            if rules.want_journal() && !has_journal {
+                return Err(ReloadError::NoJournal);
+            }
             broker.reload_access().inspect_err(|error| {
                 tracing::error!(%error, "nothing was reloaded");
             })?;
-            tracing::info!("users, keys and access rules reloaded");
+            routes.set_rules(rules);
+            tracing::info!("users, keys and all rules reloaded");
             broker.reload_tls().inspect_err(|error| {
                 tracing::error!(%error, "the certificates were not reloaded");
             })?;
@@ -644,6 +730,7 @@ impl Gateway {
         self.health.drain();
         systemd::stopping();
         self.broker.drain();
+        self.pipeline.drain();
         // What has come in reaches the apps,
         while self.pipeline.queued() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -63,3 +63,66 @@ impl RegularFile {
 pub fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
 }
+
+/// What is wrong with a file's contents.
+#[derive(Debug)]
+pub(crate) struct Flaw {
+    /// From 1 on, where one can tell.
+    pub line: Option<usize>,
+    pub reason: String,
+}
+
+/// A file that can't be used. Names the file and the line.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub struct FileError {
+    /// `path` or `path:line`.
+    pub(crate) place: String,
+    pub(crate) reason: String,
+}
+
+/// A line for each of 100,000 users has about 12 MB.
+const MAX_PARSED_BYTES: u64 = 32 << 20;
+
+/// Reads a file, and makes of it what `parse` does.
+pub(crate) fn read_and_parse<T>(
+    path: &Path,
+    if_missing: &str,
+    parse: impl FnOnce(&[u8]) -> Result<T, Flaw>,
+) -> Result<T, FileError> {
+    let contents = RegularFile::open(path, 0).and_then(|file| file.read(MAX_PARSED_BYTES));
+    let contents = contents.map_err(|error| FileError {
+        place: path.display().to_string(),
+        reason: match &error {
+            ReadError::Io(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                format!("{error}; {if_missing}")
+            }
+            _ => error.to_string(),
+        },
+    })?;
+    parse(without_mark(&contents)).map_err(|Flaw { line, reason }| FileError {
+        place: match line {
+            Some(line) => format!("{}:{line}", path.display()),
+            None => path.display().to_string(),
+        },
+        reason,
+    })
+}
+
+/// The line of the byte at `offset`, from 1 on.
+pub(crate) fn line_of(contents: &[u8], offset: usize) -> usize {
+    let before = &contents[..offset.min(contents.len())];
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Reads TOML; what is wrong has its line.
+pub(crate) fn parse_toml<T: serde::de::DeserializeOwned>(contents: &[u8]) -> Result<T, Flaw> {
+    let text = std::str::from_utf8(contents).map_err(|error| Flaw {
+        line: Some(line_of(contents, error.valid_up_to())),
+        reason: "not UTF-8".into(),
+    })?;
+    toml::from_str(text).map_err(|error| Flaw {
+        line: error.span().map(|span| line_of(contents, span.start)),
+        reason: error.message().to_owned(),
+    })
+}

@@ -497,12 +497,10 @@ mod tests {
             ..AppsConfig::new(store.path()).unwrap()
         };
         let routes = Arc::new(Routes::default());
-        let pipeline = PipelineConfig {
-            queue_events: 64,
-            max_batch_events: 8,
-            max_batch_delay: Duration::ZERO,
-        };
-        let pipeline = Arc::new(Pipeline::start(pipeline, routes).unwrap());
+        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
+        let pipeline = PipelineConfig::default();
+        let pipeline = Pipeline::start(pipeline, routes.clone(), dead_letters.clone());
+        let pipeline = Arc::new(pipeline.unwrap());
         let defaults = Config::load(Source {
             file: None,
             system_file: None,

@@ -6,7 +6,6 @@
 
 mod upgrade;
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -23,19 +22,17 @@ use super::log::{AppLog, Complaint};
 use super::manifest::{Limits, Manifest, QueueFull, Recycle, WASM_PAGE};
 use super::measures::MeasuresText;
 use super::preinstalled::AppFolder;
+use super::queue::{Queue, Queued, event_bytes};
 use super::services::{AppServices, Total};
 use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin, Restarts, StateUsage};
 use super::supervisor::{RestartPolicy, Supervisor, Verdict};
 use super::suspects::Suspects;
 use super::workers::Shared;
 use crate::dead_letters::{DeadLetter, Reason};
-use crate::event::{Batch, Event, TopicFilter, unix_time_ns};
-use crate::pipeline::{Offer, Outlet};
+use crate::event::{Batch, Event, Lane, TopicFilter, unix_time_ns};
+use crate::pipeline::{Load, Offer, Outlet, Pressure};
 use crate::store::ComponentId;
 pub(super) use upgrade::{Previous, Successor};
-
-/// Most bytes of topics and payloads that may wait for one app, whatever their number.
-const MAX_QUEUE_BYTES: usize = 64 << 20;
 
 /// Of an app's memory, one call's events may fill an eighth, for the app needs some to work with;
 /// so that large payloads make for smaller batches, not for apps that run out of memory. An event
@@ -83,11 +80,8 @@ struct Inside {
     reason: Option<String>,
     since_ms: u64,
     last_error: Option<String>,
-    queue: VecDeque<Queued>,
-    /// Events in `queue`.
-    waiting: usize,
-    /// Bytes of topics and payloads in `queue`.
-    waiting_bytes: usize,
+    queue: Queue,
+    realtime: RealtimeLoad,
     /// What is left of a batch that failed. Comes before the queue.
     suspects: Suspects<Event>,
     breaker: Breaker,
@@ -124,9 +118,13 @@ struct Inside {
     cold_start: Option<Duration>,
 }
 
-struct Queued {
-    batch: Batch,
-    bytes: usize,
+/// How realtime events have done since the pipeline asked last.
+#[derive(Default)]
+struct RealtimeLoad {
+    load: Load,
+    /// Time in calls with them.
+    busy: Duration,
+    asked: Option<Instant>,
 }
 
 /// What was counted since the last scrape.
@@ -242,9 +240,8 @@ impl App {
                     reason: None,
                     since_ms: unix_time_ms(),
                     last_error: None,
-                    queue: VecDeque::new(),
-                    waiting: 0,
-                    waiting_bytes: 0,
+                    queue: Queue::default(),
+                    realtime: RealtimeLoad::default(),
                     suspects: Suspects::default(),
                     breaker: Breaker::default(),
                     in_call: 0,
@@ -811,6 +808,8 @@ impl App {
                     timestamp_ns: output.timestamp_ns,
                     received,
                     hops,
+                    lane: Lane::default(),
+                    retries: None,
                     receipt: None,
                 })
                 .collect();
@@ -829,6 +828,13 @@ impl App {
         inside.durations.record(report.took);
         inside.note_memory(report.memory_bytes);
         let events = report.batch.len() as u64;
+        if report
+            .batch
+            .first()
+            .is_some_and(|event| event.lane == Lane::Realtime)
+        {
+            inside.realtime.handled(&report.batch, report.took);
+        }
         let Some(error) = report.error else {
             inside.counters.handled += events;
             inside.breaker.succeeded();
@@ -858,7 +864,8 @@ impl App {
         }
         inside.last_error = Some(message.clone());
         self.rest_after(&mut inside, report.took);
-        let retries = inside.retries();
+        let by_rule = report.batch.iter().filter_map(|event| event.retries).max();
+        let retries = by_rule.map_or_else(|| inside.retries(), u32::from);
         let tries = report.tries + 1;
         let blamed = inside.suspects.failed(report.batch, tries, retries);
         let mut opens = false;
@@ -957,7 +964,8 @@ impl App {
     /// Tells everybody what concerns them after a worker has changed something.
     fn after_change(&self, mut inside: MutexGuard<Inside>, note: Option<Note>) {
         self.update_idle(&inside);
-        let room = inside.waiting <= inside.bound() / 2;
+        let is_roomy = |lane| inside.queue.lane_len(lane) <= inside.bound() / 2;
+        let room = is_roomy(Lane::Transactional) || is_roomy(Lane::Batch);
         let idle = inside.is_idle();
         let progress = if idle || room || inside.waits() || !inside.is_up() {
             inside.take_refused() || idle
@@ -1028,11 +1036,12 @@ impl App {
         let events = batch.len();
         inside.counters.offered += events as u64;
         // Those that instances before this one have left count as well.
-        if inside.waiting + events > inside.bound() + 2 * inside.most_timers() {
-            inside.counters.dropped.queue_full += events as u64;
+        let waiting = inside.queue.lane_len(Lane::Transactional);
+        if waiting + events > inside.bound() + 2 * inside.most_timers() {
+            self.drop_for_room(&mut inside, &batch);
             return false;
         }
-        self.enqueue(&mut inside, Queued::new(batch));
+        self.enqueue(&mut inside, Lane::Transactional, Queued::new(batch));
         true
     }
 
@@ -1065,20 +1074,53 @@ impl App {
         let queued = Queued::new(batch);
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
-        } else if !inside.has_room(events, queued.bytes) {
-            inside.counters.dropped.queue_full += events as u64;
+        } else if !inside.has_room(Lane::Transactional, events, queued.bytes) {
+            self.drop_for_room(&mut inside, &queued.batch);
         } else {
-            self.enqueue(&mut inside, queued);
+            self.enqueue(&mut inside, Lane::Transactional, queued);
         }
     }
 
     /// Has events wait for their turn.
-    fn enqueue(&self, inside: &mut Inside, queued: Queued) {
-        inside.push(queued);
+    fn enqueue(&self, inside: &mut Inside, lane: Lane, queued: Queued) {
+        inside.queue.push(lane, queued);
         self.update_idle(inside);
         if inside.supervisor.state() == AppState::Running {
             self.schedule(inside);
         }
+    }
+
+    /// Counts and buries events for which the queue has no room.
+    fn drop_for_room(&self, inside: &mut Inside, events: &[Event]) {
+        inside.counters.dropped.queue_full += events.len() as u64;
+        self.bury_dropped(Reason::QueueFull, events);
+    }
+
+    fn bury_dropped(&self, reason: Reason, events: &[Event]) {
+        let now = Instant::now();
+        for event in events {
+            self.shared.dead_letters.add(reason, now, || {
+                DeadLetter::new(reason, &self.name, &event.topic, &event.payload, 0)
+            });
+        }
+    }
+
+    /// Room for events, once what has waited longest is dropped, if lane or manifest want that.
+    fn make_room(&self, inside: &mut Inside, lane: Lane, events: usize, bytes: usize) -> bool {
+        while !inside.has_room(lane, events, bytes) {
+            if lane != Lane::Realtime && inside.queue_full() != QueueFull::DropOldest {
+                return false;
+            }
+            // Where nothing waits, there is room.
+            let Some(oldest) = inside.queue.pop_oldest(lane) else {
+                return true;
+            };
+            if lane == Lane::Realtime {
+                inside.realtime.load.dropped += oldest.len() as u64;
+            }
+            self.drop_for_room(inside, &oldest);
+        }
+        true
     }
 
     /// A line of the running instance has gone with its chip: a fresh one takes it again.
@@ -1115,10 +1157,14 @@ impl Outlet for App {
     /// short. Whoever isn't running or sits in a long call loses what doesn't fit, so that the
     /// pipeline never waits for it.
     fn offer(&self, mut batch: Batch) -> Offer {
+        let Some(lane) = batch.first().map(|event| event.lane) else {
+            return Offer::Taken;
+        };
         let mut bytes: usize = batch.iter().map(event_bytes).sum();
         let mut inside = self.inside.lock();
         if bytes > inside.memory_bound() / EVENT_SHARE && inside.is_open() {
-            inside.drop_too_large(&mut batch);
+            let dropped = inside.take_too_large(&mut batch);
+            self.bury_dropped(Reason::TooLarge, &dropped);
             bytes = batch.iter().map(event_bytes).sum();
         }
         let events = batch.len();
@@ -1127,8 +1173,8 @@ impl Outlet for App {
         }
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
-        } else if inside.make_room(events, bytes) {
-            self.enqueue(&mut inside, Queued { batch, bytes });
+        } else if self.make_room(&mut inside, lane, events, bytes) {
+            self.enqueue(&mut inside, lane, Queued { batch, bytes });
         } else if inside.queue_full() == QueueFull::DropNewest
             || !matches!(
                 inside.supervisor.state(),
@@ -1137,15 +1183,67 @@ impl Outlet for App {
             || inside.component.is_none()
             || inside.rests()
         {
-            inside.counters.dropped.queue_full += events as u64;
+            self.drop_for_room(&mut inside, &batch);
         } else if self.watch.is_stalled() {
             inside.counters.dropped.stalled += events as u64;
+            self.bury_dropped(Reason::QueueFull, &batch);
         } else {
             inside.refused = true;
             return Offer::Full(batch);
         }
         inside.counters.offered += events as u64;
         Offer::Taken
+    }
+
+    /// What an app that is always at its realtime events has not got to is none of the other lanes' fault:
+    /// it does not count.
+    fn take_realtime_load(&self, now: Instant) -> Load {
+        const ALWAYS: f64 = 0.8;
+        let mut inside = self.inside.lock();
+        let asked = Some(now);
+        let realtime = std::mem::replace(
+            &mut inside.realtime,
+            RealtimeLoad {
+                asked,
+                ..RealtimeLoad::default()
+            },
+        );
+        let since = realtime.asked.map_or(Duration::ZERO, |asked| now - asked);
+        if inside.supervisor.state() != AppState::Running || realtime.busy >= since.mul_f64(ALWAYS)
+        {
+            return Load {
+                handled: realtime.load.handled,
+                ..Load::default()
+            };
+        }
+        let waits = inside
+            .queue
+            .oldest(Lane::Realtime)
+            .map(|event| event.received);
+        let waits = waits.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Load {
+            waiting: inside.queue.lane_len(Lane::Realtime),
+            slowest: realtime.load.slowest.max(waits),
+            ..realtime.load
+        }
+    }
+
+    fn set_pressure(&self, pressure: Pressure) {
+        let mut inside = self.inside.lock();
+        inside.queue.set_pressure(pressure);
+        if inside.supervisor.state() == AppState::Running && inside.has_work() {
+            self.schedule(&mut inside);
+        }
+    }
+}
+
+impl RealtimeLoad {
+    fn handled(&mut self, events: &[Event], took: Duration) {
+        self.load.handled += events.len() as u64;
+        self.busy += took;
+        let first = events.iter().map(|event| event.received).min();
+        let slowest = first.map_or(Duration::ZERO, |received| received.elapsed());
+        self.load.slowest = self.load.slowest.max(slowest);
     }
 }
 
@@ -1182,11 +1280,11 @@ impl Inside {
 
     /// Events that were taken and not handled yet.
     fn unfinished(&self) -> usize {
-        self.waiting + self.suspects.len() + self.in_call
+        self.queue.len() + self.suspects.len() + self.in_call
     }
 
     fn has_work(&self) -> bool {
-        self.waiting > 0 || !self.suspects.is_empty()
+        self.queue.is_ready() || !self.suspects.is_empty()
     }
 
     /// It is to have no instance for now.
@@ -1279,7 +1377,8 @@ impl Inside {
         if let Some(part) = self.suspects.pop() {
             return Some(part);
         }
-        (self.waiting > 0).then(|| (self.pop(most), 0))
+        let most_bytes = self.memory_bound() / CALL_SHARE;
+        Some((self.queue.pop(most, most_bytes)?, 0))
     }
 
     /// Events that may wait.
@@ -1305,82 +1404,25 @@ impl Inside {
         self.limits().map_or(0, |limits| limits.memory_bytes())
     }
 
-    /// A batch that is larger than the whole queue is taken when the queue is empty.
-    fn has_room(&self, events: usize, bytes: usize) -> bool {
-        self.waiting == 0
-            || (self.waiting + events <= self.bound()
-                && self.waiting_bytes + bytes <= MAX_QUEUE_BYTES)
+    fn has_room(&self, lane: Lane, events: usize, bytes: usize) -> bool {
+        self.queue.has_room(lane, events, bytes, self.bound())
     }
 
-    /// [`Inside::has_room`], once what has waited longest is dropped, if the manifest wants that.
-    fn make_room(&mut self, events: usize, bytes: usize) -> bool {
-        while !self.has_room(events, bytes) {
-            if self.queue_full() != QueueFull::DropOldest {
-                return false;
-            }
-            // Where nothing waits, there is room.
-            let Some(oldest) = self.queue.pop_front() else {
-                return true;
-            };
-            self.waiting -= oldest.batch.len();
-            self.waiting_bytes -= oldest.bytes;
-            self.counters.dropped.queue_full += oldest.batch.len() as u64;
-        }
-        true
-    }
-
-    fn push(&mut self, queued: Queued) {
-        self.waiting += queued.batch.len();
-        self.waiting_bytes += queued.bytes;
-        self.queue.push_back(queued);
-    }
-
-    /// The next events for one call: as many whole batches as make at most `most` events; part of a
-    /// batch only if it is too large for the app's memory.
-    fn pop(&mut self, most: usize) -> Batch {
-        let most_bytes = self.memory_bound() / CALL_SHARE;
-        let Some(mut first) = self.queue.pop_front() else {
-            return Batch::new();
-        };
-        if first.bytes > most_bytes
-            && let Some(rest) = first.split(most_bytes)
-        {
-            self.queue.push_front(rest);
-        }
-        let Queued {
-            mut batch,
-            mut bytes,
-        } = first;
-        while let Some(next) = self.queue.front()
-            && batch.len() + next.batch.len() <= most
-            && bytes + next.bytes <= most_bytes
-            && let Some(next) = self.queue.pop_front()
-        {
-            batch.extend(next.batch);
-            bytes += next.bytes;
-        }
-        self.waiting -= batch.len();
-        self.waiting_bytes -= bytes;
-        batch
-    }
-
-    /// Takes out of `batch` what would not fit into the app's memory.
-    fn drop_too_large(&mut self, batch: &mut Batch) {
+    /// Takes out of `batch` what would not fit into the app's memory, and counts it.
+    fn take_too_large(&mut self, batch: &mut Batch) -> Batch {
         let most = self.memory_bound() / EVENT_SHARE;
-        let before = batch.len();
-        batch.retain(|event| event_bytes(event) <= most);
-        let dropped = (before - batch.len()) as u64;
-        self.counters.offered += dropped;
-        self.counters.dropped.too_large += dropped;
+        let dropped: Batch = batch
+            .extract_if(.., |event| event_bytes(event) > most)
+            .collect();
+        self.counters.offered += dropped.len() as u64;
+        self.counters.dropped.too_large += dropped.len() as u64;
+        dropped
     }
 
     /// Drops what waits, because the app has come to rest.
     fn close(&mut self) {
         let suspects = self.suspects.clear();
-        self.counters.dropped.stopped += (self.waiting + suspects) as u64;
-        self.waiting = 0;
-        self.waiting_bytes = 0;
-        self.queue = VecDeque::new();
+        self.counters.dropped.stopped += (self.queue.clear() + suspects) as u64;
     }
 
     /// Notes that the supervisor has come into another state.
@@ -1414,37 +1456,6 @@ impl Inside {
             ..self.counters.clone()
         }
     }
-}
-
-impl Queued {
-    fn new(batch: Batch) -> Queued {
-        Queued {
-            bytes: batch.iter().map(event_bytes).sum(),
-            batch,
-        }
-    }
-
-    /// Keeps the first events, of at most `most` bytes together but at least one, and returns the
-    /// others.
-    fn split(&mut self, most: usize) -> Option<Queued> {
-        let mut kept = 0;
-        let fits = |event: &&Event| {
-            kept += event_bytes(event);
-            kept <= most
-        };
-        let count = self.batch.iter().take_while(fits).count().max(1);
-        if count == self.batch.len() {
-            return None;
-        }
-        let batch = self.batch.split_off(count);
-        let bytes = batch.iter().map(event_bytes).sum();
-        self.bytes -= bytes;
-        Some(Queued { batch, bytes })
-    }
-}
-
-fn event_bytes(event: &Event) -> usize {
-    event.topic.as_str().len() + event.payload.len()
 }
 
 fn unix_time_ms() -> u64 {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::manifest::{Direction, Edges, GpioLine};
 use super::services::AppServices;
-use crate::event::{Event, Topic};
+use crate::event::{Event, Lane, Topic};
 
 pub(super) use kernel::KernelChips;
 use watcher::Watch;
@@ -181,6 +181,8 @@ impl Inside {
             timestamp_ns: edge.unix_ns,
             received: Instant::now(),
             hops: 0,
+            lane: Lane::default(),
+            retries: None,
             receipt: None,
         }
     }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::services::{AppServices, Share};
 use super::timer::AlarmId;
 use super::timer_set::{Fired, Now, Requests, TimerSet};
-use crate::event::{Event, Topic, unix_time_ns};
+use crate::event::{Event, Lane, Topic, unix_time_ns};
 
 /// The topics of timers' events begin with this. Nobody else can publish below it to an app, for no
 /// app can subscribe to it.
@@ -124,6 +124,8 @@ fn event(fired: &Fired) -> Event {
         timestamp_ns: fired.due_unix_ns,
         received: Instant::now(),
         hops: 0,
+        lane: Lane::default(),
+        retries: None,
         receipt: None,
     }
 }

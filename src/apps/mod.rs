@@ -28,6 +28,7 @@ mod measures;
 mod metrics;
 mod precompiled;
 mod preinstalled;
+mod queue;
 mod sensors;
 mod services;
 mod status;

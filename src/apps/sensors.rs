@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use super::log::Complaint;
 use super::manifest::Sensor;
 use super::services::AppServices;
-use crate::event::{Event, Topic, unix_time_ns};
+use crate::event::{Event, Lane, Topic, unix_time_ns};
 use schedule::{Next, Schedule, SensorId};
 use sysfs::{Source, Sysfs};
 
@@ -184,6 +184,8 @@ impl Reader {
                 timestamp_ns: unix_time_ns(),
                 received: Instant::now(),
                 hops: 0,
+                lane: Lane::default(),
+                retries: None,
                 receipt: None,
             }),
             Err(reason) => {

@@ -35,8 +35,8 @@ use super::subscription::Subscription;
 use super::{Phase, Shared, end_session};
 use crate::dead_letters::Reason;
 use crate::event::{Event, unix_time_ns};
-use crate::journal::{Receipt, Records};
-use crate::pipeline::Tap;
+use crate::journal::{Journal, Receipt, Records};
+use crate::pipeline::{Claim, Claims, Tap};
 use crate::store::StoreError;
 
 /// A connection's read buffer starts small, since most are idle most of the time, and doubles up to
@@ -323,7 +323,9 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         effects: Vec::new(),
         tickets: Vec::new(),
         records: Records::default(),
+        claims: None,
         receipt: None,
+        owes_barrier: false,
         taken: VecDeque::new(),
         retained_due: VecDeque::new(),
         retained: VecDeque::new(),
@@ -605,6 +607,10 @@ struct Connection {
     /// What of the last read the journal is to have, and the receipt that its events carry.
     records: Records,
     receipt: Option<Receipt>,
+    /// The keys of those among them whose duplicates are looked for.
+    claims: Option<Claims>,
+    /// The last read had a duplicate of something that may still be on its way to the journal.
+    owes_barrier: bool,
     /// Taken out of the mailbox, not yet given to the session.
     taken: VecDeque<Delivery>,
     /// New subscriptions whose retained messages have not been looked up, and those that have been.
@@ -1224,34 +1230,61 @@ impl Connection {
             }
         }
         let topic = message.topic.clone();
-        let wanted = self.tap.wants(&topic);
-        let journal = self.shared.journal.as_ref();
-        let journal = journal.filter(|journal| journal.covers(topic.as_str()));
-        let journaled = journal.map(|journal| {
-            let timestamp_ns = unix_time_ns();
-            self.records.push(&topic, &message.payload, timestamp_ns);
-            let receipt = self.receipt.get_or_insert_with(|| journal.receipt());
-            (timestamp_ns, receipt.hold())
-        });
+        let treatment = self.tap.treatment(&topic);
+        let timestamp_ns = match treatment.wanted || treatment.durable {
+            true => unix_time_ns(),
+            false => 0,
+        };
+        let journal = self.shared.journal.as_ref().filter(|_| treatment.durable);
+        let key = match treatment.dedup {
+            true => {
+                let property = |name: &str| message.user_property(name).map(str::as_bytes);
+                self.tap.dedup_key(&topic, &message.payload, property)
+            }
+            false => None,
+        };
+        let claim = key.map(|key| self.tap.dedup().claim(key, journal.is_none(), now));
+        let is_duplicate = claim == Some(Claim::Duplicate);
+        let mut receipt = None;
+        if let Some(journal) = journal {
+            if is_duplicate {
+                // What it repeats may still be on its way to the disk.
+                self.owes_barrier |= message.qos != QoS::AtMostOnce;
+            } else {
+                let id = key.map(|key| key.0);
+                self.records
+                    .push(&topic, &message.payload, timestamp_ns, id);
+                if let Some(key) = key {
+                    let claims = || Claims::new(self.tap.dedup().clone());
+                    self.claims.get_or_insert_with(claims).push(key);
+                }
+                let journaled = self.receipt.get_or_insert_with(|| journal.receipt());
+                receipt = Some(journaled.hold());
+            }
+        }
+        let takes = treatment.wanted && !is_duplicate;
         let message_bytes = message.payload.len();
         // Sharing a payload costs an allocation, so it is only done for more than one taker.
         let mut payload = Bytes::new();
         let mut message = Some(message);
         self.publisher.add(&topic, message_bytes, || {
             let message = message.take().expect("called at most once");
-            if wanted {
+            if takes {
                 payload = message.payload.clone();
             }
             message
         });
-        if wanted {
+        if is_duplicate {
+            self.tap.count_duplicate(treatment);
+        } else if takes {
             let payload = message.map_or(payload, |message| message.payload);
-            let mut event = Event::new(topic, payload, now);
-            if let Some((timestamp_ns, receipt)) = journaled {
-                event.timestamp_ns = timestamp_ns;
-                event.receipt = Some(receipt);
-            }
-            self.tap.add(event);
+            let event = Event {
+                receipt,
+                ..Event::at(topic, payload, now, timestamp_ns)
+            };
+            self.tap.add(event, treatment);
+        } else {
+            self.tap.count_filtered(treatment);
         }
     }
 
@@ -1272,9 +1305,15 @@ impl Connection {
         let journaled = self.receipt.take().zip(self.shared.journal.as_ref());
         let journaled = journaled.map(|(receipt, journal)| {
             let records = std::mem::take(&mut self.records);
-            journal.append(records, receipt)
+            let claims = self.claims.take();
+            journal.append(records, receipt, || {
+                claims.into_iter().for_each(Claims::keep);
+            })
         });
-        if archive.is_some() || journaled.is_some() {
+        let owes_barrier = std::mem::take(&mut self.owes_barrier) && journaled.is_none();
+        let barrier = self.shared.journal.as_ref().filter(|_| owes_barrier);
+        let barrier = barrier.map(Journal::barrier);
+        if archive.is_some() || journaled.is_some() || barrier.is_some() {
             let archive = archive.cloned();
             // One read may flush more than once.
             let before = self.sync.take();
@@ -1287,6 +1326,11 @@ impl Connection {
                     && !on_disk.await
                 {
                     // It never will be, so it is never acknowledged.
+                    std::future::pending::<()>().await;
+                }
+                if let Some(barrier) = barrier
+                    && !barrier.await
+                {
                     std::future::pending::<()>().await;
                 }
                 if let Some(archive) = archive {

@@ -60,6 +60,13 @@ impl Message {
         OVERHEAD + self.topic.as_str().len() + self.payload.len() + properties
     }
 
+    /// The first user property of this name.
+    pub fn user_property(&self, name: &str) -> Option<&str> {
+        let mut properties = self.properties.iter().flat_map(|all| &all.user_properties);
+        let (_, value) = properties.find(|(key, _)| key == name)?;
+        Some(value)
+    }
+
     pub fn is_expired(&self, now: Instant) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }

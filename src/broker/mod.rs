@@ -639,10 +639,9 @@ impl Shared {
             tracing::warn!(topic = %message.topic, %error);
         }
         let mut tap = self.pipeline.tap();
-        if tap.wants(&message.topic) {
-            let (topic, payload) = (message.topic.clone(), message.payload.clone());
-            tap.add(Event::new(topic, payload, now));
-        }
+        let treatment = tap.treatment(&message.topic);
+        let (topic, payload) = (message.topic.clone(), message.payload.clone());
+        tap.add(Event::new(topic, payload, now), treatment);
         let mut publisher = Publisher::new(self.fanout.clone());
         let bytes = message.payload.len();
         publisher.add(&message.topic.clone(), bytes, || message);

@@ -235,9 +235,59 @@ section! {
 section! {
     /// The way from the listeners to the apps.
     PipelineConfig = "pipeline" {
-        /// Most events that wait to be put into batches.
+        /// Most events of the transactional lane that wait to be put into batches. Beyond that their
+        /// publishers wait.
         queue_events: usize = integer(1, 4_194_304), Preset::Text("65536");
+        /// File with rules, as TOML, about which lane the events of a topic take, whether they are in the
+        /// journal, what tells their duplicates. Read at the start, and again at `headgate reload` and
+        /// SIGHUP. "" has all events take the transactional lane.
+        rules_file: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
         .. batch: BatchConfig;
+        .. realtime: RealtimeConfig;
+        .. windows: WindowsConfig;
+        .. dedup: DedupConfig;
+    }
+}
+
+section! {
+    /// The realtime lane: its events come before all others. While it can't keep up, the other lanes stand
+    /// back.
+    RealtimeConfig = "pipeline.realtime" {
+        /// Most events that wait to be handed to apps. Beyond that the oldest are dropped.
+        queue_events: usize = integer(1, 4_194_304), Preset::Text("16384");
+        /// Events that wait, here and in the queues of apps, from which on the lane can't keep up.
+        max_waiting_events: usize = integer(1, 4_194_304), Preset::Text("5000");
+        /// Milliseconds from an event's arrival until an app has handled it, from which on the lane can't
+        /// keep up.
+        max_latency_ms: u64 = integer(1, 60_000), Preset::Text("100");
+        /// Percentage of the events that are dropped, from which on the lane can't keep up.
+        max_dropped_percent: u32 = integer(1, 100), Preset::Text("2");
+    }
+}
+
+section! {
+    /// The windows of the batch lane, where the rule says nothing else: events of one topic that go to apps
+    /// together.
+    WindowsConfig = "pipeline.windows" {
+        /// Most events that wait to be put into windows, and in windows. Beyond that the newest are dropped.
+        queue_events: usize = integer(1, 4_194_304), Preset::Text("32768");
+        /// Events with which a window closes.
+        max_events: usize = integer(1, 4_096), Preset::Text("1000");
+        /// Bytes of payloads with which a window closes.
+        max_bytes: usize = bytes(1, 16 * MIB), Preset::Text("256KiB");
+        /// Milliseconds after its first event with which a window closes.
+        max_age_ms: u64 = integer(1, HOUR_MS), Preset::Text("5000");
+    }
+}
+
+section! {
+    /// How long duplicates are known, of events whose rule looks for them.
+    DedupConfig = "pipeline.dedup" {
+        /// Seconds for which an event is known.
+        window_s: u64 = integer(1, 604_800), Preset::Text("3600");
+        /// Most events that are known; the oldest is forgotten for a new one. Each takes up to 40 bytes of
+        /// memory.
+        max_keys: usize = integer(16, 100_000_000), Preset::Text("1000000");
     }
 }
 
@@ -255,8 +305,8 @@ section! {
     /// The journal: events that are on disk before their QoS 1 or 2 message is acknowledged, and that apps get
     /// again if a crash has kept them from finishing. In journal of store.path.
     JournalConfig = "journal" {
-        /// Events on topics that match one of these filters go into it: topic filters with commas between
-        /// them; "#" for all, "" for none.
+        /// Events on topics that match one of these filters go into it, whatever pipeline.rules_file says:
+        /// topic filters with commas between them; "#" for all, "" for none.
         topics: Vec<TopicFilter> = Kind::TopicFilters, Preset::Text("");
         /// Most bytes of it. Beyond that the oldest segments are removed, those that no app has finished,
         /// too.

@@ -27,6 +27,9 @@ pub struct Event {
     pub received: Instant,
     /// How many apps this event has come through. Bounds loops of apps that feed each other.
     pub hops: u8,
+    pub lane: Lane,
+    /// How often a batch with it that failed is tried again; none leaves that to the app.
+    pub retries: Option<u8>,
     /// Kept as long as the event or a copy of it is somewhere: whoever made it is told by its end.
     pub receipt: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -34,13 +37,47 @@ pub struct Event {
 impl Event {
     /// An event as it comes in from outside.
     pub fn new(topic: Topic, payload: Bytes, received: Instant) -> Self {
+        Event::at(topic, payload, received, unix_time_ns())
+    }
+
+    /// The same, where the wall clock has been read already.
+    pub fn at(topic: Topic, payload: Bytes, received: Instant, timestamp_ns: u64) -> Self {
         Event {
             topic,
             payload,
-            timestamp_ns: unix_time_ns(),
+            timestamp_ns,
             received,
             hops: 0,
+            lane: Lane::default(),
+            retries: None,
             receipt: None,
+        }
+    }
+}
+
+/// What is to happen to an event when there is more than can be handled.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Lane {
+    /// Comes before all others; what has waited longest is dropped.
+    Realtime,
+    /// Its publisher waits; nothing is dropped.
+    #[default]
+    Transactional,
+    /// Comes after all others, in windows by topic; what comes last is dropped.
+    Batch,
+}
+
+impl Lane {
+    pub const ALL: [Lane; 3] = [Lane::Realtime, Lane::Transactional, Lane::Batch];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Lane::Realtime => "realtime",
+            Lane::Transactional => "transactional",
+            Lane::Batch => "batch",
         }
     }
 }

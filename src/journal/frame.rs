@@ -8,6 +8,10 @@ pub(super) const HEADER_BYTES: usize = 32;
 const SEGMENT_MAGIC: [u8; 8] = *b"HGJRNL\0\x01";
 const RECORD_HEADER_BYTES: usize = 14;
 
+/// In the length of a payload, which has 28 bits: a key follows.
+const WITH_KEY: u32 = 1 << 31;
+const KEY_BYTES: usize = 16;
+
 /// Records of events that have no sequence yet.
 #[derive(Debug, Default)]
 pub struct Records {
@@ -17,15 +21,25 @@ pub struct Records {
 
 impl Records {
     /// `topic` has at most 65,535 bytes and `payload` at most 256 MiB, as in MQTT.
-    pub fn push(&mut self, topic: &Topic, payload: &[u8], timestamp_ns: u64) {
+    /// `key` tells its duplicates.
+    pub fn push(
+        &mut self,
+        topic: &Topic,
+        payload: &[u8],
+        timestamp_ns: u64,
+        key: Option<[u8; KEY_BYTES]>,
+    ) {
         let topic = topic.as_bytes();
         self.body
-            .reserve(RECORD_HEADER_BYTES + topic.len() + payload.len());
+            .reserve(RECORD_HEADER_BYTES + KEY_BYTES + topic.len() + payload.len());
         self.body.extend_from_slice(&timestamp_ns.to_le_bytes());
         self.body
             .extend_from_slice(&(topic.len() as u16).to_le_bytes());
+        let flag = if key.is_some() { WITH_KEY } else { 0 };
         self.body
-            .extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            .extend_from_slice(&(payload.len() as u32 | flag).to_le_bytes());
+        self.body
+            .extend_from_slice(key.as_ref().map_or(&[], |key| key));
         self.body.extend_from_slice(topic);
         self.body.extend_from_slice(payload);
         self.count += 1;
@@ -86,6 +100,12 @@ pub(super) fn parse_segment_header(bytes: &[u8; HEADER_BYTES]) -> Option<u64> {
     (is_sealed(bytes) && bytes.starts_with(&SEGMENT_MAGIC)).then(|| u64_at(bytes, 8))
 }
 
+/// When a segment was begun, in nanoseconds since 1970, if this is its header.
+pub(super) fn segment_time(bytes: &[u8; HEADER_BYTES]) -> Option<u64> {
+    parse_segment_header(bytes)?;
+    Some(u64_at(bytes, 16))
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHeader {
     pub(super) body_bytes: u32,
@@ -131,6 +151,8 @@ pub struct Record {
     pub timestamp_ns: u64,
     pub topic: Topic,
     pub payload: Bytes,
+    /// What tells its duplicates.
+    pub key: Option<[u8; KEY_BYTES]>,
 }
 
 /// A frame whose checksums are right.
@@ -157,7 +179,13 @@ pub(super) fn parse_body(header: &FrameHeader, body: Bytes) -> Option<Frame> {
         }
         let head = rest.split_to(RECORD_HEADER_BYTES);
         let topic_bytes = usize::from(u16::from_le_bytes([head[8], head[9]]));
-        let payload_bytes = u32_at(&head, 10) as usize;
+        let length = u32_at(&head, 10);
+        let payload_bytes = (length & !WITH_KEY) as usize;
+        let key = match length & WITH_KEY {
+            0 => None,
+            _ if rest.len() < KEY_BYTES => return None,
+            _ => rest.split_to(KEY_BYTES).first_chunk().copied(),
+        };
         if rest.len() < topic_bytes + payload_bytes {
             return None;
         }
@@ -167,6 +195,7 @@ pub(super) fn parse_body(header: &FrameHeader, body: Bytes) -> Option<Frame> {
             timestamp_ns: u64_at(&head, 0),
             topic,
             payload: rest.split_to(payload_bytes),
+            key,
         });
     }
     rest.is_empty().then_some(Frame::Events(records))

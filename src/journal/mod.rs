@@ -21,12 +21,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-use crate::event::{TopicFilter, unix_time_ns};
+use crate::event::unix_time_ns;
 use disk::Io;
 use frame::Frame;
 use segment::{Next, Reader, Segment, after_torn};
@@ -47,8 +48,6 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct JournalConfig {
     pub folder: PathBuf,
-    /// Events on these topics go into it.
-    pub topics: Vec<TopicFilter>,
     /// Beyond this the oldest segments are removed.
     pub max_bytes: u64,
     /// Beyond this a segment is followed by the next.
@@ -70,7 +69,6 @@ pub enum JournalError {
 #[derive(Clone)]
 pub struct Journal {
     shared: Arc<Shared>,
-    topics: Arc<[TopicFilter]>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -203,7 +201,6 @@ impl Journal {
             config,
         };
         writer.make_room(0);
-        let topics = writer.config.topics.clone().into();
         let thread = std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || {
@@ -215,15 +212,9 @@ impl Journal {
         tracing::info!(folder = %shared.folder.display(), io = io.as_str(), next, cursor, "journal opened");
         let journal = Journal {
             shared,
-            topics,
             thread: Arc::new(Mutex::new(Some(thread))),
         };
         Ok((journal, recovered))
-    }
-
-    /// Whether events on this topic are to be in the journal.
-    pub fn covers(&self, topic: &str) -> bool {
-        self.topics.iter().any(|filter| filter.matches(topic))
     }
 
     /// For events that are about to be appended.
@@ -234,12 +225,18 @@ impl Journal {
     /// Appends events. What is returned ends when they are on disk, with true; or with false, when the gateway
     /// ends before they could be. If it is dropped, they are on their way all the same, unless there was no room
     /// for them, because the disk refuses what is to be written: then they were never appended.
-    pub fn append(
+    /// `on_appended` is called as soon as they are on their way, and not at all if they never are.
+    pub fn append<F: FnOnce() + Send>(
         &self,
         records: Records,
         receipt: Receipt,
-    ) -> impl Future<Output = bool> + Send + use<> {
+        on_appended: F,
+    ) -> impl Future<Output = bool> + Send + use<F> {
         let appended = self.try_append(&records, &receipt);
+        let mut on_appended = Some(on_appended);
+        if appended.is_some() {
+            on_appended.take().map(|appended| appended());
+        }
         let journal = self.clone();
         async move {
             if let Some(next) = appended {
@@ -248,6 +245,7 @@ impl Journal {
             let mut durable = journal.shared.durable.subscribe();
             loop {
                 if let Some(next) = journal.try_append(&records, &receipt) {
+                    on_appended.take().map(|appended| appended());
                     return journal.synced(next).await;
                 }
                 if durable.changed().await.is_err() || durable.borrow().closed {
@@ -273,6 +271,13 @@ impl Journal {
         drop(queue);
         self.shared.work.notify_one();
         Some(next)
+    }
+
+    /// Ends like that of [`Journal::append`], for all that has been appended so far.
+    pub fn barrier(&self) -> impl Future<Output = bool> + Send + use<> {
+        let next = self.shared.queue.lock().next;
+        let journal = self.clone();
+        async move { journal.synced(next).await }
     }
 
     /// Waits until all before `next` is on disk. False: the gateway ends before it could be.
@@ -356,6 +361,36 @@ impl Recovered {
             Err(error) => Some(Err(error)),
         });
         Ok(chunks)
+    }
+}
+
+impl Recovered {
+    /// The keys of events that were appended in the last `window`, oldest first, each with its age.
+    pub fn keys(
+        &self,
+        window: Duration,
+    ) -> io::Result<impl Iterator<Item = io::Result<([u8; 16], Duration)>> + use<>> {
+        let now = unix_time_ns();
+        let since = now.saturating_sub(window.as_nanos() as u64);
+        let from = segment::first_since(&segment::list(&self.folder)?, since)?;
+        let entries = Reading::open(&self.folder, from)?;
+        let keys = entries.flat_map(move |entry| {
+            let records = match entry {
+                Ok(Entry::Events(records)) => records.into_iter().map(Ok).collect(),
+                // It is told of where the events are read.
+                Ok(Entry::Problem { .. }) => Vec::new(),
+                Err(error) => vec![Err(error)],
+            };
+            records.into_iter().filter_map(move |record| match record {
+                Ok(record) => {
+                    // One from a time to come, by a clock that was wrong, is as good as new.
+                    let age = Duration::from_nanos(now.saturating_sub(record.timestamp_ns));
+                    Some(Ok((record.key?, age)))
+                }
+                Err(error) => Some(Err(error)),
+            })
+        });
+        Ok(keys)
     }
 }
 

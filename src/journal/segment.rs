@@ -58,6 +58,20 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
+/// The sequence of the first event of the segment in which events of this time may begin, in nanoseconds
+/// since 1970.
+pub(super) fn first_since(segments: &[Segment], time_ns: u64) -> io::Result<u64> {
+    for segment in segments.iter().rev() {
+        let mut header = [0; HEADER_BYTES];
+        let read = File::open(&segment.path)?.read_exact(&mut header);
+        // What can't be read says nothing of its time.
+        if read.is_ok() && frame::segment_time(&header).is_some_and(|begun| begun <= time_ns) {
+            return Ok(segment.first);
+        }
+    }
+    Ok(segments.first().map_or(0, |segment| segment.first))
+}
+
 /// The sequence that comes after a torn end of so many bytes: a number that was given to an event once is
 /// never given again, whatever this was.
 pub(super) fn after_torn(expected: u64, bytes: u64) -> u64 {

@@ -15,7 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn config(folder: &TempDir) -> JournalConfig {
     JournalConfig {
         folder: folder.path().join(FOLDER),
-        topics: vec![TopicFilter::new("plant/#").unwrap()],
         max_bytes: 1 << 30,
         segment_bytes: 1 << 20,
         io_uring: true,
@@ -38,7 +37,7 @@ fn append(journal: &Journal, payloads: &[&str]) -> (Receipt, u64) {
     let mut records = Records::default();
     for payload in payloads {
         let topic = Topic::new("plant/a").unwrap();
-        records.push(&topic, payload.as_bytes(), 7);
+        records.push(&topic, payload.as_bytes(), 7, None);
     }
     let receipt = journal.receipt();
     let next = journal.try_append(&records, &receipt).unwrap();
@@ -340,8 +339,8 @@ fn what_waits_for_a_disk_that_refuses_has_a_bound_and_comes_after_it() {
     let payload = "x".repeat(8 << 20);
     let append = |payload: &str| {
         let mut records = Records::default();
-        records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7);
-        Box::pin(journal.append(records, journal.receipt()))
+        records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7, None);
+        Box::pin(journal.append(records, journal.receipt(), || {}))
     };
     // One is with the writer, or on its way there.
     let mut waiting: Vec<_> = (0..12).map(|_| append(&payload)).collect();
@@ -439,7 +438,7 @@ fn a_write_that_was_made_twice_is_read_once() {
     leave(&journal, receipts);
     // As after an fdatasync that failed: the same events begin the next segment.
     let mut records = Records::default();
-    records.push(&Topic::new("plant/a").unwrap(), b"b", 7);
+    records.push(&Topic::new("plant/a").unwrap(), b"b", 7, None);
     let mut next = frame::segment_header(1, 0).to_vec();
     records.write(1, 0, records.checksum(), &mut next);
     fs::write(segment::path(&config.folder, 1), next).unwrap();
@@ -460,11 +459,92 @@ fn many_who_wait_share_a_write() {
 }
 
 #[test]
-fn only_events_on_its_topics_go_into_it() {
+fn keys_come_back_with_their_age_and_only_as_old_as_they_are_wanted() {
     let folder = tempfile::tempdir().unwrap();
-    let (journal, _) = open(&config(&folder));
-    assert!(journal.covers("plant/a/b"));
-    assert!(!journal.covers("other"));
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let now = unix_time_ns();
+    let hours_ago = |hours: u64| now - hours * 3_600_000_000_000;
+    let topic = Topic::new("plant/a").unwrap();
+    let mut records = Records::default();
+    records.push(&topic, b"without", hours_ago(1), None);
+    records.push(&topic, b"with", hours_ago(1), Some([7; 16]));
+    // The clock was wrong.
+    records.push(&topic, b"to come", now + 3_600_000_000_000, Some([8; 16]));
+    let receipt = journal.receipt();
+    let next = journal.try_append(&records, &receipt).unwrap();
+    assert!(synced(&journal, next));
+    journal.freeze();
+    journal.close();
+
+    let (journal, recovered) = open(&config);
+    let keys = recovered.keys(Duration::from_secs(7_200)).unwrap();
+    let keys: Vec<_> = keys.map(Result::unwrap).collect();
+    assert_eq!(
+        keys.iter().map(|(key, _)| key[0]).collect::<Vec<_>>(),
+        [7, 8]
+    );
+    assert!(
+        (3600..3700).contains(&keys[0].1.as_secs()),
+        "{:?}",
+        keys[0].1
+    );
+    assert_eq!(keys[1].1, Duration::ZERO);
+    let payloads: Vec<_> = read(&config.folder).0.into_iter().map(|(_, p)| p).collect();
+    assert_eq!(payloads, ["without", "with", "to come"]);
+    journal.close();
+}
+
+#[test]
+fn keys_are_looked_for_from_the_segment_on_in_which_their_time_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |first| segment::path(folder.path(), first);
+    for (first, time) in [(0, 100), (10, 200), (20, 300)] {
+        fs::write(path(first), frame::segment_header(first, time)).unwrap();
+    }
+    let first_since = |time| {
+        let segments = segment::list(folder.path()).unwrap();
+        segment::first_since(&segments, time).unwrap()
+    };
+    assert_eq!(first_since(50), 0);
+    assert_eq!(first_since(199), 0);
+    assert_eq!(first_since(200), 10);
+    assert_eq!(first_since(1000), 20);
+    // Of one that can't be read, nobody knows.
+    fs::write(path(20), b"rubbish").unwrap();
+    assert_eq!(first_since(1000), 10);
+    fs::write(path(20), b"").unwrap();
+    assert_eq!(first_since(1000), 10);
+}
+
+#[test]
+fn it_is_said_when_events_are_on_their_way_and_never_of_those_that_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    // In the place of its first segment, so that nothing can be written.
+    fs::create_dir(segment::path(&config.folder, 0)).unwrap();
+    let on_their_way = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let append = |bytes: usize| {
+        let mut records = Records::default();
+        records.push(&Topic::new("plant/a").unwrap(), &vec![0; bytes], 7, None);
+        let count = on_their_way.clone();
+        journal.append(records, journal.receipt(), move || {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        })
+    };
+    let waiting: Vec<_> = (0..12).map(|_| append(8 << 20)).collect();
+    let appended = journal.status().next as usize;
+    assert!(appended < 12, "{appended}");
+    assert_eq!(
+        on_their_way.load(std::sync::atomic::Ordering::SeqCst),
+        appended
+    );
+    drop(waiting);
+    assert_eq!(
+        on_their_way.load(std::sync::atomic::Ordering::SeqCst),
+        appended
+    );
     journal.close();
 }
 
@@ -486,7 +566,7 @@ proptest! {
             let mut records = Records::default();
             let first = written.len() as u64;
             for payload in payloads {
-                records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7);
+                records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7, None);
                 written.push((written.len() as u64, payload.clone()));
             }
             records.write(first, 0, records.checksum(), &mut bytes);

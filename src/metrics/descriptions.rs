@@ -141,6 +141,14 @@ const GAUGES: &[(&str, &str)] = &[
         "Events that have come in and not reached an app's queue.",
     ),
     (
+        "headgate_pressure",
+        "1 for the state of the lanes: which of them stand back for the realtime lane.",
+    ),
+    (
+        "headgate_dedup_keys",
+        "Events by which duplicates are known.",
+    ),
+    (
         "headgate_event_latency_seconds",
         "From an event's arrival to the publication of what an app made of it, since the start.",
     ),

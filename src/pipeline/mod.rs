@@ -6,31 +6,50 @@
 //! One at a time routes: whoever brings a few events does it at once, since waking another thread
 //! costs more than that; large chunks, and what has to wait, are left to the pipeline's own thread.
 //!
-//! While an outlet's queue is full but moving, nothing is routed and the ring fills; when the ring
-//! is full, producers wait, and the edge stops reading from its clients. So an outlet that works,
-//! however slowly, loses nothing; one that is stuck drops (and counts) what finds no room, and
-//! costs the others nothing.
+//! Each event takes one of three lanes, as the rules say ([`Rules`]; `docs/lanes.md`):
+//!
+//! - transactional: while an outlet's queue is full but moving, nothing is routed and the ring fills;
+//!   when the ring is full, producers wait, and the edge stops reading from its clients. So an outlet
+//!   that works, however slowly, loses nothing; one that is stuck drops (and counts) what finds no
+//!   room, and costs the others nothing.
+//! - realtime: comes first and never waits. Where there is no room, the oldest is dropped.
+//! - batch: comes last, in windows by topic. Where there is no room, the newest is dropped.
+//!
+//! While the realtime lane can't keep up, the others stand back: see [`Controller`].
 
 mod batcher;
+mod dedup;
 mod latency;
 mod outlet;
+mod pressure;
 mod ring;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod windows;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use crate::event::{Batch, Event, Topic};
+use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
+use crate::event::{Batch, Event, Lane, Topic};
 use batcher::Batcher;
+use pressure::{CYCLE, Controller};
 use ring::Ring;
+use windows::Windows;
 
+pub use dedup::{Claim, Claims, DedupKey, DedupWindow};
 pub use latency::Latency;
 pub use outlet::{Offer, Outlet, Progress, Route, RouteTable, Routes, Sink};
+pub use pressure::{Load, Pressure, Thresholds};
+pub use rules::{Dedup, Rule, Rules};
+pub use windows::WindowLimits;
 
 /// How many apps an event may come through, one after the other. What goes beyond is most likely
 /// two apps that feed each other.
@@ -55,44 +74,130 @@ const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// How the pipeline is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct PipelineConfig {
-    /// Events that wait between the edge and the routing thread.
+    /// Transactional events that wait between the edge and the outlets.
     pub queue_events: usize,
+    /// The same for realtime events.
+    pub realtime_queue_events: usize,
+    /// The same for events of the batch lane, and as many again in windows.
+    pub batch_queue_events: usize,
     pub max_batch_events: usize,
     pub max_batch_delay: Duration,
+    pub thresholds: Thresholds,
+    /// How long a key counts, and how many do.
+    pub dedup_window: Duration,
+    pub dedup_max_keys: usize,
 }
 
-/// See [`PipelineStatus`].
+impl Default for PipelineConfig {
+    /// As in a configuration that says nothing.
+    fn default() -> Self {
+        PipelineConfig {
+            queue_events: 65_536,
+            realtime_queue_events: 16_384,
+            batch_queue_events: 32_768,
+            max_batch_events: 64,
+            max_batch_delay: Duration::from_millis(1),
+            thresholds: Thresholds {
+                events: 5_000,
+                latency: Duration::from_millis(100),
+                dropped_percent: 2,
+            },
+            dedup_window: Duration::from_secs(3_600),
+            dedup_max_keys: 1_000_000,
+        }
+    }
+}
+
+/// See [`LaneStatus`].
 #[derive(Debug, Default)]
 struct Counters {
     accepted: AtomicU64,
     filtered: AtomicU64,
+    deduplicated: AtomicU64,
     copies: AtomicU64,
     handed_over: AtomicU64,
     looped: AtomicU64,
     overflowed: AtomicU64,
+    shed: AtomicU64,
     batches: AtomicU64,
 }
 
-/// What the pipeline has done since the start. It adds up:
-/// `accepted + copies = filtered + handed_over + looped + overflowed + queued`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct PipelineStatus {
+/// What a lane has done since the start. It adds up:
+/// `accepted + copies = filtered + deduplicated + handed_over + looped + overflowed + shed + queued`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LaneStatus {
     /// Events between edge and outlets, now.
     pub queued: u64,
     /// Events taken in, from clients and from apps.
     pub accepted: u64,
     /// Events that no outlet wants.
     pub filtered: u64,
+    /// Events that had come before.
+    pub deduplicated: u64,
     /// Further copies of events that more than one outlet wants.
     pub copies: u64,
     /// Events, copies included, that outlets got; these count what became of them.
     pub handed_over: u64,
     /// Dropped because they came through too many apps.
     pub looped: u64,
-    /// Outputs of apps, meant for apps, that were dropped because the pipeline was full.
+    /// Dropped because the lane was full: the oldest of the realtime lane, the newest of the batch lane,
+    /// and outputs of apps, meant for apps, of the transactional one.
     pub overflowed: u64,
+    /// Dropped because the realtime lane could not keep up.
+    pub shed: u64,
     /// Batches that outlets got.
     pub batches: u64,
+}
+
+impl std::ops::AddAssign for LaneStatus {
+    fn add_assign(&mut self, other: LaneStatus) {
+        self.queued += other.queued;
+        self.accepted += other.accepted;
+        self.filtered += other.filtered;
+        self.deduplicated += other.deduplicated;
+        self.copies += other.copies;
+        self.handed_over += other.handed_over;
+        self.looped += other.looped;
+        self.overflowed += other.overflowed;
+        self.shed += other.shed;
+        self.batches += other.batches;
+    }
+}
+
+/// What the pipeline has done since the start: all lanes together, and each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PipelineStatus {
+    #[serde(flatten)]
+    pub all: LaneStatus,
+    pub pressure: Pressure,
+    pub lanes: Lanes,
+    /// Keys by which duplicates are told.
+    pub dedup_keys: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Lanes {
+    pub realtime: LaneStatus,
+    pub transactional: LaneStatus,
+    pub batch: LaneStatus,
+}
+
+/// One of something for each lane.
+#[derive(Debug, Default)]
+struct PerLane<T>([T; 3]);
+
+impl<T> std::ops::Index<Lane> for PerLane<T> {
+    type Output = T;
+
+    fn index(&self, lane: Lane) -> &T {
+        &self.0[lane as usize]
+    }
+}
+
+impl<T> std::ops::IndexMut<Lane> for PerLane<T> {
+    fn index_mut(&mut self, lane: Lane) -> &mut T {
+        &mut self.0[lane as usize]
+    }
 }
 
 /// The running pipeline.
@@ -102,9 +207,11 @@ pub struct Pipeline {
 }
 
 struct Shared {
-    ring: Ring,
+    rings: PerLane<Ring>,
     routes: Arc<Routes>,
-    counters: Counters,
+    counters: PerLane<Counters>,
+    dedup: Arc<DedupWindow>,
+    dead_letters: Arc<DeadLetters>,
     /// Held by whoever routes.
     router: Mutex<Router>,
     /// Something has come up since the router last looked: it must look again.
@@ -112,8 +219,12 @@ struct Shared {
     /// The pipeline's own thread has been told, or knows, that something waits in the router.
     attended: AtomicBool,
     /// Events held by the router, between ring and outlets.
-    in_hand: AtomicU64,
+    in_hand: PerLane<AtomicU64>,
+    /// A [`Pressure`].
+    pressure: AtomicU8,
     stopping: AtomicBool,
+    /// Nothing stands back any more: what there is is to be handled.
+    draining: AtomicBool,
     /// When somebody last routed, in milliseconds after `started`.
     last_round_ms: AtomicU64,
     started: Instant,
@@ -121,23 +232,46 @@ struct Shared {
 
 impl Pipeline {
     /// Starts the pipeline's own thread.
-    pub fn start(config: PipelineConfig, routes: Arc<Routes>) -> std::io::Result<Pipeline> {
+    pub fn start(
+        config: PipelineConfig,
+        routes: Arc<Routes>,
+        dead_letters: Arc<DeadLetters>,
+    ) -> std::io::Result<Pipeline> {
+        let started = Instant::now();
+        let ring = |lane| {
+            Ring::new(match lane {
+                Lane::Realtime => config.realtime_queue_events,
+                Lane::Transactional => config.queue_events,
+                Lane::Batch => config.batch_queue_events,
+            })
+        };
         let shared = Arc::new(Shared {
-            ring: Ring::new(config.queue_events),
+            rings: PerLane(Lane::ALL.map(ring)),
             routes,
-            counters: Counters::default(),
+            counters: PerLane::default(),
+            dedup: Arc::new(DedupWindow::new(
+                config.dedup_window,
+                config.dedup_max_keys,
+                started,
+            )),
+            dead_letters,
             router: Mutex::new(Router {
                 config,
                 generation: 0,
-                lanes: Vec::new(),
+                gates: Vec::new(),
+                windows: Windows::default(),
+                controller: Controller::new(config.thresholds),
+                next_cycle: None,
                 cache: FxHashMap::default(),
             }),
             look_again: AtomicBool::new(false),
             attended: AtomicBool::new(false),
-            in_hand: AtomicU64::new(0),
+            in_hand: PerLane::default(),
+            pressure: AtomicU8::new(Pressure::Healthy as u8),
             stopping: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             last_round_ms: AtomicU64::new(0),
-            started: Instant::now(),
+            started,
         });
         let thread = {
             let shared = shared.clone();
@@ -145,7 +279,9 @@ impl Pipeline {
                 .name("pipeline".into())
                 .spawn(move || shared.attend())?
         };
-        shared.ring.set_consumer(thread.thread().clone());
+        for ring in &shared.rings.0 {
+            ring.set_consumer(thread.thread().clone());
+        }
         Ok(Pipeline {
             shared,
             thread: Some(thread),
@@ -164,7 +300,8 @@ impl Pipeline {
             // The outlet has just said that it is idle or has room. Whoever routes now has counted
             // what it holds before it looked at the outlet, so that the count is seen here.
             fence(Ordering::SeqCst);
-            if shared.in_hand.load(Ordering::SeqCst) > 0 {
+            let in_hand = |count: &AtomicU64| count.load(Ordering::SeqCst) > 0;
+            if shared.in_hand.0.iter().any(in_hand) {
                 shared.route();
             }
         })
@@ -172,40 +309,88 @@ impl Pipeline {
 
     /// The counters, for people and scripts.
     pub fn status(&self) -> PipelineStatus {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.shared.counters;
+        let lanes = Lanes {
+            realtime: self.lane_status(Lane::Realtime),
+            transactional: self.lane_status(Lane::Transactional),
+            batch: self.lane_status(Lane::Batch),
+        };
+        let mut all = LaneStatus::default();
+        for lane in [lanes.realtime, lanes.transactional, lanes.batch] {
+            all += lane;
+        }
         PipelineStatus {
-            queued: self.queued(),
+            all,
+            pressure: self.shared.pressure(),
+            lanes,
+            dedup_keys: self.shared.dedup.len(),
+        }
+    }
+
+    fn lane_status(&self, lane: Lane) -> LaneStatus {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.shared.counters[lane];
+        LaneStatus {
+            queued: self.shared.queued(lane),
             accepted: get(&counters.accepted),
             filtered: get(&counters.filtered),
+            deduplicated: get(&counters.deduplicated),
             copies: get(&counters.copies),
             handed_over: get(&counters.handed_over),
             looped: get(&counters.looped),
             overflowed: get(&counters.overflowed),
+            shed: get(&counters.shed),
             batches: get(&counters.batches),
         }
     }
 
     /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
     pub fn record_metrics(&self) {
-        let status = self.status();
-        metrics::gauge!("headgate_pipeline_queued_events").set(status.queued as f64);
-        for (result, count) in [
-            ("accepted", status.accepted),
-            ("filtered", status.filtered),
-            ("copied", status.copies),
-            ("handed_over", status.handed_over),
-            ("looped", status.looped),
-            ("overflowed", status.overflowed),
-        ] {
-            metrics::counter!("headgate_pipeline_events_total", "result" => result).absolute(count);
+        for lane in Lane::ALL {
+            let status = self.lane_status(lane);
+            let lane = lane.as_str();
+            metrics::gauge!("headgate_pipeline_queued_events", "lane" => lane)
+                .set(status.queued as f64);
+            for (result, count) in [
+                ("accepted", status.accepted),
+                ("filtered", status.filtered),
+                ("deduplicated", status.deduplicated),
+                ("copied", status.copies),
+                ("handed_over", status.handed_over),
+                ("looped", status.looped),
+                ("overflowed", status.overflowed),
+                ("shed", status.shed),
+            ] {
+                metrics::counter!(
+                    "headgate_pipeline_events_total", "lane" => lane, "result" => result
+                )
+                .absolute(count);
+            }
+            metrics::counter!("headgate_pipeline_batches_total", "lane" => lane)
+                .absolute(status.batches);
         }
-        metrics::counter!("headgate_pipeline_batches_total").absolute(status.batches);
+        let pressure = self.shared.pressure();
+        for state in Pressure::ALL {
+            metrics::gauge!("headgate_pressure", "state" => state.as_str())
+                .set(f64::from(u8::from(state == pressure)));
+        }
+        metrics::gauge!("headgate_dedup_keys").set(self.shared.dedup.len() as f64);
     }
 
     /// Events that have come in and not reached an outlet.
     pub fn queued(&self) -> u64 {
-        self.shared.ring.len() as u64 + self.shared.in_hand.load(Ordering::SeqCst)
+        Lane::ALL.map(|lane| self.shared.queued(lane)).iter().sum()
+    }
+
+    /// By which keys duplicates are told.
+    pub fn dedup(&self) -> &Arc<DedupWindow> {
+        &self.shared.dedup
+    }
+
+    /// From now on no lane stands back and no window waits: the gateway ends.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        self.shared.look_again.store(true, Ordering::SeqCst);
+        self.shared.wake();
     }
 
     /// Whether events that wait are still looked after.
@@ -220,7 +405,7 @@ impl Pipeline {
 impl Drop for Pipeline {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        self.shared.ring.wake();
+        self.shared.wake();
         if let Some(thread) = self.thread.take() {
             // A panic there has been reported by the panic hook.
             let _ = thread.join();
@@ -228,14 +413,27 @@ impl Drop for Pipeline {
     }
 }
 
+/// What the rules and the routes say of a topic.
+#[derive(Clone, Copy, Debug)]
+pub struct Treatment {
+    /// Whether any outlet wants it.
+    pub wanted: bool,
+    pub lane: Lane,
+    /// Whether it is to be on disk before it is acknowledged.
+    pub durable: bool,
+    /// Whether [`Tap::claim`] is to be asked.
+    pub dedup: bool,
+    pub retries: Option<u8>,
+}
+
 /// One producer's way into the pipeline. Collects events and hands them over in one go.
 pub struct Tap {
     shared: Arc<Shared>,
     generation: u64,
-    /// Whether any outlet wants a topic.
-    wanted: FxHashMap<Topic, bool>,
-    pending: Vec<Event>,
-    filtered: u64,
+    known: FxHashMap<Topic, Treatment>,
+    pending: PerLane<Vec<Event>>,
+    filtered: PerLane<u64>,
+    deduplicated: PerLane<u64>,
 }
 
 impl Tap {
@@ -243,115 +441,233 @@ impl Tap {
         Tap {
             shared,
             generation: u64::MAX,
-            wanted: FxHashMap::default(),
-            pending: Vec::new(),
-            filtered: 0,
+            known: FxHashMap::default(),
+            pending: PerLane::default(),
+            filtered: PerLane::default(),
+            deduplicated: PerLane::default(),
         }
     }
 
-    /// Collects an event that somebody wants; see [`Tap::wants`].
-    pub fn add(&mut self, event: Event) {
-        self.pending.push(event);
-    }
-
-    /// Whether any outlet wants an event on `topic`. If none does, the event is counted here.
-    pub fn wants(&mut self, topic: &Topic) -> bool {
+    /// How events on `topic` are treated.
+    pub fn treatment(&mut self, topic: &Topic) -> Treatment {
         let routes = self.shared.routes.load();
-        if routes.generation != self.generation || self.wanted.len() >= CACHED_TOPICS {
-            self.wanted.clear();
+        if routes.generation != self.generation || self.known.len() >= CACHED_TOPICS {
+            self.known.clear();
             self.generation = routes.generation;
         }
-        let wanted = match self.wanted.get(topic) {
-            Some(wanted) => *wanted,
-            None => {
-                let wanted = routes.is_wanted(topic.as_str());
-                if topic.is_worth_caching() {
-                    self.wanted.insert(topic.clone(), wanted);
-                }
-                wanted
-            }
+        if let Some(treatment) = self.known.get(topic) {
+            return *treatment;
+        }
+        let found = routes.rules.find(topic.as_str());
+        let treatment = Treatment {
+            wanted: routes.is_wanted(topic.as_str()),
+            lane: found.lane,
+            durable: found.durable,
+            dedup: found.rule.is_some_and(|rule| rule.dedup.is_some()),
+            retries: found.rule.and_then(|rule| rule.retries),
         };
-        self.filtered += u64::from(!wanted);
-        wanted
+        if topic.is_worth_caching() {
+            self.known.insert(topic.clone(), treatment);
+        }
+        treatment
+    }
+
+    /// The key that tells an event on `topic` from others, if its rule wants that. `id` finds the user
+    /// property of a name.
+    pub fn dedup_key<'a>(
+        &self,
+        topic: &Topic,
+        payload: &[u8],
+        id: impl FnOnce(&str) -> Option<&'a [u8]>,
+    ) -> Option<DedupKey> {
+        let routes = self.shared.routes.load();
+        let id = match routes.rules.find(topic.as_str()).rule?.dedup.as_ref()? {
+            Dedup::Content => None,
+            Dedup::Id(name) => id(name),
+        };
+        Some(match id {
+            Some(id) => DedupKey::of_id(topic, id),
+            None => DedupKey::of_content(topic, payload),
+        })
+    }
+
+    /// By which keys duplicates are told.
+    pub fn dedup(&self) -> &Arc<DedupWindow> {
+        &self.shared.dedup
+    }
+
+    /// Counts an event that had come before.
+    pub fn count_duplicate(&mut self, treatment: Treatment) {
+        self.deduplicated[treatment.lane] += 1;
+    }
+
+    /// Collects an event, if any outlet wants it. Else it is counted, and dropped.
+    pub fn add(&mut self, event: Event, treatment: Treatment) {
+        let lane = treatment.lane;
+        if !treatment.wanted {
+            return self.count_filtered(treatment);
+        }
+        self.pending[lane].push(Event {
+            lane,
+            retries: treatment.retries,
+            ..event
+        });
+    }
+
+    /// Counts an event that no outlet wants.
+    pub fn count_filtered(&mut self, treatment: Treatment) {
+        self.filtered[treatment.lane] += 1;
     }
 
     /// Hands over what was collected. False: there is no room; [`Tap::room`] says when to try
     /// again. Until then more can be added, but had better not be.
     pub fn flush(&mut self) -> bool {
-        self.count_filtered();
-        if self.pending.is_empty() {
-            return true;
-        }
-        let chunk = std::mem::take(&mut self.pending);
+        let mut routed = self.flush_unasked();
+        let chunk = std::mem::take(&mut self.pending[Lane::Transactional]);
         let count = chunk.len();
-        match self.shared.ring.push(chunk, 0) {
-            Ok(()) => {
-                let accepted = &self.shared.counters.accepted;
-                accepted.fetch_add(count as u64, Ordering::Relaxed);
-                self.shared.route_chunk(count);
-                true
-            }
-            Err(chunk) => {
-                self.pending = chunk;
-                false
-            }
+        let taken = count == 0
+            || match self.shared.rings[Lane::Transactional].push(chunk, 0) {
+                Ok(()) => {
+                    self.shared.count_accepted(Lane::Transactional, count);
+                    routed += count;
+                    true
+                }
+                Err(chunk) => {
+                    self.pending[Lane::Transactional] = chunk;
+                    false
+                }
+            };
+        if routed > 0 {
+            self.shared.route_chunk(routed);
         }
+        taken
     }
 
     /// Waits for room. May be dropped at any time.
     pub async fn room(&self) {
-        self.shared.ring.room().await;
+        self.shared.rings[Lane::Transactional].room().await;
     }
 
     /// Hands over what an app made. Never waits: what finds no room is dropped and counted.
     pub fn flush_feedback(&mut self) {
-        self.count_filtered();
-        let counters = &self.shared.counters;
-        let mut chunk = std::mem::take(&mut self.pending);
-        let before = chunk.len();
-        counters
-            .accepted
-            .fetch_add(before as u64, Ordering::Relaxed);
-        chunk.retain(|event| event.hops <= MAX_HOPS);
-        let looped = before - chunk.len();
+        let mut looped = 0;
+        for lane in Lane::ALL {
+            let pending = &mut self.pending[lane];
+            let before = pending.len();
+            pending.retain(|event| event.hops <= MAX_HOPS);
+            let gone = before - pending.len();
+            if gone > 0 {
+                self.shared.count_accepted(lane, gone);
+                let counter = &self.shared.counters[lane].looped;
+                counter.fetch_add(gone as u64, Ordering::Relaxed);
+                looped += gone;
+            }
+        }
         if looped > 0 {
-            counters.looped.fetch_add(looped as u64, Ordering::Relaxed);
             tracing::warn!(
                 events = looped,
                 "dropped events that came through more than {MAX_HOPS} apps: do two apps feed each other?"
             );
         }
-        if chunk.is_empty() {
-            return;
-        }
-        let count = chunk.len();
-        match self.shared.ring.push(chunk, FEEDBACK_EVENTS) {
-            Ok(()) => self.shared.route_chunk(count),
-            Err(_) => {
-                counters
-                    .overflowed
-                    .fetch_add(count as u64, Ordering::Relaxed);
+        let mut routed = self.flush_unasked();
+        let chunk = std::mem::take(&mut self.pending[Lane::Transactional]);
+        if !chunk.is_empty() {
+            self.shared.count_accepted(Lane::Transactional, chunk.len());
+            let count = chunk.len();
+            match self.shared.rings[Lane::Transactional].push(chunk, FEEDBACK_EVENTS) {
+                Ok(()) => routed += count,
+                Err(chunk) => self.shared.overflow(Lane::Transactional, &chunk),
             }
+        }
+        if routed > 0 {
+            self.shared.route_chunk(routed);
         }
     }
 
-    fn count_filtered(&mut self) {
-        let filtered = std::mem::take(&mut self.filtered);
-        if filtered > 0 {
-            let counters = &self.shared.counters;
-            counters.accepted.fetch_add(filtered, Ordering::Relaxed);
-            counters.filtered.fetch_add(filtered, Ordering::Relaxed);
+    /// Hands over what never waits. Returns how many events there are to route.
+    fn flush_unasked(&mut self) -> usize {
+        let shared = &self.shared;
+        for lane in Lane::ALL {
+            let filtered = std::mem::take(&mut self.filtered[lane]);
+            let deduplicated = std::mem::take(&mut self.deduplicated[lane]);
+            if filtered + deduplicated > 0 {
+                let counters = &shared.counters[lane];
+                shared.count_accepted(lane, (filtered + deduplicated) as usize);
+                counters.filtered.fetch_add(filtered, Ordering::Relaxed);
+                counters
+                    .deduplicated
+                    .fetch_add(deduplicated, Ordering::Relaxed);
+            }
         }
+        let mut routed = 0;
+        let chunk = std::mem::take(&mut self.pending[Lane::Realtime]);
+        if !chunk.is_empty() {
+            shared.count_accepted(Lane::Realtime, chunk.len());
+            routed += chunk.len();
+            for dropped in shared.rings[Lane::Realtime].push_over(chunk) {
+                shared.overflow(Lane::Realtime, &dropped);
+            }
+        }
+        let chunk = std::mem::take(&mut self.pending[Lane::Batch]);
+        if !chunk.is_empty() {
+            let count = chunk.len();
+            shared.count_accepted(Lane::Batch, count);
+            if shared.pressure() >= Pressure::Overload {
+                let shed = &shared.counters[Lane::Batch].shed;
+                shed.fetch_add(count as u64, Ordering::Relaxed);
+                shared.bury(Reason::Shed, Lane::Batch, &chunk);
+            } else {
+                match shared.rings[Lane::Batch].push(chunk, 0) {
+                    Ok(()) => routed += count,
+                    Err(chunk) => shared.overflow(Lane::Batch, &chunk),
+                }
+            }
+        }
+        routed
     }
 }
 
 impl Shared {
+    fn pressure(&self) -> Pressure {
+        Pressure::of_index(self.pressure.load(Ordering::Relaxed))
+    }
+
+    fn queued(&self, lane: Lane) -> u64 {
+        self.rings[lane].len() as u64 + self.in_hand[lane].load(Ordering::SeqCst)
+    }
+
+    fn count_accepted(&self, lane: Lane, count: usize) {
+        let accepted = &self.counters[lane].accepted;
+        accepted.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Counts and buries events for which a lane has no room.
+    fn overflow(&self, lane: Lane, events: &[Event]) {
+        let overflowed = &self.counters[lane].overflowed;
+        overflowed.fetch_add(events.len() as u64, Ordering::Relaxed);
+        self.bury(Reason::QueueFull, lane, events);
+    }
+
+    fn bury(&self, reason: Reason, lane: Lane, events: &[Event]) {
+        let now = Instant::now();
+        for event in events {
+            self.dead_letters.add(reason, now, || {
+                DeadLetter::new(reason, lane.as_str(), &event.topic, &event.payload, 0)
+            });
+        }
+    }
+
+    /// Wakes the pipeline's own thread.
+    fn wake(&self) {
+        self.rings[Lane::Transactional].wake();
+    }
+
     /// Routes what has come in, here or on the pipeline's thread. `count`: how much that is.
     fn route_chunk(&self, count: usize) {
         if count <= ROUTED_INLINE {
             self.route();
         } else {
-            self.ring.wake();
+            self.wake();
         }
     }
 
@@ -367,10 +683,10 @@ impl Shared {
             drop(router);
             match left {
                 Left::Nothing => {}
-                Left::ToRoute => return self.ring.wake(),
+                Left::ToRoute => return self.wake(),
                 Left::Waiting => {
                     if !self.attended.swap(true, Ordering::SeqCst) {
-                        self.ring.wake();
+                        self.wake();
                     }
                 }
             }
@@ -419,17 +735,27 @@ enum Left {
 struct Router {
     config: PipelineConfig,
     generation: u64,
-    lanes: Vec<Lane>,
+    gates: Vec<Gate>,
+    /// Of the batch lane.
+    windows: Windows,
+    controller: Controller,
+    /// When the controller looks next. None: there is nothing to look at.
+    next_cycle: Option<Instant>,
     cache: FxHashMap<Topic, Box<[u32]>>,
 }
 
 /// One outlet with what is collected for it.
-struct Lane {
+struct Gate {
     outlet: Arc<dyn Outlet>,
+    /// Realtime events of this round.
+    realtime: Batch,
+    /// Transactional events.
     batcher: Batcher,
-    /// Batches for which the outlet had no room, oldest first. While there are any, no further
-    /// chunk is routed, so that these are at most what one chunk makes.
+    /// Transactional batches for which the outlet had no room, oldest first. While there are any, no
+    /// further transactional chunk is routed, so that these are at most what one chunk makes.
     refused: VecDeque<Batch>,
+    /// Windows of the batch lane that have closed, oldest first.
+    windows: VecDeque<Batch>,
 }
 
 impl Router {
@@ -438,27 +764,40 @@ impl Router {
         let now = shared.started.elapsed().as_millis() as u64;
         shared.last_round_ms.store(now, Ordering::Relaxed);
         self.follow_routes(shared);
-        self.route(shared);
+        let routes = shared.routes.load();
+        if routes.generation != self.generation {
+            // Replaced this very moment: the next round follows.
+            shared.look_again.store(true, Ordering::SeqCst);
+        } else {
+            self.route_realtime(shared, &routes);
+            self.route_transactional(shared, &routes);
+            self.route_batch(shared, &routes);
+        }
         self.hand_over(shared);
-        if !self.is_blocked() && shared.ring.has_chunks() {
+        self.look_after_pressure(shared);
+        let has = |lane| shared.rings[lane].has_chunks();
+        if has(Lane::Realtime)
+            || has(Lane::Transactional) && !self.is_blocked()
+            || has(Lane::Batch) && self.takes_windows(shared)
+        {
             Left::ToRoute
-        } else if self.lanes.iter().any(Lane::holds_something) {
+        } else if self.next_due().is_some() {
             Left::Waiting
         } else {
             Left::Nothing
         }
     }
 
-    /// When the next batch is due, or a refused one is to be offered again.
+    /// When the next batch is due, a refused one is to be offered again, or the controller looks.
     fn next_due(&self) -> Option<Instant> {
-        let due = self
-            .lanes
-            .iter()
-            .filter_map(|lane| match lane.refused.is_empty() {
+        let gates = self.gates.iter().filter_map(|gate| {
+            match gate.refused.is_empty() && gate.windows.is_empty() {
                 false => Some(Instant::now() + ASK_AGAIN),
-                true => lane.batcher.deadline(),
-            });
-        due.min()
+                true => gate.batcher.deadline(),
+            }
+        });
+        let others = [self.next_cycle, self.windows.next_due()];
+        gates.chain(others.into_iter().flatten()).min()
     }
 
     /// Takes over a new route table, handing out first what was collected under the old one.
@@ -467,117 +806,249 @@ impl Router {
         if routes.generation == self.generation {
             return;
         }
-        let mut old = std::mem::take(&mut self.lanes);
-        self.lanes = routes
+        let mut old = std::mem::take(&mut self.gates);
+        let pressure = shared.pressure();
+        self.gates = routes
             .outlets
             .iter()
             .map(|outlet| {
                 let known = old
                     .iter()
-                    .position(|lane| Arc::ptr_eq(&lane.outlet, outlet));
+                    .position(|gate| Arc::ptr_eq(&gate.outlet, outlet));
                 match known {
                     Some(at) => old.swap_remove(at),
-                    None => Lane {
-                        outlet: outlet.clone(),
-                        batcher: Batcher::new(
-                            self.config.max_batch_events,
-                            self.config.max_batch_delay,
-                        ),
-                        refused: VecDeque::new(),
-                    },
+                    None => {
+                        outlet.set_pressure(pressure);
+                        Gate::new(outlet.clone(), &self.config)
+                    }
                 }
             })
             .collect();
-        for mut lane in old {
+        for mut gate in old {
             // An outlet without routes is stopped or about to be: it counts what it can't take.
-            lane.refused.push_back(lane.batcher.take());
-            for batch in lane.refused.drain(..).filter(|batch| !batch.is_empty()) {
-                shared.hand_over(&*lane.outlet, batch, true);
+            gate.refused.push_back(gate.batcher.take());
+            gate.refused.append(&mut gate.windows);
+            for batch in gate.refused.drain(..).filter(|batch| !batch.is_empty()) {
+                shared.hand_over(&*gate.outlet, batch, true);
             }
         }
         self.cache.clear();
         self.generation = routes.generation;
     }
 
-    /// Distributes events over the lanes.
-    fn route(&mut self, shared: &Shared) {
-        let mut routed = 0;
-        let routes = shared.routes.load();
-        if routes.generation != self.generation {
-            // Replaced this very moment: the next round follows.
-            shared.look_again.store(true, Ordering::SeqCst);
-            return;
+    /// The outlets for a topic, as indices into `gates`.
+    fn outlets<'a>(
+        cache: &'a mut FxHashMap<Topic, Box<[u32]>>,
+        routes: &RouteTable,
+        topic: &Topic,
+        found: &'a mut Vec<u32>,
+    ) -> &'a [u32] {
+        if cache.len() >= CACHED_TOPICS {
+            cache.clear();
         }
-        let mut found = Vec::new();
-        while routed < ROUTED_AT_ONCE && !self.is_blocked() {
-            let Some(chunk) = shared.ring.pop() else {
-                break;
-            };
-            let now = Instant::now();
-            routed += chunk.len();
-            let mut copies = 0;
-            let mut filtered = 0;
-            for event in chunk {
-                if self.cache.len() >= CACHED_TOPICS {
-                    self.cache.clear();
-                }
-                let outlets = match self.cache.get(&event.topic) {
-                    Some(outlets) => &**outlets,
-                    None => {
-                        routes.outlets_for(event.topic.as_str(), &mut found);
-                        if event.topic.is_worth_caching() {
-                            let outlets = found.as_slice().into();
-                            self.cache.insert(event.topic.clone(), outlets);
-                        }
-                        &found
-                    }
-                };
-                let Some((last, others)) = outlets.split_last() else {
-                    filtered += 1;
-                    continue;
-                };
-                copies += others.len() as u64;
-                shared
-                    .in_hand
-                    .fetch_add(outlets.len() as u64, Ordering::Relaxed);
-                for index in others {
-                    self.lanes[*index as usize].push(event.clone(), now, shared);
-                }
-                self.lanes[*last as usize].push(event, now, shared);
+        if !cache.contains_key(topic) {
+            routes.outlets_for(topic.as_str(), found);
+            if !topic.is_worth_caching() {
+                return found;
             }
-            let counters = &shared.counters;
-            counters.copies.fetch_add(copies, Ordering::Relaxed);
-            counters.filtered.fetch_add(filtered, Ordering::Relaxed);
+            cache.insert(topic.clone(), found.as_slice().into());
+        }
+        &cache[topic]
+    }
+
+    /// Distributes realtime events over the gates.
+    fn route_realtime(&mut self, shared: &Shared, routes: &RouteTable) {
+        let mut routed = 0;
+        while routed < ROUTED_AT_ONCE
+            && let Some(chunk) = shared.rings[Lane::Realtime].pop()
+        {
+            routed += chunk.len();
+            self.distribute(chunk, Lane::Realtime, shared, routes);
+        }
+        if routed > 0 {
+            for gate in &mut self.gates {
+                gate.hand_over_realtime(shared);
+            }
+            self.next_cycle
+                .get_or_insert_with(|| Instant::now() + CYCLE);
         }
     }
 
+    /// Distributes transactional events over the gates.
+    fn route_transactional(&mut self, shared: &Shared, routes: &RouteTable) {
+        let mut routed = 0;
+        while routed < ROUTED_AT_ONCE && !self.is_blocked() {
+            let Some(chunk) = shared.rings[Lane::Transactional].pop() else {
+                break;
+            };
+            routed += chunk.len();
+            self.distribute(chunk, Lane::Transactional, shared, routes);
+        }
+    }
+
+    fn distribute(&mut self, chunk: Vec<Event>, lane: Lane, shared: &Shared, routes: &RouteTable) {
+        let now = Instant::now();
+        let mut copies = 0;
+        let mut filtered = 0;
+        let mut found = Vec::new();
+        for event in chunk {
+            let outlets = Self::outlets(&mut self.cache, routes, &event.topic, &mut found);
+            let Some((last, others)) = outlets.split_last() else {
+                filtered += 1;
+                continue;
+            };
+            copies += others.len() as u64;
+            shared.in_hand[lane].fetch_add(outlets.len() as u64, Ordering::Relaxed);
+            for index in others {
+                self.gates[*index as usize].push(event.clone(), now, shared);
+            }
+            self.gates[*last as usize].push(event, now, shared);
+        }
+        let counters = &shared.counters[lane];
+        counters.copies.fetch_add(copies, Ordering::Relaxed);
+        counters.filtered.fetch_add(filtered, Ordering::Relaxed);
+    }
+
+    /// Puts events of the batch lane into windows, and distributes those that have closed.
+    fn route_batch(&mut self, shared: &Shared, routes: &RouteTable) {
+        let mut routed = 0;
+        let now = Instant::now();
+        while routed < ROUTED_AT_ONCE && self.takes_windows(shared) {
+            let Some(chunk) = shared.rings[Lane::Batch].pop() else {
+                break;
+            };
+            routed += chunk.len();
+            shared.in_hand[Lane::Batch].fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            for event in chunk {
+                let limits = routes.rules.find(event.topic.as_str()).window;
+                if let Some(window) = self.windows.push(event, limits, now) {
+                    self.distribute_window(window, shared, routes);
+                }
+            }
+            // Rather early than not at all.
+            while self.windows.len() > self.config.batch_queue_events
+                && let Some(window) = self.windows.pop_oldest()
+            {
+                self.distribute_window(window, shared, routes);
+            }
+        }
+        let draining = shared.draining.load(Ordering::SeqCst);
+        while let Some(window) = match draining {
+            true => self.windows.pop_oldest(),
+            false => self.windows.pop_due(now),
+        } {
+            self.distribute_window(window, shared, routes);
+        }
+    }
+
+    fn distribute_window(&mut self, window: Batch, shared: &Shared, routes: &RouteTable) {
+        let counters = &shared.counters[Lane::Batch];
+        let in_hand = &shared.in_hand[Lane::Batch];
+        let events = window.len() as u64;
+        let mut found = Vec::new();
+        let outlets = Self::outlets(&mut self.cache, routes, &window[0].topic, &mut found);
+        let Some((last, others)) = outlets.split_last() else {
+            in_hand.fetch_sub(events, Ordering::SeqCst);
+            counters.filtered.fetch_add(events, Ordering::Relaxed);
+            return;
+        };
+        let copies = events * others.len() as u64;
+        in_hand.fetch_add(copies, Ordering::Relaxed);
+        counters.copies.fetch_add(copies, Ordering::Relaxed);
+        for index in others {
+            self.gates[*index as usize]
+                .windows
+                .push_back(window.clone());
+        }
+        self.gates[*last as usize].windows.push_back(window);
+    }
+
+    /// Whether there is room for more windows: those that have closed are bounded, too.
+    fn takes_windows(&self, shared: &Shared) -> bool {
+        let in_hand = shared.in_hand[Lane::Batch].load(Ordering::Relaxed);
+        in_hand <= self.windows.len() as u64 + self.config.batch_queue_events as u64
+    }
+
     fn hand_over(&mut self, shared: &Shared) {
-        if self.lanes.iter().all(|lane| !lane.holds_something()) {
+        if self.gates.iter().all(|gate| !gate.holds_something()) {
             return;
         }
         // Before outlets are looked at: see `Pipeline::progress`.
         fence(Ordering::SeqCst);
         let now = Instant::now();
-        for lane in &mut self.lanes {
-            let due = lane.batcher.is_due(now, lane.outlet.is_idle());
-            if due || !lane.refused.is_empty() {
-                lane.hand_over(shared);
+        for gate in &mut self.gates {
+            let due = gate.batcher.is_due(now, gate.outlet.is_idle());
+            if due || !gate.refused.is_empty() {
+                gate.hand_over(shared);
             }
+            gate.hand_over_windows(shared);
         }
     }
 
     fn is_blocked(&self) -> bool {
-        self.lanes.iter().any(|lane| !lane.refused.is_empty())
+        self.gates.iter().any(|gate| !gate.refused.is_empty())
+    }
+
+    /// Has the controller look, once a cycle while there is realtime traffic or pressure.
+    fn look_after_pressure(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        if self.next_cycle.is_none_or(|next| now < next) {
+            return;
+        }
+        let waiting = shared.queued(Lane::Realtime) as usize;
+        let mut load = Load {
+            waiting,
+            ..Load::default()
+        };
+        for gate in &self.gates {
+            load += gate.outlet.take_realtime_load(now);
+        }
+        let before = shared.pressure();
+        let state = match shared.draining.load(Ordering::SeqCst) {
+            true => Pressure::Healthy,
+            false => self.controller.on_cycle(load),
+        };
+        if state != before {
+            shared.pressure.store(state as u8, Ordering::Relaxed);
+            shared.rings[Lane::Transactional].set_closed(state >= Pressure::Emergency);
+            for gate in &self.gates {
+                gate.outlet.set_pressure(state);
+            }
+            if state > before {
+                tracing::warn!(
+                    state = state.as_str(),
+                    ?load,
+                    "the realtime lane can't keep up"
+                );
+            } else {
+                tracing::info!(state = state.as_str(), "the realtime lane recovers");
+            }
+        }
+        let goes_on = load != Load::default() || state != Pressure::Healthy;
+        self.next_cycle = goes_on.then(|| now + CYCLE);
     }
 }
 
-impl Lane {
+impl Gate {
+    fn new(outlet: Arc<dyn Outlet>, config: &PipelineConfig) -> Gate {
+        Gate {
+            outlet,
+            realtime: Batch::new(),
+            batcher: Batcher::new(config.max_batch_events, config.max_batch_delay),
+            refused: VecDeque::new(),
+            windows: VecDeque::new(),
+        }
+    }
+
     fn holds_something(&self) -> bool {
-        !self.refused.is_empty() || !self.batcher.is_empty()
+        !self.refused.is_empty() || !self.batcher.is_empty() || !self.windows.is_empty()
     }
 
     /// Collects an event, and hands the batch over when it is full.
     fn push(&mut self, event: Event, now: Instant, shared: &Shared) {
+        if event.lane == Lane::Realtime {
+            return self.realtime.push(event);
+        }
         self.batcher.push(event, now);
         if self.batcher.is_full() {
             let batch = self.batcher.take();
@@ -586,6 +1057,14 @@ impl Lane {
                 false => Some(batch),
             };
             self.refused.extend(refused);
+        }
+    }
+
+    /// Nobody waits for realtime events: what the outlet does not take is dropped.
+    fn hand_over_realtime(&mut self, shared: &Shared) {
+        if !self.realtime.is_empty() {
+            let batch = std::mem::take(&mut self.realtime);
+            shared.hand_over(&*self.outlet, batch, true);
         }
     }
 
@@ -602,11 +1081,21 @@ impl Lane {
                 .extend(shared.hand_over(&*self.outlet, batch, false));
         }
     }
+
+    fn hand_over_windows(&mut self, shared: &Shared) {
+        while let Some(window) = self.windows.pop_front() {
+            if let Some(window) = shared.hand_over(&*self.outlet, window, false) {
+                self.windows.push_front(window);
+                return;
+            }
+        }
+    }
 }
 
 impl Shared {
     /// Offers a batch; gives it back if the outlet has no room for it, unless it is `last`.
     fn hand_over(&self, outlet: &dyn Outlet, batch: Batch, last: bool) -> Option<Batch> {
+        let lane = batch.first()?.lane;
         let offered = batch.len() as u64;
         let refused = match outlet.offer(batch) {
             Offer::Full(batch) => Some(batch),
@@ -615,15 +1104,19 @@ impl Shared {
         // An outlet may have dealt with a part of what it had no room for.
         let left = refused.as_ref().map_or(0, |batch| batch.len() as u64);
         let mut settled = offered - left;
-        let counters = &self.counters;
+        let counters = &self.counters[lane];
         counters.handed_over.fetch_add(settled, Ordering::Relaxed);
-        if refused.is_none() {
-            counters.batches.fetch_add(1, Ordering::Relaxed);
-        } else if last {
-            counters.overflowed.fetch_add(left, Ordering::Relaxed);
-            settled = offered;
+        match &refused {
+            None => {
+                counters.batches.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(batch) if last => {
+                self.overflow(lane, batch);
+                settled = offered;
+            }
+            Some(_) => {}
         }
-        self.in_hand.fetch_sub(settled, Ordering::SeqCst);
+        self.in_hand[lane].fetch_sub(settled, Ordering::SeqCst);
         refused.filter(|_| !last)
     }
 }

@@ -1,8 +1,11 @@
 //! Where batches go, and where their results go.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
+
+use super::{Load, Pressure, Rules};
 
 use crate::event::{Batch, Event, TopicFilter, TopicTrie};
 
@@ -15,9 +18,17 @@ pub trait Outlet: Send + Sync {
     /// once, so there is no gain in letting it grow.
     fn is_idle(&self) -> bool;
 
-    /// Hands over a batch. Never blocks. The outlet accounts for what it takes and for what it
-    /// refuses.
+    /// Hands over a batch, of events of one lane. Never blocks. The outlet accounts for what it takes and
+    /// for what it refuses.
     fn offer(&self, batch: Batch) -> Offer;
+
+    /// How its realtime events have done since it was asked last.
+    fn take_realtime_load(&self, _now: Instant) -> Load {
+        Load::default()
+    }
+
+    /// Says which lanes stand back from now on.
+    fn set_pressure(&self, _pressure: Pressure) {}
 }
 
 /// What became of an offered batch.
@@ -64,6 +75,7 @@ pub struct RouteTable {
     pub outlets: Vec<Arc<dyn Outlet>>,
     /// Indices into `outlets`.
     trie: TopicTrie<u32>,
+    pub rules: Arc<Rules>,
 }
 
 impl Routes {
@@ -72,6 +84,7 @@ impl Routes {
         self.table.rcu(|current| {
             let mut table = RouteTable {
                 generation: current.generation + 1,
+                rules: current.rules.clone(),
                 ..RouteTable::default()
             };
             for Route { filter, outlet } in &routes {
@@ -86,6 +99,17 @@ impl Routes {
                 table.trie.insert(filter, index as u32);
             }
             table
+        });
+    }
+
+    /// Puts `rules` in the place of all rules so far.
+    pub fn set_rules(&self, rules: Rules) {
+        let rules = Arc::new(rules);
+        self.table.rcu(|current| RouteTable {
+            generation: current.generation + 1,
+            outlets: current.outlets.clone(),
+            trie: current.trie.clone(),
+            rules: rules.clone(),
         });
     }
 

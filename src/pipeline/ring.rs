@@ -4,7 +4,7 @@
 //! what is bounded is the number of events.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::Thread;
 
 use crossbeam_queue::ArrayQueue;
@@ -29,6 +29,8 @@ pub struct Ring {
     /// Events in `chunks`.
     events: AtomicUsize,
     max_events: usize,
+    /// Takes nothing, whatever room there is.
+    closed: AtomicBool,
     /// Payload bytes in `chunks`.
     bytes: AtomicUsize,
     /// The thread that takes what nobody else has taken.
@@ -45,6 +47,7 @@ impl Ring {
             events: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             max_events,
+            closed: AtomicBool::new(false),
             consumer: OnceLock::new(),
             waiting: AtomicUsize::new(0),
             room: Notify::new(),
@@ -64,8 +67,9 @@ impl Ring {
         let events_before = self.events.fetch_add(count, Ordering::SeqCst);
         let bytes_before = self.bytes.fetch_add(bytes, Ordering::SeqCst);
         // A ring that is at most half full takes any chunk: so does one that `room` has waited for.
-        let full = (events_before + count > self.max_events + beyond
-            && events_before > self.max_events / 2)
+        let full = self.closed.load(Ordering::SeqCst)
+            || (events_before + count > self.max_events + beyond
+                && events_before > self.max_events / 2)
             || (bytes_before + bytes > MAX_BYTES && bytes_before > MAX_BYTES / 2);
         let refused = match full {
             true => Err(chunk),
@@ -106,9 +110,29 @@ impl Ring {
     }
 
     fn has_room(&self) -> bool {
-        self.len() <= self.max_events / 2
+        !self.closed.load(Ordering::SeqCst)
+            && self.len() <= self.max_events / 2
             && self.bytes.load(Ordering::SeqCst) <= MAX_BYTES / 2
             && self.chunks.len() <= CHUNKS / 2
+    }
+
+    /// Puts a chunk in, whatever it takes: the oldest chunks are given back until there is room for it.
+    pub fn push_over(&self, mut chunk: Vec<Event>) -> Vec<Vec<Event>> {
+        let mut dropped = Vec::new();
+        while let Err(back) = self.push(chunk, 0) {
+            chunk = back;
+            // Where there is nothing left to take out, others are at it, or have just been.
+            dropped.extend(self.pop());
+        }
+        dropped
+    }
+
+    /// Has it take nothing, or take chunks again.
+    pub fn set_closed(&self, closed: bool) {
+        self.closed.store(closed, Ordering::SeqCst);
+        if !closed {
+            self.room.notify_waiters();
+        }
     }
 
     /// Says whom [`Ring::wake`] wakes. For the first call only.
@@ -117,7 +141,7 @@ impl Ring {
         let _ = self.consumer.set(thread);
     }
 
-    /// The next chunk. For one thread at a time.
+    /// The next chunk.
     pub fn pop(&self) -> Option<Vec<Event>> {
         let chunk = self.chunks.pop()?;
         self.take_off(chunk.len(), payload_bytes(&chunk));
@@ -158,6 +182,29 @@ mod tests {
         assert_eq!(ring.len(), 11);
         assert_eq!(ring.pop().unwrap().len(), 8);
         assert_eq!(ring.len(), 3);
+    }
+
+    #[test]
+    fn where_the_oldest_make_room_the_newest_always_get_in() {
+        let ring = Ring::new(10);
+        for _ in 0..2 {
+            assert!(ring.push_over(chunk(5)).is_empty());
+        }
+        let dropped = ring.push_over(chunk(3));
+        assert_eq!(dropped.iter().map(Vec::len).collect::<Vec<_>>(), [5]);
+        assert_eq!(ring.len(), 8);
+        let dropped = ring.push_over(chunk(100));
+        assert_eq!(dropped.iter().map(Vec::len).sum::<usize>(), 5);
+        assert_eq!(ring.len(), 103);
+    }
+
+    #[test]
+    fn a_closed_ring_takes_nothing() {
+        let ring = Ring::new(10);
+        ring.set_closed(true);
+        assert!(ring.push(chunk(1), 0).is_err());
+        ring.set_closed(false);
+        assert!(ring.push(chunk(1), 0).is_ok());
     }
 
     #[test]

@@ -364,10 +364,20 @@ impl Gateway {
             let status = self.status();
             let apps = self.admin("/v1/apps")["apps"].clone();
             let pipeline = &status["pipeline"];
-            let of = |key: &str| get(pipeline, key);
-            let pipeline_adds_up = of("queued") == 0
-                && of("accepted") + of("copies")
-                    == of("filtered") + of("handed_over") + of("looped") + of("overflowed");
+            let lanes = pipeline["lanes"].as_object().unwrap();
+            let pipeline_adds_up = lanes.values().all(|lane| {
+                let of = |key: &str| get(lane, key);
+                let ends = [
+                    "filtered",
+                    "deduplicated",
+                    "handed_over",
+                    "looped",
+                    "overflowed",
+                    "shed",
+                ];
+                of("queued") == 0
+                    && of("accepted") + of("copies") == ends.iter().map(|end| of(end)).sum::<u64>()
+            });
             let apps_add_up = apps.as_array().unwrap().iter().all(|app| {
                 let counters = &app["counters"];
                 let of = |key: &str| get(counters, key);

@@ -112,13 +112,22 @@ fn metrics_count_what_came_in_what_the_apps_made_of_it_and_what_went_out() {
         ("headgate_mqtt_received_messages_total", 200.0),
         ("headgate_mqtt_delivered_messages_total", 100.0),
         ("headgate_mqtt_dropped_messages_total", 0.0),
-        ("headgate_pipeline_queued_events", 0.0),
         (
-            "headgate_pipeline_events_total{result=\"handed_over\"}",
+            "headgate_pipeline_queued_events{lane=\"transactional\"}",
+            0.0,
+        ),
+        (
+            "headgate_pipeline_events_total{lane=\"transactional\",result=\"handed_over\"}",
             100.0,
         ),
-        ("headgate_pipeline_events_total{result=\"filtered\"}", 200.0),
-        ("headgate_pipeline_events_total{result=\"accepted\"}", 300.0),
+        (
+            "headgate_pipeline_events_total{lane=\"transactional\",result=\"filtered\"}",
+            200.0,
+        ),
+        (
+            "headgate_pipeline_events_total{lane=\"transactional\",result=\"accepted\"}",
+            300.0,
+        ),
         (
             "headgate_app_events_total{app=\"unit-convert\",result=\"handled\"}",
             100.0,

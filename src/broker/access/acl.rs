@@ -102,20 +102,11 @@ impl ClientRules {
 
 impl Acl {
     pub(super) fn parse(contents: &[u8]) -> Result<Acl, Flaw> {
-        let text = std::str::from_utf8(contents).map_err(|error| Flaw {
-            line: Some(super::file::line_of(contents, error.valid_up_to())),
-            reason: "not UTF-8".into(),
-        })?;
         let at = |span: Range<usize>, reason: String| Flaw {
             line: Some(super::file::line_of(contents, span.start)),
             reason,
         };
-        let file: AclFile = toml::from_str(text).map_err(|error| Flaw {
-            line: error
-                .span()
-                .map(|span| super::file::line_of(contents, span.start)),
-            reason: error.message().to_owned(),
-        })?;
+        let file: AclFile = crate::regular_file::parse_toml(contents)?;
         let mut rules = Vec::with_capacity(file.rule.len());
         for entry in file.rule {
             let span = entry.span();

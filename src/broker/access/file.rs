@@ -1,31 +1,10 @@
 //! What the files that decide on access have in common.
 
-use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::{AccessError, PASSWORD_FILE};
-use crate::regular_file::{ReadError, RegularFile, without_mark};
-
-/// A line for each of 100,000 users has about 12 MB.
-const MAX_FILE_BYTES: u64 = 32 << 20;
-
-/// What is wrong with a file's contents.
-#[derive(Debug)]
-pub(super) struct Flaw {
-    /// From 1 on, where one can tell.
-    pub line: Option<usize>,
-    pub reason: String,
-}
-
-/// A file that can't be used. Names the file and the line.
-#[derive(Debug, thiserror::Error)]
-#[error("{place}: {reason}")]
-pub struct FileError {
-    /// `path` or `path:line`.
-    place: String,
-    reason: String,
-}
+pub(super) use crate::regular_file::{FileError, Flaw, line_of, read_and_parse as read};
 
 /// Reads the file that `key` of the configuration names, and makes of it what `parse` does.
 pub(super) fn load<T>(
@@ -47,31 +26,6 @@ pub(super) fn load<T>(
 /// What to do where there is no password file.
 pub(super) const MAKE_PASSWORD_FILE: &str = "make it with `headgate user add NAME`";
 
-/// The same of a file that somebody has named otherwise.
-pub(super) fn read<T>(
-    path: &Path,
-    if_missing: &str,
-    parse: impl FnOnce(&[u8]) -> Result<T, Flaw>,
-) -> Result<T, FileError> {
-    let contents = RegularFile::open(path, 0).and_then(|file| file.read(MAX_FILE_BYTES));
-    let contents = contents.map_err(|error| FileError {
-        place: path.display().to_string(),
-        reason: match &error {
-            ReadError::Io(cause) if cause.kind() == ErrorKind::NotFound => {
-                format!("{error}; {if_missing}")
-            }
-            _ => error.to_string(),
-        },
-    })?;
-    parse(without_mark(&contents)).map_err(|Flaw { line, reason }| FileError {
-        place: match line {
-            Some(line) => format!("{}:{line}", path.display()),
-            None => path.display().to_string(),
-        },
-        reason,
-    })
-}
-
 /// A secret that others can read may be known to them.
 pub(super) fn warn_if_open(key: &'static str, path: &Path) {
     let mode = path.metadata().map_or(0, |file| file.permissions().mode());
@@ -82,12 +36,6 @@ pub(super) fn warn_if_open(key: &'static str, path: &Path) {
             mode & 0o777
         );
     }
-}
-
-/// The line of the byte at `offset`, from 1 on.
-pub(super) fn line_of(contents: &[u8], offset: usize) -> usize {
-    let before = &contents[..offset.min(contents.len())];
-    1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
 #[cfg(test)]
