@@ -490,7 +490,12 @@ fn keys_come_back_with_their_age_and_only_as_old_as_they_are_wanted() {
         keys[0].1
     );
     assert_eq!(keys[1].1, Duration::ZERO);
-    let payloads: Vec<_> = read(&config.folder).0.into_iter().map(|(_, p)| p).collect();
+    let mut payloads = Vec::new();
+    for entry in Reading::open(&config.folder, 0).unwrap() {
+        if let Entry::Events(records) = entry.unwrap() {
+            payloads.extend(records.into_iter().map(|record| record.payload));
+        }
+    }
     assert_eq!(payloads, ["without", "with", "to come"]);
     journal.close();
 }

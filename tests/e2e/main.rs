@@ -21,6 +21,7 @@ mod defects;
 mod developing;
 mod journal;
 mod kept_state;
+mod lanes;
 mod loss;
 mod operations;
 mod persistence;

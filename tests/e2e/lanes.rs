@@ -1,0 +1,322 @@
+//! Rules, lanes and duplicates, as publishers and the subscribers of what apps make see them.
+
+use std::collections::HashSet;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use crate::apps::built;
+use crate::gateway::{Gateway, Home, eventually};
+use crate::wire::{PUBACK, Wire, packet, publish_packet, string};
+
+/// A gateway with these rules, and `relay` on it, which has what comes to `relay/#` come out below `relayed/`.
+fn home(rules: &str) -> Home {
+    let home = Home::new();
+    let file = home.path().join("rules.toml");
+    fs::write(&file, rules).unwrap();
+    home.set("pipeline.rules_file", file.display())
+}
+
+fn with_relay(home: Home) -> Gateway {
+    let gateway = home.start();
+    gateway.install(&built("relay"));
+    gateway
+}
+
+/// An MQTT 5 PUBLISH at QoS 1 with one user property.
+fn publish_with(topic: &str, payload: &[u8], name: &str, value: &str) -> Vec<u8> {
+    let mut properties = vec![0x26];
+    properties.extend(string(name));
+    properties.extend(string(value));
+    let mut body = string(topic);
+    body.extend(7u16.to_be_bytes());
+    body.push(properties.len() as u8);
+    body.extend(properties);
+    body.extend(payload);
+    packet(0x32, &body)
+}
+
+fn lane<'a>(status: &'a Value, lane: &str) -> &'a Value {
+    &status["pipeline"]["lanes"][lane]
+}
+
+#[test]
+fn a_window_of_the_batch_lane_is_one_call_and_an_idle_one_comes_in_time() {
+    let gateway = with_relay(home(
+        "[[rule]]\ntopics = ['relay/bulk/#']\nlane = 'batch'\nwindow_events = 500\nwindow_age_ms = 300\n",
+    ));
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("relayed/#", 0);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for number in 0..501 {
+        let payload = number.to_string();
+        publisher.send(&publish_packet("relay/bulk/a", payload.as_bytes(), 0, 0));
+    }
+    for number in 0..501 {
+        let message = subscriber.next_message();
+        assert_eq!(message.payload(), number.to_string().as_bytes());
+    }
+    let app = gateway.until_app("relay", "all", |app| app["counters"]["handled"] == 501);
+    assert_eq!(
+        app["counters"]["batches"], 2,
+        "500 together, and the one that was left"
+    );
+    let status = gateway.assert_adds_up();
+    assert_eq!(lane(&status, "batch")["batches"], 2);
+}
+
+#[test]
+fn duplicates_reach_no_app_and_are_acknowledged() {
+    let gateway = with_relay(home(
+        "[[rule]]\ntopics = ['relay/#']\ndedup = 'id'\ndedup_property = 'order'\n",
+    ));
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("relayed/#", 0);
+    let mut publisher = Wire::connect_v5(&gateway, "publisher");
+    for (payload, order) in [("a", "1"), ("b", "1"), ("c", "2"), ("d", "1"), ("e", "3")] {
+        publisher.send(&publish_with("relay/x", payload.as_bytes(), "order", order));
+        assert_eq!(publisher.next().kind(), PUBACK);
+    }
+    // By its content, where there is no such property.
+    for payload in ["f", "f", "g"] {
+        publisher.send(&publish_with("relay/x", payload.as_bytes(), "other", "9"));
+        assert_eq!(publisher.next().kind(), PUBACK);
+    }
+    for expected in ["a", "c", "e", "f", "g"] {
+        assert_eq!(subscriber.next_message().payload(), expected.as_bytes());
+    }
+    let status = gateway.assert_adds_up();
+    assert_eq!(lane(&status, "transactional")["deduplicated"], 3);
+    // It was journaled once.
+    assert_eq!(gateway.json(&["journal", "stat"])["next"], 5);
+}
+
+#[test]
+fn duplicates_are_known_after_a_restart_and_after_kill_9() {
+    let gateway = with_relay(home("[[rule]]\ntopics = ['relay/#']\ndedup = 'content'\n"));
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.publish("relay/x", b"before");
+    let gateway = gateway.kill().start();
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.publish("relay/x", b"before");
+    publisher.publish("relay/x", b"between");
+    gateway.assert_adds_up();
+    let gateway = gateway.terminate().home.start();
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.publish("relay/x", b"before");
+    publisher.publish("relay/x", b"between");
+    publisher.publish("relay/x", b"after");
+    let status = gateway.assert_adds_up();
+    assert_eq!(lane(&status, "transactional")["deduplicated"], 2);
+    assert_eq!(gateway.json(&["journal", "stat"])["next"], 3);
+}
+
+/// Sends each number until it is acknowledged, as a client does that has lost its connection.
+fn resend_until_acknowledged(gateway: &Gateway, client: usize, next: &mut u64, done: &AtomicU64) {
+    let mut wire = Wire::connect(gateway, &format!("publisher{client}"));
+    loop {
+        let payload = format!("{client}-{next}");
+        wire.send_while_open(&publish_packet("relay/x", payload.as_bytes(), 1, 7));
+        match wire.next_or_end() {
+            Some(packet) => assert_eq!(packet.kind(), PUBACK),
+            None => return,
+        }
+        *next += 1;
+        done.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_event_journaled_once()
+{
+    const CLIENTS: usize = 4;
+    let mut home = home("[[rule]]\ntopics = ['relay/#']\ndedup = 'content'\n");
+    let mut next = [0; CLIENTS];
+    let mut reported = 0;
+    for round in 0..50 {
+        let gateway = match round {
+            0 => with_relay(home),
+            _ => home.start(),
+        };
+        let done = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for (client, next) in next.iter_mut().enumerate() {
+                let (gateway, done) = (&gateway, &done);
+                scope.spawn(move || resend_until_acknowledged(gateway, client, next, done));
+            }
+            while done.load(Ordering::SeqCst) < 10 + 5 * round {
+                thread::yield_now();
+            }
+            gateway.signal(libc::SIGKILL);
+        });
+        home = gateway.kill();
+        reported += done.into_inner();
+    }
+    let output = home
+        .command(&["journal", "tail", "-n", "10000000", "--json"])
+        .output()
+        .unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let payloads: Vec<_> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["payload"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    let distinct: HashSet<_> = payloads.iter().collect();
+    assert_eq!(distinct.len(), payloads.len(), "one is there twice");
+    for (client, next) in next.into_iter().enumerate() {
+        for number in 0..next {
+            let payload = format!("{client}-{number}");
+            assert!(
+                distinct.contains(&payload),
+                "{payload} was acknowledged and is lost"
+            );
+        }
+    }
+    // What was on disk and not acknowledged any more is known as well.
+    assert!((reported..=reported + 4 * 50).contains(&(payloads.len() as u64)));
+    let verified = home.command(&["journal", "verify"]).output().unwrap();
+    assert!(verified.status.success());
+}
+
+#[test]
+fn realtime_events_overtake_what_waits_and_the_oldest_of_them_make_room() {
+    let gateway = with_relay(home(
+        "[[rule]]\ntopics = ['relay/now']\nlane = 'realtime'\n",
+    ));
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("relayed/#", 0);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    gateway.json(&["app", "pause", "relay"]);
+    for number in 0..10 {
+        publisher.publish("relay/other", number.to_string().as_bytes());
+    }
+    // More than the app's queue holds.
+    for number in 0..10_000 {
+        let payload = number.to_string();
+        publisher.send(&publish_packet("relay/now", payload.as_bytes(), 0, 0));
+    }
+    publisher.publish("relay/now", b"last");
+    let status = eventually("all routed", || {
+        let status = gateway.status();
+        (lane(&status, "realtime")["handed_over"] == 10_001).then_some(status)
+    });
+    assert_eq!(
+        status["pipeline"]["pressure"], "healthy",
+        "it is paused, and not slow"
+    );
+    gateway.json(&["app", "resume", "relay"]);
+    let mut payloads = Vec::new();
+    while payloads.last().is_none_or(|last| last != "9") {
+        let message = subscriber.next_message();
+        payloads.push(String::from_utf8(message.payload().to_vec()).unwrap());
+    }
+    let (now, other) = payloads.split_at(payloads.len() - 10);
+    assert_eq!(other, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(now.last().unwrap(), "last");
+    let app = gateway.app("relay");
+    let dropped = app["counters"]["dropped"]["queue_full"].as_u64().unwrap();
+    assert_eq!(now.len() as u64 + dropped, 10_001);
+    assert_eq!(
+        now[0],
+        dropped.to_string(),
+        "the oldest have gone, in their order"
+    );
+    let letters = gateway.json(&["dead-letters", "-n", "1000"]);
+    assert_eq!(letters["letters"][0]["topic"], "relay/now");
+    assert_eq!(letters["letters"][0]["reason"], "queue_full");
+    gateway.assert_adds_up();
+}
+
+#[test]
+fn a_flood_on_each_lane_is_accounted_for_to_the_last_event() {
+    const EVENTS: u64 = 60_000;
+    let home = home(
+        "[[rule]]\ntopics = ['relay/now']\nlane = 'realtime'\n\
+         [[rule]]\ntopics = ['relay/bulk']\nlane = 'batch'\n\
+         [[rule]]\ntopics = ['relay/all']\ndurable = false\n",
+    )
+    .set("pipeline.realtime.queue_events", 500)
+    .set("pipeline.windows.queue_events", 500)
+    .set("pipeline.windows.max_age_ms", 10)
+    .set("pipeline.queue_events", 500)
+    .set("apps.queue_events", 500);
+    let gateway = with_relay(home);
+    thread::scope(|scope| {
+        for topic in ["relay/now", "relay/bulk", "relay/all"] {
+            let gateway = &gateway;
+            scope.spawn(move || {
+                let mut wire = Wire::connect(gateway, topic);
+                let packet = publish_packet(topic, &[b'x'; 100], 0, 0);
+                for _ in 0..EVENTS / 100 {
+                    wire.send(&packet.repeat(100));
+                }
+                // All before it have been taken in.
+                wire.publish("unrelated", b"");
+            });
+        }
+    });
+    let status = gateway.assert_adds_up();
+    let of = |name: &str, what: &str| lane(&status, name)[what].as_u64().unwrap();
+    for name in ["realtime", "batch"] {
+        assert_eq!(of(name, "accepted"), EVENTS);
+        assert_eq!(
+            of(name, "handed_over") + of(name, "overflowed") + of(name, "shed"),
+            EVENTS
+        );
+    }
+    assert_eq!(
+        of("transactional", "handed_over"),
+        EVENTS,
+        "nothing is dropped there"
+    );
+    assert_eq!(of("transactional", "overflowed"), 0);
+}
+
+#[test]
+fn rules_are_read_again_at_a_reload_and_stay_as_they_are_if_they_are_wrong() {
+    let gateway = with_relay(home("[[rule]]\ntopics = ['relay/a']\nlane = 'realtime'\n"));
+    let file = gateway.home().path().join("rules.toml");
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    let mut realtime = 0;
+    let mut goes_realtime = |expected: bool| {
+        publisher.publish("relay/a", b"x");
+        realtime += u64::from(expected);
+        assert_eq!(lane(&gateway.status(), "realtime")["accepted"], realtime);
+    };
+    goes_realtime(true);
+    fs::write(&file, "[[rule]]\ntopics = ['relay/a']\nlane = 'slow'\n").unwrap();
+    let error = gateway.cli_error(&["reload"]);
+    assert!(
+        error.contains("pipeline.rules_file: ") && error.contains("rules.toml:3: "),
+        "{error}"
+    );
+    goes_realtime(true);
+    fs::write(&file, "[[rule]]\ntopics = ['relay/a']\n").unwrap();
+    let error = gateway.cli_error(&["reload"]);
+    assert!(error.contains("without a journal"), "{error}");
+    goes_realtime(true);
+    fs::write(&file, "[[rule]]\ntopics = ['relay/a']\nlane = 'batch'\n").unwrap();
+    gateway.json(&["reload"]);
+    goes_realtime(false);
+}
+
+#[test]
+fn a_gateway_with_wrong_rules_does_not_start_and_says_where() {
+    let home = home("[[rule]]\ntopics = ['a/#/b']\n");
+    let refusal = home.refusal();
+    assert!(
+        refusal.contains("pipeline.rules_file: ") && refusal.contains("rules.toml:2: `#` must be"),
+        "{refusal}"
+    );
+    let checked = home.command(&["config", "check"]).output().unwrap();
+    assert!(!checked.status.success());
+    let text = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
+    assert!(text.contains("rules.toml:2"), "{text}");
+}
