@@ -24,11 +24,13 @@ use crate::event::Event;
 use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{
-    DedupKey, Latency, Pipeline, PipelineConfig, Routes, Rules, Sink, Tap, Thresholds, WindowLimits,
+    DedupKey, Latency, Pipeline, PipelineConfig, Routes, Rules, Sink, Step, Tap, Thresholds,
+    WindowLimits,
 };
 use crate::regular_file::FileError;
 use crate::store::{Store, StoreConfig, StoreError};
 use crate::systemd;
+use crate::why::Why;
 
 /// Why a gateway can't start.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +136,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let outputs = Arc::new(Outputs {
         broker: OnceLock::new(),
         pipeline: pipeline.clone(),
+        routes: routes.clone(),
         latency: Latency::default(),
     });
     let apps = {
@@ -541,11 +544,12 @@ struct Outputs {
     /// Set once the edge is up; what an app makes before that has nobody to go to but apps.
     broker: OnceLock<Arc<Broker>>,
     pipeline: Arc<Pipeline>,
+    routes: Arc<Routes>,
     latency: Latency,
 }
 
 impl Sink for Outputs {
-    fn publish(&self, _source: &str, events: Vec<Event>) {
+    fn publish(&self, source: &str, events: Vec<Event>) {
         thread_local! {
             /// A tap remembers topics, so each worker thread keeps its own.
             static TAP: std::cell::RefCell<Option<Tap>> = const { std::cell::RefCell::new(None) };
@@ -556,13 +560,16 @@ impl Sink for Outputs {
                 .iter()
                 .map(|event| now.saturating_duration_since(event.received)),
         );
+        let topics = events.iter().map(|event| &event.topic);
+        let app = source.to_owned();
+        self.routes.traces.note(topics, &Step::Published { app });
         TAP.with_borrow_mut(|tap| {
             let tap = tap.get_or_insert_with(|| self.pipeline.tap());
             for event in &events {
                 let treatment = tap.treatment(&event.topic);
                 match treatment.wanted {
                     true => tap.add(event.clone(), treatment),
-                    false => tap.count_filtered(treatment),
+                    false => tap.count_filtered(&event.topic, treatment),
                 }
             }
             tap.flush_feedback();
@@ -659,6 +666,14 @@ impl Gateway {
         };
         let reloader = self.reloader();
         let reload = Arc::new(move || reloader().map_err(|error| error.to_string()));
+        let why = Why {
+            routes: self.routes.clone(),
+            pipeline: self.pipeline.clone(),
+            apps: self.apps.clone(),
+            broker: self.broker.clone(),
+            dead_letters: self.dead_letters.clone(),
+            journal: self.journal.clone(),
+        };
         let admin = tokio::spawn(admin::serve(
             self.admin,
             AdminState {
@@ -667,6 +682,7 @@ impl Gateway {
                 dead_letters: self.dead_letters.clone(),
                 status,
                 reload,
+                why: Arc::new(move |topic| why.answer(topic)),
             },
             stopped(),
         ));

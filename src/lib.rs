@@ -20,3 +20,4 @@ pub mod pipeline;
 mod regular_file;
 pub mod store;
 pub mod systemd;
+pub mod why;

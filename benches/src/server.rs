@@ -330,6 +330,14 @@ impl Gateway<'_> {
         Ok(())
     }
 
+    /// Events that its pipeline has taken in.
+    pub fn accepted(&self) -> Result<u64> {
+        let output = self.site.command().args(["status", "--json"]).output()?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let accepted = status["pipeline"]["accepted"].as_u64();
+        accepted.context("the status has no pipeline.accepted")
+    }
+
     /// Waits until a message sent to `topic` has `results` answers under `filter`; tells when it had.
     pub fn await_results(&self, topic: &str, filter: &str, results: usize) -> Result<Instant> {
         // Of a publisher that no load has, so that a late result is not taken for one of a load.

@@ -26,7 +26,7 @@ pub(crate) const WINDOW: u16 = 1000;
 pub(crate) const STEADY_RATE: u64 = 5_000;
 
 /// The app that results are measured through, and an other that only has to be there.
-const CONVERTING_APP: &str = "unit-convert";
+pub(crate) const CONVERTING_APP: &str = "unit-convert";
 const OTHER_APP: &str = "overheat-alarm";
 
 /// What the app takes in and hands out.
@@ -66,6 +66,8 @@ pub enum Part {
     ColdStart,
     /// QoS 1 that is acknowledged when it is on disk.
     Durable,
+    /// Hand-over between threads, duplicates, QoS 0 into the tap, the realtime lane.
+    Lanes,
     /// Memory and start of a gateway with 100 apps.
     HundredApps,
     /// A good app beside bad ones.
@@ -106,6 +108,7 @@ impl Suite {
             Part::Calls => self.calls().map(|section| vec![section]),
             Part::ColdStart => self.cold_starts().map(|section| vec![section]),
             Part::Durable => self.durable().map(|section| vec![section]),
+            Part::Lanes => self.lanes(),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),
         }
@@ -330,7 +333,7 @@ impl Suite {
     }
 
     /// Starts a gateway with these apps, which answer when this returns.
-    fn with_apps<'a>(&self, site: &'a Site, apps: &[&str]) -> Result<Gateway<'a>> {
+    pub(crate) fn with_apps<'a>(&self, site: &'a Site, apps: &[&str]) -> Result<Gateway<'a>> {
         let gateway = site.start()?;
         self.install(&gateway, apps)?;
         Ok(gateway)

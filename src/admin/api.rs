@@ -20,7 +20,8 @@ use super::client::DeadLetterList;
 use super::mqtt::{self, QueryResult, parse};
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
-use crate::event::TopicFilter;
+use crate::event::{Topic, TopicFilter};
+use crate::why::Explanation;
 
 /// Lines that `GET …/logs` answers with when it isn't told.
 const DEFAULT_LOG_LINES: usize = 100;
@@ -46,6 +47,7 @@ pub(super) fn router(state: AdminState) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
+        .route("/v1/why", get(why))
         .route("/v1/apps", get(list).post(install))
         .route("/v1/apps/{name}", get(inspect).delete(remove))
         .route("/v1/apps/{name}/start", post(start))
@@ -70,7 +72,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                "no such path; here are /v1/status, /v1/apps, /v1/mqtt, /v1/reload and /v1/dead-letters",
+                "no such path; here are /v1/status, /v1/apps, /v1/mqtt, /v1/reload, /v1/why and /v1/dead-letters",
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -286,6 +288,33 @@ async fn dead_letters(
     .map(Json)
 }
 
+#[derive(Deserialize)]
+struct WhyQuery {
+    topic: String,
+}
+
+async fn why(
+    State(api): State<Api>,
+    query: Result<Query<WhyQuery>, QueryRejection>,
+) -> Answer<Explanation> {
+    let Query(WhyQuery { topic }) = query.map_err(|rejection| {
+        let text = rejection.body_text();
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("?topic=TOPIC takes a topic: {text}"),
+        )
+    })?;
+    let topic = Topic::new(topic.clone()).map_err(|error| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the topic {topic:?}: {error}"),
+        )
+    })?;
+    blocking(move || Ok((api.state.why)(&topic)))
+        .await
+        .map(Json)
+}
+
 async fn purge_dead_letters(State(api): State<Api>) -> Answer<serde_json::Value> {
     let removed = api.state.dead_letters.purge();
     Ok(Json(json!({ "removed": removed })))
@@ -463,6 +492,7 @@ mod tests {
     use crate::gateway::{access_config, broker_config};
     use crate::pipeline::{Pipeline, PipelineConfig, Routes, Sink};
     use crate::store::{Store, StoreConfig};
+    use crate::why::Why;
 
     const MANIFEST: &str = r#"
         name = "thermo"
@@ -509,12 +539,11 @@ mod tests {
             superuser: false,
         });
         let defaults = defaults.unwrap().config;
-        let dead_letters = Arc::new(DeadLetters::new(Instant::now()));
         let broker = Broker::start(
             broker_config(&defaults),
             Access::load(access_config(&defaults)).unwrap(),
             &[],
-            pipeline,
+            pipeline.clone(),
             None,
             store.clone(),
             dead_letters.clone(),
@@ -522,7 +551,7 @@ mod tests {
         let apps = Apps::open(
             config,
             store,
-            Arc::new(Routes::default()),
+            routes.clone(),
             Arc::new(NoSink),
             Arc::new(|| {}),
             dead_letters.clone(),
@@ -530,10 +559,20 @@ mod tests {
         .unwrap();
         let socket = folder.path().join("admin.sock");
         let listener = AdminListener::bind(&socket).unwrap();
+        let broker = Arc::new(broker.unwrap());
+        let why = Why {
+            routes,
+            pipeline,
+            apps: apps.clone(),
+            broker: broker.clone(),
+            dead_letters: dead_letters.clone(),
+            journal: None,
+        };
         let state = AdminState {
             apps,
-            broker: Arc::new(broker.unwrap()),
+            broker,
             dead_letters: dead_letters.clone(),
+            why: Arc::new(move |topic| why.answer(topic)),
             status: Arc::new(|| json!({ "version": "1" })),
             reload: Arc::new(|| Err("mqtt.auth.acl_file: acl.toml:3: wrong".into())),
         };

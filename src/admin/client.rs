@@ -18,6 +18,7 @@ use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
 use crate::broker::Listed;
 use crate::dead_letters::DeadLetterInfo;
+use crate::why::Explanation;
 
 /// For what only looks something up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -212,6 +213,12 @@ impl Client {
         let path = with_query("/v1/mqtt/forget", &[("client", client_id)]);
         let _: serde_json::Value = self.request(Method::POST, &path, LOOK_UP_TIMEOUT).await?;
         Ok(())
+    }
+
+    /// What became of the last events on a topic, and why.
+    pub async fn why(&self, topic: &str) -> Result<Explanation, ClientError> {
+        let path = with_query("/v1/why", &[("topic", topic)]);
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
     }
 
     /// The last `last` dead letters under a topic filter.

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use crate::apps::Apps;
 use crate::broker::Broker;
 use crate::dead_letters::DeadLetters;
+use crate::event::Topic;
+use crate::why::Explanation;
 
 pub use client::{Client, ClientError, DeadLetterList};
 pub use socket::{AdminListener, SocketError};
@@ -36,6 +38,8 @@ pub struct AdminState {
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// What `POST /v1/reload` does; else, what is wrong with which file. May block for a moment.
     pub reload: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// What `GET /v1/why` answers.
+    pub why: Arc<dyn Fn(&Topic) -> Explanation + Send + Sync>,
 }
 
 /// Answers requests until `shutdown` resolves; then lets those under way end, for at most two

@@ -30,7 +30,7 @@ use super::suspects::Suspects;
 use super::workers::Shared;
 use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Batch, Event, Lane, TopicFilter, unix_time_ns};
-use crate::pipeline::{Load, Offer, Outlet, Pressure};
+use crate::pipeline::{Load, Offer, Outlet, Pressure, Step};
 use crate::store::ComponentId;
 pub(super) use upgrade::{Previous, Successor};
 
@@ -794,7 +794,23 @@ impl App {
                 report.error = Some(error);
             }
         }
+        self.trace(&report);
         self.account(generation, report);
+    }
+
+    /// Notes what became of the events of a call.
+    fn trace(&self, report: &CallReport) {
+        let step = match &report.error {
+            None => Step::Handled {
+                app: self.name.to_string(),
+                events: report.batch.len(),
+                published: report.published,
+                refused: report.tally.refused(),
+            },
+            Some(error) => Step::failed(&self.name, error.message()),
+        };
+        let topics = report.batch.iter().map(|event| &event.topic);
+        self.shared.routes.traces.note(topics, &step);
     }
 
     fn publish(&self, outputs: Vec<Output>, received: Instant, hops: u8) -> usize {

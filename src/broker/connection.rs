@@ -1275,7 +1275,7 @@ impl Connection {
             message
         });
         if is_duplicate {
-            self.tap.count_duplicate(treatment);
+            self.tap.count_duplicate(&topic, treatment);
         } else if takes {
             let payload = message.map_or(payload, |message| message.payload);
             let event = Event {
@@ -1284,7 +1284,7 @@ impl Connection {
             };
             self.tap.add(event, treatment);
         } else {
-            self.tap.count_filtered(treatment);
+            self.tap.count_filtered(&topic, treatment);
         }
     }
 

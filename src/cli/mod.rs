@@ -24,6 +24,7 @@ mod status;
 #[cfg(feature = "compiler")]
 mod tryout;
 mod user;
+mod why;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -79,7 +80,8 @@ enum Command {
     #[command(flatten)]
     Mqtt(mqtt::MqttCommand),
     DeadLetters(dead_letters::DeadLettersArgs),
-    /// Look at the journal, which has the events of journal.topics on disk
+    Why(why::WhyArgs),
+    /// Look at the journal, which has durable events on disk
     #[command(subcommand)]
     Journal(journal::JournalCommand),
     Reload(reload::ReloadArgs),
@@ -126,6 +128,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
         Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output).map(succeed),
+        Command::Why(args) => why::run(args, &cli.global, &output).map(succeed),
         Command::Journal(command) => journal::run(command, &cli.global, &output),
         Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
         Command::User(command) => user::run(command, &cli.global, &output).map(succeed),

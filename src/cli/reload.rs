@@ -1,4 +1,4 @@
-//! `headgate reload`: the files that decide on access, read anew.
+//! `headgate reload`: the files that decide on access and lanes, read anew.
 
 use clap::Args;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::output::Output;
 use super::{Global, small_runtime};
 
-/// Make the running gateway read its users, keys and access rules anew
+/// Make the running gateway read its users, keys, certificates and all rules anew
 ///
 /// If a file is wrong, everything stays as it was. The same as SIGHUP, but says how it went.
 #[derive(Args)]

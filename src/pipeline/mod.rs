@@ -26,6 +26,7 @@ mod ring;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod windows;
 
 use std::collections::VecDeque;
@@ -41,14 +42,16 @@ use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::event::{Batch, Event, Lane, Topic};
 use batcher::Batcher;
 use pressure::{CYCLE, Controller};
-use ring::Ring;
+use traces::Notes;
 use windows::Windows;
 
 pub use dedup::{Claim, Claims, DedupKey, DedupWindow};
 pub use latency::Latency;
 pub use outlet::{Offer, Outlet, Progress, Route, RouteTable, Routes, Sink};
 pub use pressure::{Load, Pressure, Thresholds};
+pub use ring::Ring;
 pub use rules::{Dedup, Rule, Rules};
+pub use traces::{Step, Traced, Traces};
 pub use windows::WindowLimits;
 
 /// How many apps an event may come through, one after the other. What goes beyond is most likely
@@ -381,6 +384,10 @@ impl Pipeline {
         Lane::ALL.map(|lane| self.shared.queued(lane)).iter().sum()
     }
 
+    pub fn pressure(&self) -> Pressure {
+        self.shared.pressure()
+    }
+
     /// By which keys duplicates are told.
     pub fn dedup(&self) -> &Arc<DedupWindow> {
         &self.shared.dedup
@@ -434,6 +441,7 @@ pub struct Tap {
     pending: PerLane<Vec<Event>>,
     filtered: PerLane<u64>,
     deduplicated: PerLane<u64>,
+    notes: Notes,
 }
 
 impl Tap {
@@ -445,6 +453,7 @@ impl Tap {
             pending: PerLane::default(),
             filtered: PerLane::default(),
             deduplicated: PerLane::default(),
+            notes: Notes::default(),
         }
     }
 
@@ -497,7 +506,8 @@ impl Tap {
     }
 
     /// Counts an event that had come before.
-    pub fn count_duplicate(&mut self, treatment: Treatment) {
+    pub fn count_duplicate(&mut self, topic: &Topic, treatment: Treatment) {
+        self.notes.push(topic, Step::Duplicate);
         self.deduplicated[treatment.lane] += 1;
     }
 
@@ -505,8 +515,9 @@ impl Tap {
     pub fn add(&mut self, event: Event, treatment: Treatment) {
         let lane = treatment.lane;
         if !treatment.wanted {
-            return self.count_filtered(treatment);
+            return self.count_filtered(&event.topic, treatment);
         }
+        self.notes.push(&event.topic, Step::Taken);
         self.pending[lane].push(Event {
             lane,
             retries: treatment.retries,
@@ -515,7 +526,8 @@ impl Tap {
     }
 
     /// Counts an event that no outlet wants.
-    pub fn count_filtered(&mut self, treatment: Treatment) {
+    pub fn count_filtered(&mut self, topic: &Topic, treatment: Treatment) {
+        self.notes.push(topic, Step::Unwanted);
         self.filtered[treatment.lane] += 1;
     }
 
@@ -587,6 +599,7 @@ impl Tap {
     /// Hands over what never waits. Returns how many events there are to route.
     fn flush_unasked(&mut self) -> usize {
         let shared = &self.shared;
+        self.notes.flush(&shared.routes.traces);
         for lane in Lane::ALL {
             let filtered = std::mem::take(&mut self.filtered[lane]);
             let deduplicated = std::mem::take(&mut self.deduplicated[lane]);
@@ -649,6 +662,8 @@ impl Shared {
     }
 
     fn bury(&self, reason: Reason, lane: Lane, events: &[Event]) {
+        let topics = events.iter().map(|event| &event.topic);
+        self.routes.traces.note(topics, &Step::Dropped);
         let now = Instant::now();
         for event in events {
             self.dead_letters.add(reason, now, || {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use super::{Load, Pressure, Rules};
+use super::{Load, Pressure, Rules, Traces};
 
 use crate::event::{Batch, Event, TopicFilter, TopicTrie};
 
@@ -64,6 +64,8 @@ pub struct Route {
 #[derive(Default)]
 pub struct Routes {
     table: ArcSwap<RouteTable>,
+    /// What became of the events that went by them.
+    pub traces: Traces,
 }
 
 /// One set of routes.

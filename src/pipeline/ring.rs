@@ -23,6 +23,7 @@ fn payload_bytes(chunk: &[Event]) -> usize {
     chunk.iter().map(|event| event.payload.len()).sum()
 }
 
+/// Chunks of events on their way from producers to whoever takes them out.
 #[derive(Debug)]
 pub struct Ring {
     chunks: ArrayQueue<Vec<Event>>,
@@ -41,6 +42,7 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// A ring for so many events.
     pub fn new(max_events: usize) -> Self {
         Ring {
             chunks: ArrayQueue::new(CHUNKS),
@@ -148,6 +150,7 @@ impl Ring {
         Some(chunk)
     }
 
+    /// Whether there is anything in it.
     pub fn has_chunks(&self) -> bool {
         !self.chunks.is_empty()
     }

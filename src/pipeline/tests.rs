@@ -287,7 +287,7 @@ fn duplicates_are_known_by_the_id_that_the_rule_names_or_by_content() {
             id.map(str::as_bytes)
         });
         match tap.dedup().claim(key.unwrap(), true, Instant::now()) {
-            Claim::Duplicate => tap.count_duplicate(treatment),
+            Claim::Duplicate => tap.count_duplicate(&topic, treatment),
             _ => {
                 let event = Event::new(topic.clone(), payload.into(), Instant::now());
                 tap.add(event, treatment);

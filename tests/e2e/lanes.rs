@@ -320,3 +320,74 @@ fn a_gateway_with_wrong_rules_does_not_start_and_says_where() {
     let text = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
     assert!(text.contains("rules.toml:2"), "{text}");
 }
+
+/// What `why` concludes, as one text.
+fn because(gateway: &Gateway, topic: &str) -> String {
+    let explanation = gateway.json(&["why", topic]);
+    let because = explanation["because"].as_array().unwrap();
+    let sentences: Vec<_> = because.iter().map(|one| one.as_str().unwrap()).collect();
+    sentences.join("\n")
+}
+
+#[test]
+fn why_says_what_became_of_a_topics_last_events() {
+    let gateway = with_relay(home(
+        "[[rule]]\ntopics = ['nobody/#']\nlane = 'realtime'\n\
+         [[rule]]\ntopics = ['relay/once']\ndedup = 'content'\n\
+         [[rule]]\ntopics = ['relay/bulk']\nlane = 'batch'\nwindow_age_ms = 3600000\n",
+    ));
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    assert!(because(&gateway, "relay/a").contains("no event on this topic was seen"));
+
+    publisher.publish("relay/a", b"x");
+    gateway.until_app("relay", "it", |app| app["counters"]["handled"] == 1);
+    let text = eventually("the step", || {
+        let text = because(&gateway, "relay/a");
+        text.contains("relay has handled the last event")
+            .then_some(text)
+    });
+    assert!(
+        text.contains("with 0 others, and published 1 events"),
+        "{text}"
+    );
+    let output = gateway.json(&["why", "relayed/a"]);
+    assert_eq!(output["publishers"], serde_json::json!(["relay"]));
+    assert_eq!(output["steps"][0]["step"], "published");
+    assert_eq!(output["subscribers"], 0);
+
+    publisher.publish("nobody/a", b"x");
+    let text = because(&gateway, "nobody/a");
+    assert!(
+        text.contains("no app subscribes to it") && text.contains("no app wanted it"),
+        "{text}"
+    );
+    assert_eq!(gateway.json(&["why", "nobody/a"])["lane"], "realtime");
+    assert_eq!(gateway.json(&["why", "nobody/a"])["rule"], 1);
+
+    for _ in 0..2 {
+        publisher.publish("relay/once", b"x");
+    }
+    let text = eventually("the step", || {
+        let text = because(&gateway, "relay/once");
+        text.contains("duplicate").then_some(text)
+    });
+    assert!(!text.contains("no app subscribes"), "{text}");
+
+    publisher.publish("relay/bulk", b"x");
+    let text = because(&gateway, "relay/bulk");
+    assert!(
+        text.contains("waits in a window, for 3600000 ms at most"),
+        "{text}"
+    );
+
+    gateway.json(&["app", "stop", "relay"]);
+    let shown = gateway.cli(&["why", "relay/a"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(
+        shown.contains("the app relay is stopped") && shown.contains("relay handled it"),
+        "{shown}"
+    );
+
+    let error = gateway.cli_error(&["why", "relay/#"]);
+    assert!(error.contains("wildcards"), "{error}");
+}
