@@ -243,6 +243,68 @@ let
           };
         };
 
+        restart = {
+          retries = limit {
+            from = 0;
+            to = 10;
+            default = "1";
+            description = "How often a batch that the app fails with is tried again before it is halved.";
+          };
+          first_pause_ms = limit {
+            from = 1;
+            to = 3600000;
+            default = "100";
+            description = "Milliseconds before the first restart after a failure; each further pause is longer.";
+          };
+          longest_pause_ms = limit {
+            from = 1;
+            to = 3600000;
+            default = "30000";
+            description = "Milliseconds that a pause takes at most.";
+          };
+          most_failures = limit {
+            from = 1;
+            to = 1000;
+            default = "10";
+            description = "Failures within `window_s` that put the app in quarantine.";
+          };
+          window_s = limit {
+            from = 1;
+            to = 86400;
+            default = "60";
+            description = "Seconds in which failures are counted.";
+          };
+        };
+
+        recycle = {
+          max_uses = limit {
+            from = 1;
+            to = 1000000000;
+            default = "{option}`services.headgate.settings.apps.max_uses`";
+            description = "Batches after which a fresh instance takes the place of the old one.";
+          };
+          max_failures = limit {
+            from = 1;
+            to = 1000000000;
+            default = "never";
+            description = "Batches that one instance answers with an error, after which a fresh one takes its place.";
+          };
+        };
+
+        upgrade.trial_batches = limit {
+          from = 0;
+          to = 1000000;
+          default = "10";
+          description = "Batches that must go well after an upgrade to this version.";
+        };
+
+        state_version = limit {
+          from = 1;
+          to = 4294967295;
+          default = "1";
+          description = "Version of the format of what the app keeps.";
+        };
+
         manifest = mkOption {
           type = types.str;
           readOnly = true;
@@ -263,6 +325,10 @@ let
           subscribe
           config
           limits
+          recycle
+          restart
+          state_version
+          upgrade
           ;
       }
       // lib.filterAttrs (_: list: list != [ ]) {

@@ -3,6 +3,7 @@
   imports = [
     ./options.nix
     ./apps.nix
+    ./rules.nix
     ./service.nix
     ./assertions.nix
   ];

@@ -561,7 +561,7 @@ impl Sink for Outputs {
                 .map(|event| now.saturating_duration_since(event.received)),
         );
         let topics = events.iter().map(|event| &event.topic);
-        let app = source.to_owned();
+        let app = source.into();
         self.routes.traces.note(topics, &Step::Published { app });
         TAP.with_borrow_mut(|tap| {
             let tap = tap.get_or_insert_with(|| self.pipeline.tap());

@@ -313,7 +313,7 @@ mod tests {
             (handled(2, 0), "with 2 others, and published 2 events then"),
             (handled(0, 1), "was refused 1 calls"),
             (
-                Step::failed("relay", "no"),
+                Step::failed("relay".into(), "no"),
                 "the app relay has failed with the last event: no",
             ),
             (Step::Duplicate, "a duplicate"),

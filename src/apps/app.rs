@@ -802,12 +802,12 @@ impl App {
     fn trace(&self, report: &CallReport) {
         let step = match &report.error {
             None => Step::Handled {
-                app: self.name.to_string(),
+                app: self.name.clone(),
                 events: report.batch.len(),
                 published: report.published,
                 refused: report.tally.refused(),
             },
-            Some(error) => Step::failed(&self.name, error.message()),
+            Some(error) => Step::failed(self.name.clone(), error.message()),
         };
         let topics = report.batch.iter().map(|event| &event.topic);
         self.shared.routes.traces.note(topics, &step);

@@ -1239,7 +1239,8 @@ impl Connection {
         let key = match treatment.dedup {
             true => {
                 let property = |name: &str| message.user_property(name).map(str::as_bytes);
-                self.tap.dedup_key(&topic, &message.payload, property)
+                self.tap
+                    .dedup_key(treatment, &topic, &message.payload, property)
             }
             false => None,
         };

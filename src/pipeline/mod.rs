@@ -71,6 +71,9 @@ const ROUTED_AT_ONCE: usize = 1024;
 /// A chunk of up to so many events is routed by who brings it.
 const ROUTED_INLINE: usize = 64;
 
+/// While anything waits, there is a round that often, whenever it is due: see [`Pipeline::is_responsive`].
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
 /// How often an outlet that had no room is asked again, besides when it says that it has.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -428,15 +431,18 @@ pub struct Treatment {
     pub lane: Lane,
     /// Whether it is to be on disk before it is acknowledged.
     pub durable: bool,
-    /// Whether [`Tap::claim`] is to be asked.
+    /// Whether [`Tap::dedup_key`] has one.
     pub dedup: bool,
     pub retries: Option<u8>,
+    /// The number of its rule.
+    rule: Option<usize>,
 }
 
 /// One producer's way into the pipeline. Collects events and hands them over in one go.
 pub struct Tap {
     shared: Arc<Shared>,
     generation: u64,
+    rules: Arc<Rules>,
     known: FxHashMap<Topic, Treatment>,
     pending: PerLane<Vec<Event>>,
     filtered: PerLane<u64>,
@@ -449,6 +455,7 @@ impl Tap {
         Tap {
             shared,
             generation: u64::MAX,
+            rules: Arc::default(),
             known: FxHashMap::default(),
             pending: PerLane::default(),
             filtered: PerLane::default(),
@@ -463,6 +470,7 @@ impl Tap {
         if routes.generation != self.generation || self.known.len() >= CACHED_TOPICS {
             self.known.clear();
             self.generation = routes.generation;
+            self.rules = routes.rules.clone();
         }
         if let Some(treatment) = self.known.get(topic) {
             return *treatment;
@@ -474,6 +482,7 @@ impl Tap {
             durable: found.durable,
             dedup: found.rule.is_some_and(|rule| rule.dedup.is_some()),
             retries: found.rule.and_then(|rule| rule.retries),
+            rule: found.number,
         };
         if topic.is_worth_caching() {
             self.known.insert(topic.clone(), treatment);
@@ -482,15 +491,15 @@ impl Tap {
     }
 
     /// The key that tells an event on `topic` from others, if its rule wants that. `id` finds the user
-    /// property of a name.
+    /// property of a name. `treatment` is what was said of the topic last.
     pub fn dedup_key<'a>(
         &self,
+        treatment: Treatment,
         topic: &Topic,
         payload: &[u8],
         id: impl FnOnce(&str) -> Option<&'a [u8]>,
     ) -> Option<DedupKey> {
-        let routes = self.shared.routes.load();
-        let id = match routes.rules.find(topic.as_str()).rule?.dedup.as_ref()? {
+        let id = match self.rules.dedup(treatment.rule?)? {
             Dedup::Content => None,
             Dedup::Id(name) => id(name),
         };
@@ -729,7 +738,8 @@ impl Shared {
                 None => std::thread::park(),
                 Some(due) => {
                     self.attended.store(true, Ordering::SeqCst);
-                    std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
+                    let pause = due.saturating_duration_since(Instant::now());
+                    std::thread::park_timeout(pause.min(SIGN_OF_LIFE));
                 }
             }
         }
@@ -935,8 +945,8 @@ impl Router {
             routed += chunk.len();
             shared.in_hand[Lane::Batch].fetch_add(chunk.len() as u64, Ordering::Relaxed);
             for event in chunk {
-                let limits = routes.rules.find(event.topic.as_str()).window;
-                if let Some(window) = self.windows.push(event, limits, now) {
+                let limits = |topic: &Topic| routes.rules.find(topic.as_str()).window;
+                if let Some(window) = self.windows.push(event, now, limits) {
                     self.distribute_window(window, shared, routes);
                 }
             }

@@ -69,7 +69,8 @@ impl Ring {
         let events_before = self.events.fetch_add(count, Ordering::SeqCst);
         let bytes_before = self.bytes.fetch_add(bytes, Ordering::SeqCst);
         // A ring that is at most half full takes any chunk: so does one that `room` has waited for.
-        let full = self.closed.load(Ordering::SeqCst)
+        // What may not wait is taken even so.
+        let full = (beyond == 0 && self.closed.load(Ordering::SeqCst))
             || (events_before + count > self.max_events + beyond
                 && events_before > self.max_events / 2)
             || (bytes_before + bytes > MAX_BYTES && bytes_before > MAX_BYTES / 2);
@@ -202,10 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_ring_takes_nothing() {
+    fn a_closed_ring_takes_nothing_from_who_can_wait() {
         let ring = Ring::new(10);
         ring.set_closed(true);
         assert!(ring.push(chunk(1), 0).is_err());
+        assert!(ring.push(chunk(1), 1).is_ok(), "an app can't wait");
         ring.set_closed(false);
         assert!(ring.push(chunk(1), 0).is_ok());
     }

@@ -97,6 +97,12 @@ impl Rules {
         self.rules.iter().any(|rule| rule.dedup.is_some())
     }
 
+    /// By what the rule with this number tells duplicates.
+    pub(super) fn dedup(&self, number: usize) -> Option<&Dedup> {
+        self.rules.get(number - 1)?.dedup.as_ref()
+    }
+
+    /// What holds for a topic.
     pub fn find(&self, topic: &str) -> Found<'_> {
         let mut first = None;
         self.by_topic.for_each_match(topic, |index| {

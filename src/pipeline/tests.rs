@@ -269,6 +269,10 @@ fn windows_do_not_keep_a_gateway_from_ending() {
         !house.pipeline.shared.rings[Lane::Batch].has_chunks()
     });
     assert_eq!(house.bench.count(), 0);
+    // As long as it waits, somebody is seen to look after it.
+    let looked = || house.pipeline.shared.last_round_ms.load(Ordering::Relaxed);
+    let before = looked();
+    house.wait_until("another look", |_| looked() > before + 500);
     house.pipeline.drain();
     house.wait_until("the window", |house| house.bench.count() == 1);
     house.adds_up();
@@ -282,7 +286,7 @@ fn duplicates_are_known_by_the_id_that_the_rule_names_or_by_content() {
     let treatment = tap.treatment(&topic);
     assert!(treatment.dedup && !treatment.durable);
     let mut send = |id: Option<&str>, payload: &'static str| {
-        let key = tap.dedup_key(&topic, payload.as_bytes(), |name| {
+        let key = tap.dedup_key(treatment, &topic, payload.as_bytes(), |name| {
             assert_eq!(name, "id");
             id.map(str::as_bytes)
         });

@@ -4,6 +4,7 @@
 //! were not seen for long are forgotten.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -38,15 +39,15 @@ pub enum Step {
     Dropped,
     /// An app has handled it, and has published so much in the same call.
     Handled {
-        app: String,
+        app: Arc<str>,
         events: usize,
         published: usize,
         refused: u64,
     },
     /// An app has failed with the batch that it was in.
-    Failed { app: String, error: String },
+    Failed { app: Arc<str>, error: String },
     /// An app has published it.
-    Published { app: String },
+    Published { app: Arc<str> },
 }
 
 /// A step, and when it was.
@@ -141,13 +142,13 @@ impl Notes {
 }
 
 impl Step {
-    pub fn failed(app: &str, error: &str) -> Step {
+    pub fn failed(app: Arc<str>, error: &str) -> Step {
         let mut end = error.len().min(ERROR_BYTES);
         while !error.is_char_boundary(end) {
             end -= 1;
         }
         Step::Failed {
-            app: app.to_owned(),
+            app,
             error: error[..end].to_owned(),
         }
     }
@@ -165,12 +166,12 @@ mod tests {
     fn the_last_steps_of_a_topic_are_kept() {
         let traces = Traces::default();
         for number in 0..STEPS + 3 {
-            let step = Step::failed("a", &number.to_string());
+            let step = Step::failed("a".into(), &number.to_string());
             traces.note([&topic(1)].into_iter(), &step);
         }
         let steps = traces.of(&topic(1));
         assert_eq!(steps.len(), STEPS);
-        assert_eq!(steps[0].step, Step::failed("a", "3"));
+        assert_eq!(steps[0].step, Step::failed("a".into(), "3"));
         assert!(traces.of(&topic(2)).is_empty());
     }
 
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_long_error_is_cut_between_two_characters() {
-        let Step::Failed { error, .. } = Step::failed("a", &"ü€".repeat(100)) else {
+        let Step::Failed { error, .. } = Step::failed("a".into(), &"ü€".repeat(100)) else {
             unreachable!()
         };
         assert!(error.len() <= ERROR_BYTES && error.len() > ERROR_BYTES - 4);

@@ -42,6 +42,7 @@ pub struct Windows {
 #[derive(Debug)]
 struct Window {
     number: u64,
+    limits: WindowLimits,
     events: Batch,
     bytes: usize,
 }
@@ -49,15 +50,23 @@ struct Window {
 impl Windows {
     /// Adds an event to the window of its topic, which begins with it if there is none. Returns the
     /// window's events if it is full now.
-    pub fn push(&mut self, event: Event, limits: WindowLimits, now: Instant) -> Option<Batch> {
+    /// `limits` says when a window that begins is to close.
+    pub fn push(
+        &mut self,
+        event: Event,
+        now: Instant,
+        limits: impl FnOnce(&Topic) -> WindowLimits,
+    ) -> Option<Batch> {
         let topic = event.topic.clone();
         let window = self.open.entry(topic.clone()).or_insert_with(|| {
+            let limits = limits(&topic);
             self.next_number += 1;
             let due = now + limits.age;
             self.due
                 .push(Reverse((due, self.next_number, topic.clone())));
             Window {
                 number: self.next_number,
+                limits,
                 events: Batch::new(),
                 bytes: 0,
             }
@@ -65,6 +74,7 @@ impl Windows {
         window.bytes += event.payload.len();
         window.events.push(event);
         self.events += 1;
+        let limits = window.limits;
         let is_full = window.events.len() >= limits.events || window.bytes >= limits.bytes;
         is_full.then(|| self.close(&topic)).flatten()
     }
@@ -143,9 +153,13 @@ mod tests {
         let now = Instant::now();
         let mut windows = Windows::default();
         for topic in ["a", "b", "a"] {
-            assert!(windows.push(event(topic, 1, now), LIMITS, now).is_none());
+            assert!(
+                windows
+                    .push(event(topic, 1, now), now, |_| LIMITS)
+                    .is_none()
+            );
         }
-        let full = windows.push(event("a", 1, now), LIMITS, now).unwrap();
+        let full = windows.push(event("a", 1, now), now, |_| LIMITS).unwrap();
         assert_eq!(full.len(), 3);
         assert!(full.iter().all(|event| event.topic.as_str() == "a"));
         assert_eq!(windows.len(), 1);
@@ -155,8 +169,8 @@ mod tests {
     fn a_window_closes_when_it_has_enough_bytes() {
         let now = Instant::now();
         let mut windows = Windows::default();
-        assert!(windows.push(event("a", 60, now), LIMITS, now).is_none());
-        let full = windows.push(event("a", 60, now), LIMITS, now).unwrap();
+        assert!(windows.push(event("a", 60, now), now, |_| LIMITS).is_none());
+        let full = windows.push(event("a", 60, now), now, |_| LIMITS).unwrap();
         assert_eq!(full.len(), 2);
     }
 
@@ -165,9 +179,9 @@ mod tests {
         let start = Instant::now();
         let later = start + Duration::from_secs(3);
         let mut windows = Windows::default();
-        windows.push(event("a", 1, start), LIMITS, start);
-        windows.push(event("b", 1, later), LIMITS, later);
-        windows.push(event("a", 1, later), LIMITS, later);
+        windows.push(event("a", 1, start), start, |_| LIMITS);
+        windows.push(event("b", 1, later), later, |_| LIMITS);
+        windows.push(event("a", 1, later), later, |_| LIMITS);
         assert_eq!(windows.next_due(), Some(start + LIMITS.age));
         let just_before = start + LIMITS.age - Duration::from_nanos(1);
         assert!(windows.pop_due(just_before).is_none());
@@ -183,9 +197,9 @@ mod tests {
         let later = start + Duration::from_secs(3);
         let mut windows = Windows::default();
         for _ in 0..3 {
-            windows.push(event("a", 1, start), LIMITS, start);
+            windows.push(event("a", 1, start), start, |_| LIMITS);
         }
-        windows.push(event("a", 1, later), LIMITS, later);
+        windows.push(event("a", 1, later), later, |_| LIMITS);
         assert!(windows.pop_due(start + LIMITS.age).is_none());
         assert_eq!(windows.pop_due(later + LIMITS.age).unwrap().len(), 1);
     }
@@ -195,7 +209,7 @@ mod tests {
         let now = Instant::now();
         let mut windows = Windows::default();
         for _ in 0..10_000 {
-            windows.push(event("a", 1, now), LIMITS, now);
+            windows.push(event("a", 1, now), now, |_| LIMITS);
         }
         assert!(windows.due.len() <= 128, "{}", windows.due.len());
     }

@@ -11,6 +11,27 @@
     package = pkgs.headgate;
     cpu = "cortex-a53";
 
+    rules = [
+      {
+        topics = [ "alarms/#" ];
+        lane = "realtime";
+        retries = 1;
+      }
+      {
+        topics = [ "orders/#" ];
+        durable = true;
+        dedup = "id";
+        dedup_property = "order";
+      }
+      {
+        topics = [ "plant/#" ];
+        lane = "batch";
+        window_events = 10;
+        window_bytes = 1000;
+        window_age_ms = 100;
+      }
+    ];
+
     settings = {
       store = {
         path = "/var/lib/headgate/store";
@@ -67,9 +88,26 @@
       };
       pipeline = {
         queue_events = 1024;
+        rules_file = "/etc/headgate/rules.toml";
         batch = {
           max_events = 32;
           max_delay_us = 500;
+        };
+        realtime = {
+          queue_events = 2048;
+          max_waiting_events = 1000;
+          max_latency_ms = 50;
+          max_dropped_percent = 1;
+        };
+        windows = {
+          queue_events = 4096;
+          max_events = 100;
+          max_bytes = "64KiB";
+          max_age_ms = 1000;
+        };
+        dedup = {
+          window_s = 600;
+          max_keys = 100000;
         };
       };
       journal = {
@@ -170,6 +208,19 @@
           weight = 50;
           queue_full = "drop-oldest";
         };
+        restart = {
+          retries = 2;
+          first_pause_ms = 50;
+          longest_pause_ms = 1000;
+          most_failures = 5;
+          window_s = 30;
+        };
+        recycle = {
+          max_uses = 1000;
+          max_failures = 10;
+        };
+        upgrade.trial_batches = 5;
+        state_version = 2;
       };
       off = {
         enable = false;

@@ -16,6 +16,12 @@ let
       (evaluate { } { services.headgate.apps.thermostat = app; })
       .services.headgate.apps.thermostat.manifest;
   };
+  rejectedRule = message: rule: {
+    inherit message;
+    value =
+      builtins.toJSON
+        (evaluate { } { services.headgate.rules = [ rule ]; }).services.headgate.rules;
+  };
 in
 {
   "a number as text" =
@@ -27,6 +33,15 @@ in
     rejected
       "A definition for option `services.headgate.settings.pipeline.batch.max_events' is not of type `integer between 1 and 4096 (both inclusive)'"
       { settings.pipeline.batch.max_events = 0; };
+
+  "a rule for a topic filter that is none" = rejectedRule ".topics" { topics = [ "a/#/b" ]; };
+
+  "a rule for a lane that there is not" =
+    rejectedRule "is not of type `one of \"realtime\", \"transactional\", \"batch\"'"
+      {
+        topics = [ "a" ];
+        lane = "fast";
+      };
 
   "an address without a port" =
     rejected

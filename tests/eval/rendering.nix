@@ -51,6 +51,23 @@ in
       expected = [ ];
     };
 
+  "test: rules are a file that the gateway is told of" =
+    let
+      config = evaluate { } { services.headgate.rules = [ { topics = [ "alarms/#" ]; } ]; };
+    in
+    {
+      expr = {
+        file = config.services.headgate.settings.pipeline.rules_file;
+        made = config.environment.etc ? "headgate/rules.toml";
+        without = (evaluate { } { }).services.headgate.settings.pipeline.rules_file;
+      };
+      expected = {
+        file = "/etc/headgate/rules.toml";
+        made = true;
+        without = "";
+      };
+    };
+
   "test: keys that are null are left out" = {
     expr = lib.filter (lib.hasInfix "null") (linesOf (tomlOf (evaluate { } { })));
     expected = [ ];
