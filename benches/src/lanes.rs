@@ -243,7 +243,7 @@ fn event() -> Result<Event> {
 fn push_p50_ns() -> Result<f64> {
     let ring = Ring::new(65_536);
     let event = event()?;
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = Histogram::<u64>::new_with_max(1_000_000_000, 3)?;
     for _ in 0..200_000 {
         let chunk = vec![event.clone()];
         let began = Instant::now();

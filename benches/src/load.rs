@@ -746,7 +746,7 @@ fn spawn<T: Send + 'static>(
 
 /// Has the kernel wake this thread when it asked to be woken, not up to 50 µs later.
 #[allow(unsafe_code)]
-fn precise_sleeps() {
+pub(crate) fn precise_sleeps() {
     // SAFETY: PR_SET_TIMERSLACK takes one integer and changes nothing but this thread's timer slack.
     unsafe {
         libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64);

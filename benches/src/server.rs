@@ -25,8 +25,13 @@ const MOSQUITTO_OPTIONS: &str = "allow_anonymous true
 set_tcp_nodelay true
 max_queued_messages 0
 max_inflight_messages 0
-persistence false
 log_type error
+";
+
+/// Has it write its database after each change, which is as often as it can.
+const MOSQUITTO_PERSISTENCE: &str = "persistence true
+autosave_on_changes true
+autosave_interval 1
 ";
 
 /// A process that ends with this value.
@@ -166,6 +171,19 @@ impl Mosquitto {
 
     /// With a certificate, its only listener speaks TLS.
     pub fn start(program: &Path, certificate: Option<&Certificate>) -> Result<Self> {
+        Mosquitto::start_with(program, certificate, "persistence false\n")
+    }
+
+    /// Keeps what it has on disk, as far as it does that.
+    pub fn start_persistent(program: &Path) -> Result<Self> {
+        Mosquitto::start_with(program, None, MOSQUITTO_PERSISTENCE)
+    }
+
+    fn start_with(
+        program: &Path,
+        certificate: Option<&Certificate>,
+        persistence: &str,
+    ) -> Result<Self> {
         let folder = TempDir::new()?;
         let address = free_address()?;
         let mut options = format!("listener {} {}\n", address.port(), address.ip());
@@ -178,6 +196,11 @@ impl Mosquitto {
             endpoint = Endpoint::trusting(address, &certificate.path())?;
         }
         options += MOSQUITTO_OPTIONS;
+        options += persistence;
+        if !persistence.contains("false") {
+            options += &format!("persistence_location {}/\n", folder.path().display());
+            options += "user root\n";
+        }
         let config = folder.path().join("mosquitto.conf");
         fs::write(&config, options)?;
         let mut process = Process::start(

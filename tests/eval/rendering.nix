@@ -105,8 +105,17 @@ in
       limits.weight = 50
       name = "overheat-alarm-2"
       publish = ["alarms/#"]
+      recycle.max_failures = 10
+      recycle.max_uses = 1000
+      restart.first_pause_ms = 50
+      restart.longest_pause_ms = 1000
+      restart.most_failures = 5
+      restart.retries = 2
+      restart.window_s = 30
       sensor = [{channel = "temp1_input", device = "cpu_thermal", name = "cpu"}]
+      state_version = 2
       subscribe = ["plant/line2/+","#"]
+      upgrade.trial_batches = 5
       version = "1.2.3-rc.1"
     '';
   };
