@@ -54,6 +54,7 @@ fn before_the_cut(machine: &mut Machine, headgate: &str) -> Result<(Measured, Lo
     gateway::check_alarm(machine)?;
     gateway::check_conversion(machine)?;
     check_log(machine)?;
+    gateway::check_journal_io(machine, headgate)?;
     let load = gateway::load(machine)?;
     gateway::write_to_store(machine, headgate)?;
     Ok((Measured { ready, resident }, load))

@@ -74,6 +74,7 @@ fn before_the_cut(machine: &mut Machine, headgate: &str) -> Result<(Measured, Lo
     let exposure = analyze::exposure(&security)?;
     check_hardening(machine)?;
     check_journal(machine)?;
+    gateway::check_journal_io(machine, headgate)?;
 
     stage("4 KiB pages: load");
     let load = gateway::load(machine)?;

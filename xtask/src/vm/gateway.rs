@@ -5,6 +5,7 @@ use super::http;
 use super::machine::{Machine, SOON};
 use super::mqtt::{Load, Subscriber};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::time::Duration;
 
 /// An emulated machine may take long to come up where others compute, too.
@@ -94,6 +95,18 @@ pub fn check_intact(machine: &mut Machine, headgate: &str) -> Result<()> {
     machine.run(&format!("{headgate} app start {UNIT_CONVERT}"))?;
     until_app(machine, UNIT_CONVERT, "running")?;
     check_conversion(machine)
+}
+
+/// The journal is written through io_uring, also where the service is confined.
+pub fn check_journal_io(machine: &mut Machine, headgate: &str) -> Result<()> {
+    let status = machine.run(&format!("{headgate} --json status"))?;
+    let status: Value = serde_json::from_str(&status)?;
+    let io = &status["journal"]["io"];
+    ensure!(
+        io == "io_uring",
+        "the journal is written with {io}, not through io_uring"
+    );
+    Ok(())
 }
 
 /// The gateway wrote no line that speaks of an error.
