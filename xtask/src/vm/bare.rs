@@ -4,6 +4,7 @@ use super::fixture::Fixture;
 use super::gateway::{self, UNIT_CONVERT};
 use super::machine::{Machine, Parts};
 use super::mqtt::Load;
+use super::power_cut::{self, Seeds};
 use super::stage;
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -15,14 +16,14 @@ pub struct Measured {
     pub resident: f64,
 }
 
-pub fn test(parts: &Parts, fixture: &Fixture) -> Result<Measured> {
+pub fn test(parts: &Parts, fixture: &Fixture, seeds: Seeds) -> Result<Measured> {
     let headgate = &fixture.command[0];
     stage("16 KiB pages: first boot");
     let mut machine = Machine::boot(parts)?;
     let first = before_the_cut(&mut machine, headgate);
     let (mut measured, load) = first.map_err(|error| machine.explain(error))?;
     stage("16 KiB pages: power cut");
-    machine.cut_power()?;
+    power_cut::leave(parts, &machine.cut_power()?, seeds)?;
     drop(load);
 
     stage("16 KiB pages: second boot");
