@@ -206,20 +206,21 @@ impl Cut {
         };
         ask(&["verify"])?;
         let stat: Stat = serde_json::from_str(&ask(&["stat"])?)?;
+        let lines = ask(&["tail", "--topic", TOPIC, "-n", "1000000"])?;
+        let records: Result<Vec<Record>, _> = lines.lines().map(serde_json::from_str).collect();
+        let found = check_records(
+            &records?,
+            &self.acknowledged,
+            flush.log_bytes,
+            stat.finished,
+        )?;
         ensure!(
             stat.finished >= self.finished,
             "the events before {} were finished, and from {} on they would be delivered again",
             self.finished,
             stat.finished
         );
-        let lines = ask(&["tail", "--topic", TOPIC, "-n", "1000000"])?;
-        let records: Result<Vec<Record>, _> = lines.lines().map(serde_json::from_str).collect();
-        check_records(
-            &records?,
-            &self.acknowledged,
-            flush.log_bytes,
-            stat.finished,
-        )
+        Ok(found)
     }
 }
 
