@@ -24,6 +24,11 @@ let
               auth.anonymous = "always";
             };
             metrics.listen = "0.0.0.0:9464";
+            journal = {
+              topics = "plant/#";
+              # The boot test is to see segments begin.
+              segment_bytes = "64KiB";
+            };
           };
           apps = {
             overheat-alarm.package = "${apps}/overheat-alarm";

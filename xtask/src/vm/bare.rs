@@ -4,6 +4,7 @@ use super::fixture::Fixture;
 use super::gateway::{self, UNIT_CONVERT};
 use super::machine::{Machine, Parts};
 use super::mqtt::Load;
+use super::power_cut::{self, Seeds};
 use super::stage;
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -15,14 +16,14 @@ pub struct Measured {
     pub resident: f64,
 }
 
-pub fn test(parts: &Parts, fixture: &Fixture) -> Result<Measured> {
+pub fn test(parts: &Parts, fixture: &Fixture, seeds: Seeds) -> Result<Measured> {
     let headgate = &fixture.command[0];
     stage("16 KiB pages: first boot");
     let mut machine = Machine::boot(parts)?;
     let first = before_the_cut(&mut machine, headgate);
     let (mut measured, load) = first.map_err(|error| machine.explain(error))?;
     stage("16 KiB pages: power cut");
-    machine.cut_power()?;
+    power_cut::leave(parts, &machine.cut_power()?, seeds)?;
     drop(load);
 
     stage("16 KiB pages: second boot");
@@ -54,6 +55,7 @@ fn before_the_cut(machine: &mut Machine, headgate: &str) -> Result<(Measured, Lo
     gateway::check_alarm(machine)?;
     gateway::check_conversion(machine)?;
     check_log(machine)?;
+    gateway::check_journal_io(machine, headgate)?;
     let load = gateway::load(machine)?;
     gateway::write_to_store(machine, headgate)?;
     Ok((Measured { ready, resident }, load))

@@ -51,16 +51,21 @@ pub fn check_size(binary: &Path) -> Result<u64> {
     Ok(size)
 }
 
-/// Has this machine's own headgate compile the apps, as the module would.
-pub fn compile_apps(tree: &Tree, fixture: &Fixture, out: &Path) -> Result<()> {
+/// Builds the service for this machine, with its compiler.
+pub fn build_own(tree: &Tree) -> Result<PathBuf> {
     let mut build = child::cargo();
     build
         .args(["build", "--release", "--bin", "headgate", "--manifest-path"])
         .arg(tree.root.join("Cargo.toml"));
     child::run(&mut build)?;
-    let own = tree.target.join("release");
+    Ok(tree.target.join("release").join("headgate"))
+}
+
+/// Has it compile the apps, as the module would.
+pub fn compile_apps(own: &Path, tree: &Tree, fixture: &Fixture, out: &Path) -> Result<()> {
+    let own = own.parent().context("a program is in a folder")?;
     let path = env::join_paths(
-        [own]
+        [own.to_owned()]
             .into_iter()
             .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
     )
@@ -76,15 +81,14 @@ pub fn compile_apps(tree: &Tree, fixture: &Fixture, out: &Path) -> Result<()> {
 
 /// Has it compile the app that uses devices, once for each manifest in `manifests`, which is called as
 /// the app there.
-pub fn compile_device_apps(tree: &Tree, manifests: &Path, out: &Path) -> Result<()> {
-    let own = tree.target.join("release").join("headgate");
+pub fn compile_device_apps(own: &Path, tree: &Tree, manifests: &Path, out: &Path) -> Result<()> {
     let component = tree.apps_out().join("io-panel").join("io-panel.wasm");
     for entry in
         fs::read_dir(manifests).with_context(|| format!("cannot list {}", manifests.display()))?
     {
         let manifest = entry?.path();
         let name = manifest.file_stem().context("a file has a name")?;
-        let mut compile = Command::new(&own);
+        let mut compile = Command::new(own);
         compile
             .args(["app", "compile"])
             .arg(&component)

@@ -6,8 +6,10 @@ use super::fixture::Fixture;
 use super::gateway::{self, UNIT_CONVERT};
 use super::machine::{Machine, Parts, SOON};
 use super::mqtt::Load;
+use super::power_cut::{self, Seeds};
 use super::stage;
 use anyhow::{Context, Result, ensure};
+use std::path::Path;
 use std::time::Duration;
 
 /// `WatchdogSec=` of the unit, a restart, and what the emulation takes.
@@ -31,7 +33,8 @@ pub struct Measured {
     pub analysis: String,
 }
 
-pub fn test(parts: &Parts, fixture: &Fixture) -> Result<Measured> {
+/// `own` is the service for this machine.
+pub fn test(parts: &Parts, fixture: &Fixture, own: &Path, seeds: Seeds) -> Result<Measured> {
     let headgate = &fixture.command[0];
 
     stage("4 KiB pages: first boot");
@@ -39,13 +42,22 @@ pub fn test(parts: &Parts, fixture: &Fixture) -> Result<Measured> {
     let first = before_the_cut(&mut machine, headgate);
     let (mut measured, load) = first.map_err(|error| machine.explain(error))?;
     stage("4 KiB pages: power cut");
-    machine.cut_power()?;
+    power_cut::leave(parts, &machine.cut_power()?, seeds)?;
     drop(load);
 
     stage("4 KiB pages: second boot");
     let mut machine = Machine::boot(parts)?;
     measured.ready[1] =
         after_the_cut(&mut machine, headgate).map_err(|error| machine.explain(error))?;
+
+    stage("4 KiB pages: power cut under load");
+    let cut = power_cut::under_load(machine, headgate)?;
+    stage("4 KiB pages: disks that it may have left");
+    let unfinished = power_cut::check_images(&cut, parts, own, seeds)?;
+    stage("4 KiB pages: third boot, from the last of them");
+    let mut machine = Machine::boot(parts)?;
+    after_the_cut_under_load(&mut machine, headgate, unfinished)
+        .map_err(|error| machine.explain(error))?;
     machine.shut_down("systemctl poweroff")?;
     Ok(measured)
 }
@@ -73,7 +85,8 @@ fn before_the_cut(machine: &mut Machine, headgate: &str) -> Result<(Measured, Lo
     let security = machine.run("systemd-analyze --no-pager security headgate.service")?;
     let exposure = analyze::exposure(&security)?;
     check_hardening(machine)?;
-    check_journal(machine)?;
+    check_log(machine)?;
+    gateway::check_journal_io(machine, headgate)?;
 
     stage("4 KiB pages: load");
     let load = gateway::load(machine)?;
@@ -91,12 +104,21 @@ fn before_the_cut(machine: &mut Machine, headgate: &str) -> Result<(Measured, Lo
 fn after_the_cut(machine: &mut Machine, headgate: &str) -> Result<Duration> {
     let ready = gateway::until_ready(machine)?;
     gateway::check_intact(machine, headgate)?;
-    check_journal(machine)?;
+    check_log(machine)?;
     stage("4 KiB pages: a gateway that hangs");
     check_watchdog(machine)?;
-    stage("4 KiB pages: GPIO lines and a sensor");
-    devices::check(machine, headgate)?;
     Ok(ready)
+}
+
+fn after_the_cut_under_load(
+    machine: &mut Machine,
+    headgate: &str,
+    unfinished: usize,
+) -> Result<()> {
+    power_cut::check_delivered_again(machine, headgate, unfinished)?;
+    check_log(machine)?;
+    stage("4 KiB pages: GPIO lines and a sensor");
+    devices::check(machine, headgate)
 }
 
 fn main_pid(machine: &mut Machine) -> Result<String> {
@@ -117,11 +139,11 @@ fn check_unit(machine: &mut Machine) -> Result<()> {
     Ok(())
 }
 
-fn check_journal(machine: &mut Machine) -> Result<()> {
+fn check_log(machine: &mut Machine) -> Result<()> {
     let log = machine.run("journalctl --no-pager -b -o cat -u headgate.service")?;
     ensure!(
         log.contains("ready"),
-        "the journal has nothing of the gateway: {log}"
+        "systemd has no log of the gateway: {log}"
     );
     gateway::check_log(&log)
 }

@@ -5,6 +5,7 @@ use super::http;
 use super::machine::{Machine, SOON};
 use super::mqtt::{Load, Subscriber};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::time::Duration;
 
 /// An emulated machine may take long to come up where others compute, too.
@@ -94,6 +95,52 @@ pub fn check_intact(machine: &mut Machine, headgate: &str) -> Result<()> {
     machine.run(&format!("{headgate} app start {UNIT_CONVERT}"))?;
     until_app(machine, UNIT_CONVERT, "running")?;
     check_conversion(machine)
+}
+
+/// The journal is written through io_uring, also where the service is confined.
+pub fn check_journal_io(machine: &mut Machine, headgate: &str) -> Result<()> {
+    let status = machine.run(&format!("{headgate} --json status"))?;
+    let status: Value = serde_json::from_str(&status)?;
+    let io = &status["journal"]["io"];
+    ensure!(
+        io == "io_uring",
+        "the journal is written with {io}, not through io_uring"
+    );
+    Ok(())
+}
+
+/// How many events of `app` have come to `result`.
+pub fn events(machine: &Machine, app: &str, result: &str) -> Result<usize> {
+    let (_, page) = http::get(machine.metrics, "/metrics").context("cannot read /metrics")?;
+    let labels = [("app", app), ("result", result)];
+    Ok(http::metric(&page, "headgate_app_events_total", &labels).unwrap_or(0.0) as usize)
+}
+
+/// What has come into the pipeline has come out of it, once nothing moves. docs/architecture.md has the
+/// equations.
+pub fn check_accounting(machine: &mut Machine) -> Result<()> {
+    machine.until("the counters to add up", SOON, |machine| {
+        let (_, page) = http::get(machine.metrics, "/metrics").context("cannot read /metrics")?;
+        let value = |name, labels: &[_]| http::metric(&page, name, labels).unwrap_or(0.0);
+        let pipeline = |result| value("headgate_pipeline_events_total", &[("result", result)]);
+        let app = |app| {
+            let events = |result| {
+                value(
+                    "headgate_app_events_total",
+                    &[("app", app), ("result", result)],
+                )
+            };
+            let queued = value("headgate_app_queue_length", &[("app", app)]);
+            events("handled") + events("failed") + events("dropped") + queued
+        };
+        let come_in = pipeline("accepted") + pipeline("copied");
+        let gone_on = pipeline("filtered") + pipeline("looped") + pipeline("overflowed");
+        let queued = value("headgate_pipeline_queued_events", &[]);
+        let handed_over = pipeline("handed_over");
+        let adds_up = come_in == gone_on + handed_over + queued
+            && handed_over == app(OVERHEAT_ALARM) + app(UNIT_CONVERT);
+        Ok(adds_up.then_some(()))
+    })
 }
 
 /// The gateway wrote no line that speaks of an error.

@@ -1,7 +1,9 @@
-//! An emulated aarch64 machine: QEMU, a disk server that can lose power, forwarded ports, and the
-//! agent in the guest.
+//! An emulated aarch64 machine: QEMU, a disk that can lose power, forwarded ports, and the agent in the
+//! guest.
 
 use super::agent::{Agent, Output};
+use super::disk;
+use super::disk_log::{DiskLog, SECTOR};
 use super::wait;
 use crate::child;
 use anyhow::{Context, Result, anyhow, bail};
@@ -39,22 +41,23 @@ pub struct Parts {
     pub initramfs: PathBuf,
     /// Of the file system with systemd, if there is one. It comes first.
     pub root: Option<PathBuf>,
-    /// Of the store.
+    /// Of the store, as it is at the start. A machine writes to a copy.
     pub state: PathBuf,
-    /// Where the logs go.
+    /// Where the copy and the logs go.
     pub logs: PathBuf,
 }
 
 /// A running machine. It ends when this is dropped, and with this program, however that ends.
 pub struct Machine {
     qemu: Running,
-    disk: Running,
     agent: Agent,
     /// QEMU's own socket for commands.
     monitor: PathBuf,
     /// Of the guest's serial console.
     console: PathBuf,
     messages: PathBuf,
+    /// Of what the guest has the store's disk do; see [`DiskLog`].
+    pub disk_log: PathBuf,
     pub mqtt: u16,
     pub metrics: u16,
     pub started: Instant,
@@ -82,8 +85,7 @@ impl Machine {
             .prefix("headgate-vm-")
             .tempdir()
             .context("cannot create a folder for sockets")?;
-        let (disk_socket, agent_socket) =
-            (sockets.path().join("disk"), sockets.path().join("agent"));
+        let agent_socket = sockets.path().join("agent");
         let monitor = sockets.path().join("monitor");
         let thermometer = sockets.path().join("thermometer");
         File::create(&thermometer)
@@ -92,13 +94,10 @@ impl Machine {
         let console = parts.logs.join(format!("{}-console.log", parts.name));
         let messages = parts.logs.join(format!("{}-qemu.log", parts.name));
 
-        let mut disk = serve_disk(&parts.state, &disk_socket)?;
-        wait::until("the disk server", SOON, || {
-            if let Some(status) = disk.0.try_wait()? {
-                bail!("nbdkit ended at once ({status}); its message is above");
-            }
-            Ok(disk_socket.exists().then_some(()))
-        })?;
+        let state = parts.logs.join(format!("{}-disk.img", parts.name));
+        disk::copy(&parts.state, &state)?;
+        let disk_log = state.with_extension("log");
+        File::create(&disk_log).with_context(|| format!("cannot create {}", disk_log.display()))?;
 
         let (mqtt, metrics) = free_ports()?;
         let mut command = dying_with_us("qemu-system-aarch64");
@@ -137,8 +136,7 @@ impl Machine {
                 ),
             ])
             .args(["-device", "nvme,drive=thermometer,serial=thermometer"]);
-        let server = format!("nbd:unix:{}", disk_socket.display());
-        add_disk(&mut command, "state", &server);
+        add_logged_disk(&mut command, &option(&state)?, &option(&disk_log)?);
 
         let log = fs::File::create(&messages)
             .with_context(|| format!("cannot create {}", messages.display()))?;
@@ -155,11 +153,11 @@ impl Machine {
         };
         Ok(Ok(Machine {
             qemu,
-            disk,
             agent: Agent::new(stream),
             monitor,
             console,
             messages,
+            disk_log,
             mqtt,
             metrics,
             started,
@@ -193,12 +191,17 @@ impl Machine {
 
     /// Presses the machine's power button: a GPIO line goes up, and a tenth of a second later down.
     pub fn press_power(&self) -> Result<()> {
+        self.tell_qemu("system_powerdown")
+    }
+
+    /// Returns when QEMU has done it.
+    fn tell_qemu(&self, command: &str) -> Result<()> {
         let mut stream = UnixStream::connect(&self.monitor)
             .with_context(|| format!("cannot connect to {}", self.monitor.display()))?;
         stream.set_read_timeout(Some(SOON))?;
         let mut answers = BufReader::new(stream.try_clone()?).lines();
         // It begins with a greeting, and tells of events between the answers.
-        for command in ["qmp_capabilities", "system_powerdown"] {
+        for command in ["qmp_capabilities", command] {
             writeln!(stream, "{{\"execute\": \"{command}\"}}")?;
             loop {
                 let answer = answers.next().context("QEMU has closed its monitor")??;
@@ -213,11 +216,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes the power away: what the guest has not yet flushed to the disk is lost.
-    pub fn cut_power(mut self) -> Result<()> {
-        // The disk first, with what it has only in its cache.
-        self.disk.kill()?;
-        self.qemu.kill()
+    /// Takes the power away. What the store's disk had done by then is returned: what is on it now is what
+    /// [`DiskLog::cut`] leaves of that.
+    pub fn cut_power(mut self) -> Result<DiskLog> {
+        let log_bytes = log_bytes(&self.disk_log)?;
+        // QEMU then ends what it is about to write to the log. It also flushes by itself, behind those bytes.
+        self.tell_qemu("stop")?;
+        self.qemu.kill()?;
+        DiskLog::read(&self.disk_log, log_bytes)
     }
 
     /// Has the guest shut down by `command`, and waits until it has.
@@ -282,19 +288,6 @@ fn dying_with_us(program: &str) -> Command {
     command
 }
 
-/// Serves `image` with a cache that only a flush by the guest empties into it, as a disk does. QEMU
-/// alone would leave all that the guest wrote in this machine's own cache, where no kill can reach it.
-fn serve_disk(image: &Path, socket: &Path) -> Result<Running> {
-    let mut nbdkit = dying_with_us("nbdkit");
-    nbdkit
-        .args(["--foreground", "--filter=cache", "--unix"])
-        .arg(socket)
-        .arg("file")
-        .arg(image)
-        .args(["cache=writeback", "cache-min-block-size=4K"]);
-    Running::start(&mut nbdkit)
-}
-
 fn add_disk(qemu: &mut Command, id: &str, file: &str) {
     qemu.args([
         "-drive",
@@ -302,6 +295,31 @@ fn add_disk(qemu: &mut Command, id: &str, file: &str) {
         "-device",
         &format!("virtio-blk-pci,drive={id}"),
     ]);
+}
+
+/// A disk of which every write and every flush is logged. Killing QEMU alone would be a mild power cut: all
+/// that the guest ever wrote would be in this machine's own cache, and so survive, flushed or not.
+fn add_logged_disk(qemu: &mut Command, image: &str, log: &str) {
+    qemu.args([
+        "-blockdev",
+        // What QEMU itself does not flush to this machine's disk does not get lost here.
+        &format!(
+            "driver=blklogwrites,node-name=state,log-sector-size={SECTOR},\
+             file.driver=file,file.filename={image},file.cache.no-flush=on,\
+             log.driver=file,log.filename={log},log.cache.no-flush=on"
+        ),
+        "-device",
+        // A log of zeroes written at once is garbled by QEMU before 9.
+        "virtio-blk-pci,drive=state,write-cache=on,discard=off,write-zeroes=off",
+    ]);
+}
+
+/// How much of a log there is, while QEMU writes it.
+pub fn log_bytes(path: &Path) -> Result<u64> {
+    let metadata = fs::metadata(path);
+    Ok(metadata
+        .with_context(|| format!("cannot read {}", path.display()))?
+        .len())
 }
 
 /// `path` as QEMU wants it within an option.

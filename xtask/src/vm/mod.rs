@@ -8,6 +8,7 @@ mod cross;
 mod debian;
 mod devices;
 mod disk;
+mod disk_log;
 mod fixture;
 mod full;
 mod gateway;
@@ -15,6 +16,7 @@ mod http;
 mod initramfs;
 mod machine;
 mod mqtt;
+mod power_cut;
 mod report;
 mod roots;
 mod surroundings;
@@ -43,6 +45,8 @@ pub struct Options {
     /// Write what was measured to docs/benchmarks.md
     #[arg(long)]
     write: bool,
+    #[command(flatten)]
+    power_cut: power_cut::Options,
 }
 
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
@@ -70,9 +74,10 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     stage("apps");
     guest::build_apps(tree)?;
     let apps = run.join("apps");
-    cross::compile_apps(tree, &fixture, &apps)?;
+    let own = cross::build_own(tree)?;
+    cross::compile_apps(&own, tree, &fixture, &apps)?;
     let device_apps = run.join("device-apps");
-    cross::compile_device_apps(tree, &tools.join("devices"), &device_apps)?;
+    cross::compile_device_apps(&own, tree, &tools.join("devices"), &device_apps)?;
 
     let begin = Instant::now();
     stage("disks");
@@ -85,8 +90,9 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
         tools: &tools,
         run: &run,
     };
-    let full = full::test(&full_machine(&ingredients)?, &fixture)?;
-    let bare = bare::test(&bare_machine(&ingredients)?, &fixture)?;
+    let seeds = options.power_cut.seeds();
+    let full = full::test(&full_machine(&ingredients)?, &fixture, &own, seeds)?;
+    let bare = bare::test(&bare_machine(&ingredients)?, &fixture, seeds)?;
 
     let report = Report::new(size, &full, &bare);
     println!("\n{}\n\n{}", full.analysis.trim(), report.section());

@@ -10,11 +10,12 @@ use std::path::Path;
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A program, and Debian's package with it.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("qemu-system-aarch64", "qemu-system-arm"),
-    ("nbdkit", "nbdkit"),
     ("mmdebstrap", "mmdebstrap"),
     ("mke2fs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
     ("tar", "tar"),
     ("xz", "xz-utils"),
     ("sha256sum", "coreutils"),
