@@ -57,6 +57,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}/drain", post(drain))
         .route("/v1/apps/{name}/restart", post(restart))
         .route("/v1/apps/{name}/logs", get(logs))
+        .route("/v1/apps/{name}/package", get(package))
         .route("/v1/mqtt/clients", get(mqtt::clients))
         .route("/v1/mqtt/disconnect", post(mqtt::disconnect))
         .route("/v1/mqtt/forget", post(mqtt::forget))
@@ -243,6 +244,15 @@ async fn logs(
         Ok(json!({ "lines": lines }))
     })
     .await
+}
+
+/// As [`install`] takes it.
+async fn package(State(api): State<Api>, AppName(name): AppName) -> Result<Response, Refusal> {
+    let apps = api.state.apps;
+    let (manifest, component) = blocking(move || Ok(apps.package(&name)?)).await?;
+    let length = [(MANIFEST_LENGTH, manifest.len().to_string())];
+    let body = [manifest.into_bytes(), component].concat();
+    Ok((length, body).into_response())
 }
 
 #[derive(Deserialize)]
@@ -677,6 +687,7 @@ mod tests {
             refused(client.restart("no/such app").await),
             refused(client.remove("no/such app").await),
             refused(client.logs("no/such app", 5).await),
+            refused(client.package("no/such app").await),
         ] {
             assert_eq!(outcome.0, 404);
             assert!(outcome.1.contains("\"no/such app\""), "{}", outcome.1);
@@ -799,6 +810,8 @@ mod tests {
 
         let log = client.logs("thermo", 100).await.unwrap();
         assert!(log.iter().any(|line| line.message == "hello"), "{log:?}");
+        let (text, component) = client.package("thermo").await.unwrap();
+        assert_eq!((text, component), (manifest, guest("")));
         let last = client.logs("thermo", 1).await.unwrap();
         assert_eq!(last.len(), 1);
         // The gateway itself may have added one meanwhile.

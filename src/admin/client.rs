@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -179,6 +179,23 @@ impl Client {
         Ok(())
     }
 
+    /// The manifest of an app and its component.
+    pub async fn package(&self, name: &str) -> Result<(String, Vec<u8>), ClientError> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(app_path(name, "/package"))
+            .body(Full::default());
+        let answer = self.answer(request, LOOK_UP_TIMEOUT).await?;
+        let length = answer.headers().get(MANIFEST_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        let body = answer.body();
+        let (manifest, component) = length
+            .and_then(|length| body.split_at_checked(length))
+            .ok_or_else(|| self.broke_off("what it has sent is no package"))?;
+        let manifest = std::str::from_utf8(manifest).map_err(|error| self.broke_off(error))?;
+        Ok((manifest.to_owned(), component.to_vec()))
+    }
+
     /// The last `last` lines of an app's log, oldest first.
     pub async fn logs(&self, name: &str, last: usize) -> Result<Vec<LogLine>, ClientError> {
         #[derive(Deserialize)]
@@ -257,24 +274,35 @@ impl Client {
         request: hyper::http::Result<Request<Full<Bytes>>>,
         within: Duration,
     ) -> Result<T, ClientError> {
+        let answer = self.answer(request, within).await?;
+        serde_json::from_slice(answer.body()).map_err(|error| self.broke_off(error))
+    }
+
+    /// An answer that is no refusal.
+    async fn answer(
+        &self,
+        request: hyper::http::Result<Request<Full<Bytes>>>,
+        within: Duration,
+    ) -> Result<Response<Bytes>, ClientError> {
         let mut request = request.map_err(|error| self.broke_off(error))?;
         request.headers_mut().insert(
             hyper::header::HOST,
             hyper::header::HeaderValue::from_static("headgate"),
         );
         let exchange = tokio::time::timeout(within, self.exchange(request));
-        let (status, body) = exchange.await.map_err(|_| ClientError::TimedOut {
+        let answer = exchange.await.map_err(|_| ClientError::TimedOut {
             socket: self.socket.clone(),
             after: within,
         })??;
+        let status = answer.status();
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| self.broke_off(error));
+            return Ok(answer);
         }
         #[derive(Deserialize)]
         struct Refusal {
             error: String,
         }
-        let message = match serde_json::from_slice::<Refusal>(&body) {
+        let message = match serde_json::from_slice::<Refusal>(answer.body()) {
             Ok(refusal) => refusal.error,
             Err(_) => format!("the gateway answered {status} without a reason"),
         };
@@ -287,7 +315,7 @@ impl Client {
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+    ) -> Result<Response<Bytes>, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| self.unreachable(source))?;
@@ -295,10 +323,9 @@ impl Client {
             .await
             .map_err(|error| self.broke_off(error))?;
         let exchange = async {
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            let body = answer.into_body().collect().await?.to_bytes();
-            Ok((status, body))
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
+            Ok(Response::from_parts(head, body))
         };
         tokio::pin!(exchange);
         let exchanged: hyper::Result<_> = tokio::select! {

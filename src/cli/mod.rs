@@ -12,6 +12,8 @@ mod config;
 mod dead_letters;
 mod demo;
 mod journal;
+#[cfg(feature = "compiler")]
+mod moment;
 mod mqtt;
 #[cfg(feature = "compiler")]
 mod new;
