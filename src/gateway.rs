@@ -229,6 +229,7 @@ fn journal_config(config: &Config) -> Option<JournalConfig> {
         folder: config.store.path.join(journal::FOLDER),
         topics: journal.topics.clone(),
         max_bytes: journal.max_bytes,
+        max_age: Some(Duration::from_secs(journal.max_age_s.into())).filter(|age| !age.is_zero()),
         segment_bytes: journal.segment_bytes.min(journal.max_bytes / 4),
         io_uring: journal.io_uring,
     })
