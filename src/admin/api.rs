@@ -20,6 +20,7 @@ use super::client::DeadLetterList;
 use super::mqtt::{self, QueryResult, parse};
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
+use crate::dead_letters::{DeadLetterInfo, Retried, no_such_letter};
 use crate::event::TopicFilter;
 
 /// Lines that `GET …/logs` answers with when it isn't told.
@@ -36,12 +37,15 @@ pub(super) struct Api {
     pub(super) state: AdminState,
     /// One package is taken in at a time, so that no more than one sits in memory.
     installing: Arc<Mutex<()>>,
+    /// One at a time hands dead letters over again, so that none goes twice.
+    retrying: Arc<Mutex<()>>,
 }
 
 pub(super) fn router(state: AdminState) -> Router {
     let api = Api {
         state,
         installing: Arc::default(),
+        retrying: Arc::default(),
     };
     Router::new()
         .route("/v1/status", get(status))
@@ -68,6 +72,8 @@ pub(super) fn router(state: AdminState) -> Router {
             "/v1/dead-letters",
             get(dead_letters).delete(purge_dead_letters),
         )
+        .route("/v1/dead-letters/{id}", get(dead_letter))
+        .route("/v1/dead-letters/retry", post(retry_dead_letters))
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -274,23 +280,94 @@ async fn dead_letters(
             ),
         )
     })?;
-    let filter = topic
-        .map(|topic| {
-            TopicFilter::new(topic.as_str()).map_err(|error| {
-                Refusal::new(
-                    StatusCode::BAD_REQUEST,
-                    format!("the topic filter {topic:?}: {error}"),
-                )
-            })
-        })
-        .transpose()?;
+    let filter = topic.as_deref().map(topic_filter).transpose()?;
     let letters = api.state.dead_letters;
     blocking(move || {
         let found = letters.list(filter.as_ref(), last.unwrap_or(DEFAULT_DEAD_LETTERS));
         Ok(DeadLetterList {
-            letters: found.iter().map(|letter| letter.info()).collect(),
+            letters: found.iter().map(|(id, letter)| letter.info(*id)).collect(),
             left_out: letters.left_out(),
         })
+    })
+    .await
+    .map(Json)
+}
+
+fn topic_filter(text: &str) -> Result<TopicFilter, Refusal> {
+    TopicFilter::new(text.to_owned()).map_err(|error| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the topic filter {text:?}: {error}"),
+        )
+    })
+}
+
+fn letter_id(text: &str) -> Result<u64, Refusal> {
+    text.parse().map_err(|_| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("{text:?} is no id of a dead letter: that is a number"),
+        )
+    })
+}
+
+async fn dead_letter(State(api): State<Api>, Path(id): Path<String>) -> Answer<DeadLetterInfo> {
+    let id = letter_id(&id)?;
+    let letter = api.state.dead_letters.get(id);
+    let letter = letter.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, no_such_letter(id)))?;
+    Ok(Json(letter.info(id)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetryQuery {
+    /// With commas between them.
+    ids: Option<String>,
+    topic: Option<String>,
+    all: Option<bool>,
+}
+
+async fn retry_dead_letters(
+    State(api): State<Api>,
+    query: QueryResult<RetryQuery>,
+) -> Answer<Retried> {
+    const TAKES: &str = "one of ?ids=ID,ID, ?topic=FILTER and ?all=true";
+    let AdminState {
+        dead_letters,
+        retry,
+        ..
+    } = api.state;
+    let matching = |filter: Option<&TopicFilter>| -> Vec<u64> {
+        let found = dead_letters.list(filter, usize::MAX);
+        found.into_iter().map(|(id, _)| id).collect()
+    };
+    // Before the letters are looked for: those that another one has handed over are not there any more.
+    let one_at_a_time = api.retrying.lock_owned().await;
+    let ids = match parse(query, TAKES)? {
+        RetryQuery {
+            ids: Some(ids),
+            topic: None,
+            all: None,
+        } => ids.split(',').map(letter_id).collect::<Result<_, _>>()?,
+        RetryQuery {
+            ids: None,
+            topic: Some(topic),
+            all: None,
+        } => matching(Some(&topic_filter(&topic)?)),
+        RetryQuery {
+            ids: None,
+            topic: None,
+            all: Some(true),
+        } => matching(None),
+        _ => {
+            let error = format!("this path takes {TAKES}");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+        }
+    };
+    blocking(move || {
+        let retried = dead_letters.retry(ids, |letter| retry(letter));
+        drop(one_at_a_time);
+        Ok(retried)
     })
     .await
     .map(Json)
@@ -462,7 +539,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::admin::{AdminListener, Client, ClientError};
+    use crate::admin::{AdminListener, Client, ClientError, Retry};
     use crate::apps::tests::house::{guest, manifest};
     use crate::apps::{AppState, AppsConfig, Compiler};
     use crate::broker::Broker;
@@ -546,6 +623,10 @@ mod tests {
             apps,
             broker: Arc::new(broker.unwrap()),
             dead_letters: dead_letters.clone(),
+            retry: Arc::new(|letter| match letter.topic.as_str() {
+                "bad" => Err("nobody wants it".to_owned()),
+                _ => Ok(()),
+            }),
             status: Arc::new(|| json!({ "version": "1" })),
             reload: Arc::new(|| Err("mqtt.auth.acl_file: acl.toml:3: wrong".into())),
         };
@@ -656,6 +737,61 @@ mod tests {
         assert_eq!(client.purge_dead_letters().await.unwrap(), 3);
         let list = client.dead_letters(None, 100).await.unwrap();
         assert!(list.letters.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_is_shown_and_retried_by_its_id() {
+        let served = served();
+        let client = served.client();
+        for topic in ["good/a", "bad", "good/b", "good/c"] {
+            drop_one(&served, topic, b"x");
+        }
+        let list = client.dead_letters(None, 100).await.unwrap().letters;
+        let ids: Vec<_> = list.iter().map(|letter| letter.id).collect();
+        let shown = client.dead_letter(ids[1]).await.unwrap();
+        assert_eq!(shown, list[1]);
+        let (status, message) = refused(client.dead_letter(99).await);
+        assert_eq!(status, 404);
+        assert!(
+            message.contains("no dead letter has the id 99"),
+            "{message}"
+        );
+
+        let outcome = client
+            .retry_dead_letters(&Retry::Ids(vec![ids[0], ids[1], 99]))
+            .await;
+        let outcome = outcome.unwrap();
+        assert_eq!(outcome.retried, 1);
+        let refusals: Vec<_> = outcome
+            .refused
+            .iter()
+            .map(|one| (one.id, &*one.error))
+            .collect();
+        assert_eq!(refusals[0], (ids[1], "nobody wants it"));
+        assert_eq!(refusals[1].0, 99);
+        let by_topic = Retry::Topic("good/b".to_owned());
+        assert_eq!(
+            client.retry_dead_letters(&by_topic).await.unwrap().retried,
+            1
+        );
+        let outcome = client.retry_dead_letters(&Retry::All).await.unwrap();
+        assert_eq!((outcome.retried, outcome.refused.len()), (1, 1));
+        let left = client.dead_letters(None, 100).await.unwrap().letters;
+        assert_eq!(left, [list[1].clone()]);
+        for query in [
+            "",
+            "?ids=",
+            "?ids=1,x",
+            "?all=false",
+            "?all=true&ids=1",
+            "?topic=a/%23/b",
+        ] {
+            let (status, answer) = served
+                .call("POST", &format!("/v1/dead-letters/retry{query}"))
+                .await;
+            assert_eq!(status, 400, "{query}: {answer}");
+        }
+        assert_eq!(served.call("GET", "/v1/dead-letters/x").await.0, 400);
     }
 
     #[tokio::test]

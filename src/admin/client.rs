@@ -17,10 +17,14 @@ use tokio::net::UnixStream;
 use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
 use crate::broker::Listed;
-use crate::dead_letters::DeadLetterInfo;
+use crate::dead_letters::{DeadLetterInfo, Retried};
 
 /// For what only looks something up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For what waits for subscribers that are behind: half a second for each letter, but then that one is slow, and
+/// nobody waits for it.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// For what may compile a component: 1 s a megabyte on a desktop, ten times that on a small board
 /// that is busy.
@@ -49,6 +53,15 @@ pub enum ClientError {
     /// The gateway's own words.
     #[error("{message}")]
     Refused { status: u16, message: String },
+}
+
+/// Which dead letters are handed over again.
+#[derive(Clone, Debug)]
+pub enum Retry {
+    Ids(Vec<u64>),
+    /// Those whose topic matches this filter.
+    Topic(String),
+    All,
 }
 
 /// What `GET /v1/dead-letters` answers.
@@ -242,6 +255,27 @@ impl Client {
         query.extend(topic.map(|topic| ("topic", topic)));
         let path = with_query("/v1/dead-letters", &query);
         self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
+    pub async fn dead_letter(&self, id: u64) -> Result<DeadLetterInfo, ClientError> {
+        let path = format!("/v1/dead-letters/{id}");
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
+    /// Has dead letters handed over again.
+    pub async fn retry_dead_letters(&self, which: &Retry) -> Result<Retried, ClientError> {
+        let ids;
+        let query = match which {
+            Retry::Ids(numbers) => {
+                let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+                ids = numbers.join(",");
+                ("ids", ids.as_str())
+            }
+            Retry::Topic(filter) => ("topic", filter.as_str()),
+            Retry::All => ("all", "true"),
+        };
+        let path = with_query("/v1/dead-letters/retry", &[query]);
+        self.request(Method::POST, &path, RETRY_TIMEOUT).await
     }
 
     /// Forgets the dead letters. Returns how many there were.

@@ -345,9 +345,9 @@ fn what_is_finished_and_older_than_allowed_is_removed_and_what_no_app_has_finish
     // The first three were over two hours ago, as the beginning of the fourth says.
     let segments = segment::list(&config.folder).unwrap();
     assert_eq!(segments.len(), 4);
-    let hours_ago = |hours| unix_time_ns() - hours * 3_600_000_000_000;
+    let two_hours_ago = unix_time_ns() - 2 * 3_600_000_000_000;
     for segment in &segments {
-        set_begun(segment, hours_ago(2));
+        set_begun(segment, two_hours_ago);
     }
     let (journal, again) = open(&config);
     until(&journal, "two are gone", |status| status.segments == 2);
