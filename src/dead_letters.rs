@@ -5,7 +5,7 @@
 //! its publisher next to nothing and the disk a bounded amount of writing. [`DeadLetters`] does not
 //! know the disk: whoever writes asks it from time to time what has changed.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::event::{Topic, TopicFilter, unix_time_ns};
 
@@ -75,6 +76,11 @@ impl Reason {
         Reason::Shed,
     ];
 
+    /// Whether the source of such a letter is the app that it was for.
+    pub fn is_of_app(self) -> bool {
+        matches!(self, Reason::AppFailed)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::QueueFull => "queue_full",
@@ -124,12 +130,13 @@ impl DeadLetter {
         }
     }
 
-    pub fn info(&self) -> DeadLetterInfo {
+    pub fn info(&self, id: u64) -> DeadLetterInfo {
         let is_shown = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
         let text = std::str::from_utf8(&self.payload)
             .ok()
             .filter(|text| text.chars().all(is_shown));
         DeadLetterInfo {
+            id,
             time_ms: self.time_ms,
             reason: self.reason,
             source: self.source.clone(),
@@ -140,6 +147,11 @@ impl DeadLetter {
             payload_base64: text.is_none().then(|| STANDARD.encode(&self.payload)),
             error: self.error.clone(),
         }
+    }
+
+    /// Whether the end of its payload was not kept.
+    pub fn is_cut(&self) -> bool {
+        self.payload_bytes > self.payload.len() as u64
     }
 
     fn bytes(&self) -> usize {
@@ -154,6 +166,8 @@ impl DeadLetter {
 /// A [`DeadLetter`] as the admin API and `headgate dead-letters` show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterInfo {
+    /// It keeps it, and no other one gets it.
+    pub id: u64,
     pub time_ms: u64,
     pub reason: Reason,
     pub source: String,
@@ -199,38 +213,53 @@ pub struct DeadLetters {
     counts: [AtomicU64; Reason::ALL.len()],
     /// Counted, but not kept.
     left_out: AtomicU64,
+    retried: AtomicU64,
     /// None is kept before that: nanoseconds since `started`. Looked at without the lock.
     opens: AtomicU64,
     kept: Mutex<Kept>,
+    /// Tells whoever publishes letters that there are new ones.
+    added: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// By sequence, without gaps.
-    letters: VecDeque<Arc<DeadLetter>>,
-    /// Sequence of the first one.
-    first: u64,
+    /// By id, which counts up.
+    letters: BTreeMap<u64, Arc<DeadLetter>>,
+    /// The id of the next one.
+    next: u64,
     bytes: usize,
-    /// What is on disk, as first sequence and the one after the last.
+    /// What is on disk, as the first id and the next one,
     saved: (u64, u64),
+    /// and which of them are there still and not here.
+    taken_out: Vec<u64>,
     letters_paid_until: Duration,
     bytes_paid_until: Duration,
 }
 
 impl Kept {
-    fn end(&self) -> u64 {
-        self.first + self.letters.len() as u64
+    /// The first id, or the next if there is none.
+    fn first(&self) -> u64 {
+        self.letters
+            .first_key_value()
+            .map_or(self.next, |(id, _)| *id)
     }
 
-    fn push(&mut self, letter: DeadLetter) {
+    fn push(&mut self, id: u64, letter: DeadLetter) {
+        self.next = id + 1;
         self.bytes += letter.bytes();
-        self.letters.push_back(Arc::new(letter));
+        self.letters.insert(id, Arc::new(letter));
         while self.letters.len() > MAX_LETTERS || self.bytes > MAX_BYTES {
-            let Some(first) = self.letters.pop_front() else {
+            let Some((_, first)) = self.letters.pop_first() else {
                 return;
             };
             self.bytes -= first.bytes();
-            self.first += 1;
+        }
+    }
+
+    fn take_out(&mut self, id: u64) {
+        if let Some(letter) = self.letters.remove(&id) {
+            self.bytes -= letter.bytes();
+            self.taken_out.push(id);
         }
     }
 }
@@ -238,11 +267,30 @@ impl Kept {
 /// What the disk does not have yet.
 #[derive(Clone, Debug)]
 pub struct Unsaved {
-    /// New ones, with their sequences.
+    /// New ones, with their ids.
     pub letters: Vec<(u64, Arc<DeadLetter>)>,
-    /// Those before this sequence are gone.
+    /// Those before this id are gone,
     pub first: u64,
-    end: u64,
+    /// and so are these.
+    pub taken_out: Vec<u64>,
+    /// The id of the next one.
+    pub next: u64,
+}
+
+/// What became of letters that were to be handed over again.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retried {
+    /// Handed over, and kept no longer.
+    pub retried: u64,
+    pub refused: Vec<Refused>,
+}
+
+/// A letter that could not be handed over again.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub id: u64,
+    /// Why, and what to do.
+    pub error: String,
 }
 
 impl DeadLetters {
@@ -251,8 +299,10 @@ impl DeadLetters {
             started: now,
             counts: Default::default(),
             left_out: AtomicU64::new(0),
+            retried: AtomicU64::new(0),
             opens: AtomicU64::new(0),
             kept: Mutex::default(),
+            added: Notify::new(),
         }
     }
 
@@ -273,7 +323,27 @@ impl DeadLetters {
             .opens(kept.letters_paid_until)
             .max(BYTES.opens(kept.bytes_paid_until));
         self.opens.store(opens.as_nanos() as u64, Ordering::Relaxed);
-        kept.push(letter);
+        let id = kept.next;
+        kept.push(id, letter);
+        drop(kept);
+        self.added.notify_one();
+    }
+
+    /// Returns when one was kept since it last did. For one to wait.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// The id that the next one gets.
+    pub fn next_id(&self) -> u64 {
+        self.kept.lock().next
+    }
+
+    /// Those from this id on.
+    pub fn since(&self, id: u64) -> Vec<(u64, Arc<DeadLetter>)> {
+        let kept = self.kept.lock();
+        let letters = kept.letters.range(id..);
+        letters.map(|(id, letter)| (*id, letter.clone())).collect()
     }
 
     /// Counts dropped messages of which nothing is kept.
@@ -282,43 +352,68 @@ impl DeadLetters {
         self.left_out.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Takes over what an earlier run has saved, with sequences that count up.
-    pub fn restore(&self, letters: Vec<(u64, DeadLetter)>) {
+    /// Takes over what an earlier run has saved, with ids that count up; `next` is the one that it would have
+    /// given next, as far as that is known.
+    pub fn restore(&self, letters: Vec<(u64, DeadLetter)>, next: u64) {
         let mut kept = self.kept.lock();
-        let Some(end) = letters.last().map(|(sequence, _)| sequence + 1) else {
-            return;
-        };
-        // Gaps, of letters that can't be read, are closed: the sequences tell nobody anything.
-        let first = end.saturating_sub(letters.len() as u64);
-        *kept = Kept {
-            first,
-            saved: (letters[0].0.min(first), end),
-            ..Kept::default()
-        };
-        for (_, letter) in letters {
-            kept.push(letter);
+        for (id, letter) in letters {
+            kept.push(id, letter);
         }
+        kept.next = kept.next.max(next);
+        kept.saved = (kept.first(), kept.next);
     }
 
-    /// The last `last` of those whose topic matches, oldest first.
-    pub fn list(&self, filter: Option<&TopicFilter>, last: usize) -> Vec<Arc<DeadLetter>> {
+    /// The last `last` of those whose topic matches, oldest first, with their ids.
+    pub fn list(&self, filter: Option<&TopicFilter>, last: usize) -> Vec<(u64, Arc<DeadLetter>)> {
         let kept = self.kept.lock();
-        let matching = kept
-            .letters
-            .iter()
-            .rev()
-            .filter(|letter| filter.is_none_or(|filter| filter.matches(letter.topic.as_str())));
-        let mut found: Vec<_> = matching.take(last).cloned().collect();
+        let matching = kept.letters.iter().rev().filter(|(_, letter)| {
+            filter.is_none_or(|filter| filter.matches(letter.topic.as_str()))
+        });
+        let matching = matching.map(|(id, letter)| (*id, letter.clone()));
+        let mut found: Vec<_> = matching.take(last).collect();
         drop(kept);
         found.reverse();
         found
+    }
+
+    pub fn get(&self, id: u64) -> Option<Arc<DeadLetter>> {
+        self.kept.lock().letters.get(&id).cloned()
+    }
+
+    /// Hands letters over again, one after the other; those that `hand_over` takes are kept no longer. To be
+    /// called by one at a time: else a letter could go twice.
+    pub fn retry(
+        &self,
+        ids: impl IntoIterator<Item = u64>,
+        hand_over: impl Fn(&DeadLetter) -> Result<(), String>,
+    ) -> Retried {
+        let mut outcome = Retried::default();
+        for id in ids {
+            let handed_over = match self.get(id) {
+                None => Err(no_such_letter(id)),
+                Some(letter) if letter.is_cut() => Err(format!(
+                    "only the first {} of its {} bytes of payload were kept, so it can't be sent again",
+                    letter.payload.len(),
+                    letter.payload_bytes
+                )),
+                Some(letter) => hand_over(&letter),
+            };
+            match handed_over {
+                Ok(()) => {
+                    self.kept.lock().take_out(id);
+                    outcome.retried += 1;
+                }
+                Err(error) => outcome.refused.push(Refused { id, error }),
+            }
+        }
+        self.retried.fetch_add(outcome.retried, Ordering::Relaxed);
+        outcome
     }
 
     /// Forgets all. Returns how many there were.
     pub fn purge(&self) -> usize {
         let mut kept = self.kept.lock();
         let count = kept.letters.len();
-        kept.first = kept.end();
         kept.letters.clear();
         kept.bytes = 0;
         count
@@ -332,22 +427,24 @@ impl DeadLetters {
     /// What has changed since [`DeadLetters::saved`], if anything has.
     pub fn unsaved(&self) -> Option<Unsaved> {
         let kept = self.kept.lock();
-        let (first, end) = (kept.first, kept.end());
-        if kept.saved == (first, end) {
+        let (first, next) = (kept.first(), kept.next);
+        if kept.saved == (first, next) && kept.taken_out.is_empty() {
             return None;
         }
-        let new = kept.saved.1.max(first);
-        let letters = (new..end).zip(kept.letters.iter().skip((new - first) as usize).cloned());
+        let new = kept.letters.range(kept.saved.1..);
         Some(Unsaved {
-            letters: letters.collect(),
+            letters: new.map(|(id, letter)| (*id, letter.clone())).collect(),
             first,
-            end,
+            taken_out: kept.taken_out.clone(),
+            next,
         })
     }
 
     /// `unsaved` is on disk.
     pub fn saved(&self, unsaved: &Unsaved) {
-        self.kept.lock().saved = (unsaved.first, unsaved.end);
+        let mut kept = self.kept.lock();
+        kept.saved = (unsaved.first, unsaved.next);
+        kept.taken_out.drain(..unsaved.taken_out.len());
     }
 
     /// Puts the counters into the `metrics` crate's recorder. To be called before a scrape.
@@ -357,7 +454,14 @@ impl DeadLetters {
                 .absolute(count.load(Ordering::Relaxed));
         }
         metrics::counter!("headgate_dead_letters_left_out_total").absolute(self.left_out());
+        metrics::counter!("headgate_dead_letters_retried_total")
+            .absolute(self.retried.load(Ordering::Relaxed));
     }
+}
+
+/// What to say about an id that no letter has.
+pub fn no_such_letter(id: u64) -> String {
+    format!("no dead letter has the id {id}; `headgate dead-letters` shows those that are kept")
 }
 
 #[cfg(test)]
@@ -371,7 +475,7 @@ mod tests {
 
     fn payloads(letters: &DeadLetters) -> Vec<String> {
         let list = letters.list(None, usize::MAX);
-        let payloads = list.iter().map(|letter| letter.payload.to_vec());
+        let payloads = list.iter().map(|(_, letter)| letter.payload.to_vec());
         payloads.map(|p| String::from_utf8(p).unwrap()).collect()
     }
 
@@ -405,8 +509,9 @@ mod tests {
         }
         let list = letters.list(None, usize::MAX);
         assert!((200..=256).contains(&list.len()), "{}", list.len());
-        assert_eq!(list[0].payload.len(), MAX_PAYLOAD_BYTES);
-        assert_eq!(list[0].payload_bytes, payload.len() as u64);
+        let letter = &list[0].1;
+        assert_eq!(letter.payload.len(), MAX_PAYLOAD_BYTES);
+        assert_eq!(letter.payload_bytes, payload.len() as u64);
     }
 
     #[test]
@@ -470,7 +575,7 @@ mod tests {
         let filter = TopicFilter::new("plant/#").unwrap();
         let topics = |last| {
             let list = letters.list(Some(&filter), last);
-            let topics = list.iter().map(|letter| letter.topic.to_string());
+            let topics = list.iter().map(|(_, letter)| letter.topic.to_string());
             topics.collect::<Vec<_>>()
         };
         assert_eq!(topics(10), ["plant/a", "plant/b", "plant/c"]);
@@ -479,22 +584,31 @@ mod tests {
 
     /// A disk that does as it is told.
     #[derive(Default)]
-    struct Disk(std::collections::BTreeMap<u64, DeadLetter>);
+    struct Disk {
+        letters: BTreeMap<u64, DeadLetter>,
+        next: u64,
+    }
 
     impl Disk {
         fn save(&mut self, letters: &DeadLetters) {
             if let Some(unsaved) = letters.unsaved() {
-                for (sequence, letter) in &unsaved.letters {
-                    self.0.insert(*sequence, (**letter).clone());
-                }
-                self.0 = self.0.split_off(&unsaved.first);
+                self.write(&unsaved);
                 letters.saved(&unsaved);
             }
         }
 
+        fn write(&mut self, unsaved: &Unsaved) {
+            for (id, letter) in &unsaved.letters {
+                self.letters.insert(*id, (**letter).clone());
+            }
+            self.letters = self.letters.split_off(&unsaved.first);
+            self.letters.retain(|id, _| !unsaved.taken_out.contains(id));
+            self.next = unsaved.next;
+        }
+
         fn restored(&self) -> DeadLetters {
             let letters = DeadLetters::new(Instant::now());
-            letters.restore(self.0.clone().into_iter().collect());
+            letters.restore(self.letters.clone().into_iter().collect(), self.next);
             letters
         }
     }
@@ -521,12 +635,12 @@ mod tests {
             add(&letters, now, &number.to_string());
         }
         disk.save(&letters);
-        assert_eq!(disk.0.len(), MAX_LETTERS);
+        assert_eq!(disk.letters.len(), MAX_LETTERS);
         assert_eq!(payloads(&disk.restored()), payloads(&letters));
 
         // One in the middle can't be read any more.
-        let middle = *disk.0.keys().nth(500).unwrap();
-        disk.0.remove(&middle);
+        let middle = *disk.letters.keys().nth(500).unwrap();
+        disk.letters.remove(&middle);
         let letters = disk.restored();
         assert_eq!(payloads(&letters).len(), MAX_LETTERS - 1);
         add(&letters, now, "last");
@@ -538,12 +652,93 @@ mod tests {
         add(&letters, now, "new");
         disk.save(&letters);
         assert_eq!(payloads(&disk.restored()), ["new"]);
-        assert_eq!(disk.0.len(), 1);
+        assert_eq!(disk.letters.len(), 1);
+    }
+
+    fn ids(letters: &DeadLetters) -> Vec<u64> {
+        let list = letters.list(None, usize::MAX);
+        list.iter().map(|(id, _)| *id).collect()
+    }
+
+    #[test]
+    fn an_id_is_kept_over_restarts_and_never_given_again() {
+        let mut disk = Disk::default();
+        let letters = disk.restored();
+        let now = Instant::now();
+        for payload in ["a", "b", "c"] {
+            add(&letters, now, payload);
+        }
+        let before = ids(&letters);
+        disk.save(&letters);
+        let letters = disk.restored();
+        assert_eq!(ids(&letters), before);
+        assert_eq!(letters.get(before[1]).unwrap().payload, "b");
+        letters.purge();
+        disk.save(&letters);
+        let letters = disk.restored();
+        add(&letters, now, "d");
+        assert_eq!(ids(&letters), [before[2] + 1]);
+        assert_eq!(letters.get(before[1]), None);
+    }
+
+    #[test]
+    fn what_is_retried_is_handed_over_once_and_gone_here_and_on_disk() {
+        let mut disk = Disk::default();
+        let letters = disk.restored();
+        let now = Instant::now();
+        for payload in ["a", "b", "c", "d"] {
+            add(&letters, now, payload);
+        }
+        disk.save(&letters);
+        add(&letters, now, "e");
+        let all = ids(&letters);
+        let handed_over = Mutex::new(Vec::new());
+        let hand_over = |letter: &DeadLetter| match &letter.payload[..] {
+            b"c" => Err("not this one".to_owned()),
+            _ => {
+                handed_over.lock().push(letter.payload.clone());
+                Ok(())
+            }
+        };
+        // While the first letters are on their way to the disk, one that is new goes.
+        let unsaved = letters.unsaved().unwrap();
+        let outcome = letters.retry([all[1], all[2], all[4], 77], hand_over);
+        disk.write(&unsaved);
+        letters.saved(&unsaved);
+        assert_eq!(outcome.retried, 2);
+        let refused: Vec<_> = outcome.refused.iter().map(|one| one.id).collect();
+        assert_eq!(refused, [all[2], 77]);
+        assert_eq!(outcome.refused[0].error, "not this one");
+        assert!(
+            outcome.refused[1]
+                .error
+                .contains("no dead letter has the id 77")
+        );
+        assert_eq!(*handed_over.lock(), ["b", "e"]);
+        assert_eq!(payloads(&letters), ["a", "c", "d"]);
+        disk.save(&letters);
+        assert_eq!(payloads(&disk.restored()), ["a", "c", "d"]);
+        assert!(letters.unsaved().is_none());
+    }
+
+    #[test]
+    fn a_letter_of_which_not_all_was_kept_is_not_handed_over() {
+        let now = Instant::now();
+        let letters = DeadLetters::new(now);
+        let payload = vec![7; MAX_PAYLOAD_BYTES + 1];
+        letters.add(Reason::TooLarge, now, || letter("a/b", &payload));
+        let outcome = letters.retry(ids(&letters), |_| panic!("it was cut"));
+        let error = &outcome.refused[0].error;
+        assert!(
+            error.contains("only the first 65536 of its 65537 bytes"),
+            "{error}"
+        );
+        assert_eq!(ids(&letters).len(), 1);
     }
 
     #[test]
     fn a_payload_is_shown_as_text_if_it_is_text() {
-        let shown = |payload: &[u8]| serde_json::to_value(letter("a/b", payload).info()).unwrap();
+        let shown = |payload: &[u8]| serde_json::to_value(letter("a/b", payload).info(3)).unwrap();
         let text = shown("21,5 °C\n".as_bytes());
         assert_eq!(text["payload"], "21,5 °C\n");
         assert_eq!(text["topic"], "a/b");

@@ -12,19 +12,21 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
-use crate::apps::{AppError, Apps, AppsConfig, Defaults, EngineConfig, Limits, MostLimits};
+use crate::apps::{
+    AppError, AppState, Apps, AppsConfig, Defaults, EngineConfig, Limits, MostLimits,
+};
 use crate::broker::access::{Access, AccessConfig, AccessError};
 use crate::broker::{
     Broker, BrokerConfig, ClientFiles, Listener, Protocols, TlsError, TlsFiles, TlsReloader,
 };
 use crate::config::{ClientCertificates, Config, ListenAddress, MqttConfig, TlsConfig};
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
 use crate::event::Event;
 use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{
-    DedupKey, Latency, Pipeline, PipelineConfig, Routes, Rules, Sink, Step, Tap, Thresholds,
+    DedupKey, Latency, Offer, Pipeline, PipelineConfig, Routes, Rules, Sink, Step, Tap, Thresholds,
     WindowLimits,
 };
 use crate::regular_file::FileError;
@@ -304,6 +306,7 @@ fn journal_config(config: &Config) -> JournalConfig {
     JournalConfig {
         folder: config.store.path.join(journal::FOLDER),
         max_bytes: journal.max_bytes,
+        max_age: Some(Duration::from_secs(journal.max_age_s.into())).filter(|age| !age.is_zero()),
         segment_bytes: journal.segment_bytes.min(journal.max_bytes / 4),
         io_uring: journal.io_uring,
     }
@@ -539,6 +542,43 @@ fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
     })
 }
 
+/// Hands over again what was dropped: to the app alone that could not handle it, else to all that have
+/// subscribed to it. Else says why not, and what to do. May wait for subscribers that are behind.
+fn retry(
+    letter: &DeadLetter,
+    apps: &Apps,
+    pipeline: &Pipeline,
+    broker: &Broker,
+) -> Result<(), String> {
+    if !letter.reason.is_of_app() {
+        if letter.topic.as_str().starts_with('$') {
+            return Err("topics that begin with $ are the gateway's own".to_owned());
+        }
+        return match broker.publish_again(letter) {
+            true => Ok(()),
+            false => Err("too many events wait for apps; try again later".to_owned()),
+        };
+    }
+    let name = &letter.source;
+    let app = apps.inspect(name).map_err(|error| error.to_string())?;
+    if !matches!(app.state, AppState::Running | AppState::Paused) {
+        return Err(format!(
+            "app {name} is {}; retry when it runs (`headgate app start {name}`)",
+            app.state
+        ));
+    }
+    let event = Event::new(letter.topic.clone(), letter.payload.clone(), Instant::now());
+    // What finds no room could push out something else.
+    let has_room = app.counters.queued < app.limits.queue_events as u64;
+    match has_room.then(|| pipeline.offer_to(name, event)).flatten() {
+        Some(Offer::Taken) => Ok(()),
+        Some(Offer::Full(_)) | None => Err(format!(
+            "app {name} has no room: {} events wait for it; try again later",
+            app.counters.queued
+        )),
+    }
+}
+
 /// Where what apps make goes: to the clients, and to other apps.
 struct Outputs {
     /// Set once the edge is up; what an app makes before that has nobody to go to but apps.
@@ -665,6 +705,11 @@ impl Gateway {
             })
         };
         let reloader = self.reloader();
+        let retry = {
+            let (apps, broker) = (self.apps.clone(), self.broker.clone());
+            let pipeline = self.pipeline.clone();
+            Arc::new(move |letter: &DeadLetter| retry(letter, &apps, &pipeline, &broker))
+        };
         let reload = Arc::new(move || reloader().map_err(|error| error.to_string()));
         let why = Why {
             routes: self.routes.clone(),
@@ -680,6 +725,7 @@ impl Gateway {
                 apps: self.apps.clone(),
                 broker: self.broker.clone(),
                 dead_letters: self.dead_letters.clone(),
+                retry,
                 status,
                 reload,
                 why: Arc::new(move |topic| why.answer(topic)),

@@ -95,7 +95,10 @@ impl Why {
             subscribers: subscribers.len(),
             some_subscribers: subscribers.into_iter().take(SHOWN).collect(),
             steps: self.routes.traces.of(topic),
-            dead_letters: letters.iter().map(|letter| letter.info()).collect(),
+            dead_letters: letters
+                .iter()
+                .map(|(id, letter)| letter.info(*id))
+                .collect(),
             because: Vec::new(),
         };
         let journal_error = self

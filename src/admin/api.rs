@@ -20,6 +20,7 @@ use super::client::DeadLetterList;
 use super::mqtt::{self, QueryResult, parse};
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
+use crate::dead_letters::{DeadLetterInfo, Retried, no_such_letter};
 use crate::event::{Topic, TopicFilter};
 use crate::why::Explanation;
 
@@ -37,12 +38,15 @@ pub(super) struct Api {
     pub(super) state: AdminState,
     /// One package is taken in at a time, so that no more than one sits in memory.
     installing: Arc<Mutex<()>>,
+    /// One at a time hands dead letters over again, so that none goes twice.
+    retrying: Arc<Mutex<()>>,
 }
 
 pub(super) fn router(state: AdminState) -> Router {
     let api = Api {
         state,
         installing: Arc::default(),
+        retrying: Arc::default(),
     };
     Router::new()
         .route("/v1/status", get(status))
@@ -59,6 +63,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}/drain", post(drain))
         .route("/v1/apps/{name}/restart", post(restart))
         .route("/v1/apps/{name}/logs", get(logs))
+        .route("/v1/apps/{name}/package", get(package))
         .route("/v1/mqtt/clients", get(mqtt::clients))
         .route("/v1/mqtt/disconnect", post(mqtt::disconnect))
         .route("/v1/mqtt/forget", post(mqtt::forget))
@@ -69,6 +74,8 @@ pub(super) fn router(state: AdminState) -> Router {
             "/v1/dead-letters",
             get(dead_letters).delete(purge_dead_letters),
         )
+        .route("/v1/dead-letters/{id}", get(dead_letter))
+        .route("/v1/dead-letters/retry", post(retry_dead_letters))
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -247,6 +254,15 @@ async fn logs(
     .await
 }
 
+/// As [`install`] takes it.
+async fn package(State(api): State<Api>, AppName(name): AppName) -> Result<Response, Refusal> {
+    let apps = api.state.apps;
+    let (manifest, component) = blocking(move || Ok(apps.package(&name)?)).await?;
+    let length = [(MANIFEST_LENGTH, manifest.len().to_string())];
+    let body = [manifest.into_bytes(), component].concat();
+    Ok((length, body).into_response())
+}
+
 #[derive(Deserialize)]
 struct DeadLettersQuery {
     topic: Option<String>,
@@ -266,21 +282,12 @@ async fn dead_letters(
             ),
         )
     })?;
-    let filter = topic
-        .map(|topic| {
-            TopicFilter::new(topic.as_str()).map_err(|error| {
-                Refusal::new(
-                    StatusCode::BAD_REQUEST,
-                    format!("the topic filter {topic:?}: {error}"),
-                )
-            })
-        })
-        .transpose()?;
+    let filter = topic.as_deref().map(topic_filter).transpose()?;
     let letters = api.state.dead_letters;
     blocking(move || {
         let found = letters.list(filter.as_ref(), last.unwrap_or(DEFAULT_DEAD_LETTERS));
         Ok(DeadLetterList {
-            letters: found.iter().map(|letter| letter.info()).collect(),
+            letters: found.iter().map(|(id, letter)| letter.info(*id)).collect(),
             left_out: letters.left_out(),
         })
     })
@@ -313,6 +320,86 @@ async fn why(
     blocking(move || Ok((api.state.why)(&topic)))
         .await
         .map(Json)
+}
+
+fn topic_filter(text: &str) -> Result<TopicFilter, Refusal> {
+    TopicFilter::new(text.to_owned()).map_err(|error| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the topic filter {text:?}: {error}"),
+        )
+    })
+}
+
+fn letter_id(text: &str) -> Result<u64, Refusal> {
+    text.parse().map_err(|_| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("{text:?} is no id of a dead letter: that is a number"),
+        )
+    })
+}
+
+async fn dead_letter(State(api): State<Api>, Path(id): Path<String>) -> Answer<DeadLetterInfo> {
+    let id = letter_id(&id)?;
+    let letter = api.state.dead_letters.get(id);
+    let letter = letter.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, no_such_letter(id)))?;
+    Ok(Json(letter.info(id)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetryQuery {
+    /// With commas between them.
+    ids: Option<String>,
+    topic: Option<String>,
+    all: Option<bool>,
+}
+
+async fn retry_dead_letters(
+    State(api): State<Api>,
+    query: QueryResult<RetryQuery>,
+) -> Answer<Retried> {
+    const TAKES: &str = "one of ?ids=ID,ID, ?topic=FILTER and ?all=true";
+    let AdminState {
+        dead_letters,
+        retry,
+        ..
+    } = api.state;
+    let matching = |filter: Option<&TopicFilter>| -> Vec<u64> {
+        let found = dead_letters.list(filter, usize::MAX);
+        found.into_iter().map(|(id, _)| id).collect()
+    };
+    // Before the letters are looked for: those that another one has handed over are not there any more.
+    let one_at_a_time = api.retrying.lock_owned().await;
+    let ids = match parse(query, TAKES)? {
+        RetryQuery {
+            ids: Some(ids),
+            topic: None,
+            all: None,
+        } => ids.split(',').map(letter_id).collect::<Result<_, _>>()?,
+        RetryQuery {
+            ids: None,
+            topic: Some(topic),
+            all: None,
+        } => matching(Some(&topic_filter(&topic)?)),
+        RetryQuery {
+            ids: None,
+            topic: None,
+            all: Some(true),
+        } => matching(None),
+        _ => {
+            let error = format!("this path takes {TAKES}");
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+        }
+    };
+    blocking(move || {
+        let retried = dead_letters.retry(ids, |letter| retry(letter));
+        drop(one_at_a_time);
+        Ok(retried)
+    })
+    .await
+    .map(Json)
 }
 
 async fn purge_dead_letters(State(api): State<Api>) -> Answer<serde_json::Value> {
@@ -481,7 +568,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::admin::{AdminListener, Client, ClientError};
+    use crate::admin::{AdminListener, Client, ClientError, Retry};
     use crate::apps::tests::house::{guest, manifest};
     use crate::apps::{AppState, AppsConfig, Compiler};
     use crate::broker::Broker;
@@ -573,6 +660,10 @@ mod tests {
             broker,
             dead_letters: dead_letters.clone(),
             why: Arc::new(move |topic| why.answer(topic)),
+            retry: Arc::new(|letter| match letter.topic.as_str() {
+                "bad" => Err("nobody wants it".to_owned()),
+                _ => Ok(()),
+            }),
             status: Arc::new(|| json!({ "version": "1" })),
             reload: Arc::new(|| Err("mqtt.auth.acl_file: acl.toml:3: wrong".into())),
         };
@@ -686,6 +777,61 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_dead_letter_is_shown_and_retried_by_its_id() {
+        let served = served();
+        let client = served.client();
+        for topic in ["good/a", "bad", "good/b", "good/c"] {
+            drop_one(&served, topic, b"x");
+        }
+        let list = client.dead_letters(None, 100).await.unwrap().letters;
+        let ids: Vec<_> = list.iter().map(|letter| letter.id).collect();
+        let shown = client.dead_letter(ids[1]).await.unwrap();
+        assert_eq!(shown, list[1]);
+        let (status, message) = refused(client.dead_letter(99).await);
+        assert_eq!(status, 404);
+        assert!(
+            message.contains("no dead letter has the id 99"),
+            "{message}"
+        );
+
+        let outcome = client
+            .retry_dead_letters(&Retry::Ids(vec![ids[0], ids[1], 99]))
+            .await;
+        let outcome = outcome.unwrap();
+        assert_eq!(outcome.retried, 1);
+        let refusals: Vec<_> = outcome
+            .refused
+            .iter()
+            .map(|one| (one.id, &*one.error))
+            .collect();
+        assert_eq!(refusals[0], (ids[1], "nobody wants it"));
+        assert_eq!(refusals[1].0, 99);
+        let by_topic = Retry::Topic("good/b".to_owned());
+        assert_eq!(
+            client.retry_dead_letters(&by_topic).await.unwrap().retried,
+            1
+        );
+        let outcome = client.retry_dead_letters(&Retry::All).await.unwrap();
+        assert_eq!((outcome.retried, outcome.refused.len()), (1, 1));
+        let left = client.dead_letters(None, 100).await.unwrap().letters;
+        assert_eq!(left, [list[1].clone()]);
+        for query in [
+            "",
+            "?ids=",
+            "?ids=1,x",
+            "?all=false",
+            "?all=true&ids=1",
+            "?topic=a/%23/b",
+        ] {
+            let (status, answer) = served
+                .call("POST", &format!("/v1/dead-letters/retry{query}"))
+                .await;
+            assert_eq!(status, 400, "{query}: {answer}");
+        }
+        assert_eq!(served.call("GET", "/v1/dead-letters/x").await.0, 400);
+    }
+
+    #[tokio::test]
     async fn a_wrong_question_about_dead_letters_is_answered_with_what_is_wrong() {
         let served = served();
         let refused = refused(served.client().dead_letters(Some("plant/#/x"), 5).await);
@@ -714,6 +860,7 @@ mod tests {
             refused(client.restart("no/such app").await),
             refused(client.remove("no/such app").await),
             refused(client.logs("no/such app", 5).await),
+            refused(client.package("no/such app").await),
         ] {
             assert_eq!(outcome.0, 404);
             assert!(outcome.1.contains("\"no/such app\""), "{}", outcome.1);
@@ -836,6 +983,8 @@ mod tests {
 
         let log = client.logs("thermo", 100).await.unwrap();
         assert!(log.iter().any(|line| line.message == "hello"), "{log:?}");
+        let (text, component) = client.package("thermo").await.unwrap();
+        assert_eq!((text, component), (manifest, guest("")));
         let last = client.logs("thermo", 1).await.unwrap();
         assert_eq!(last.len(), 1);
         // The gateway itself may have added one meanwhile.

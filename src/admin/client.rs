@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,11 +17,15 @@ use tokio::net::UnixStream;
 use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
 use crate::broker::Listed;
-use crate::dead_letters::DeadLetterInfo;
+use crate::dead_letters::{DeadLetterInfo, Retried};
 use crate::why::Explanation;
 
 /// For what only looks something up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For what waits for subscribers that are behind: half a second for each letter, but then that one is slow, and
+/// nobody waits for it.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// For what may compile a component: 1 s a megabyte on a desktop, ten times that on a small board
 /// that is busy.
@@ -50,6 +54,15 @@ pub enum ClientError {
     /// The gateway's own words.
     #[error("{message}")]
     Refused { status: u16, message: String },
+}
+
+/// Which dead letters are handed over again.
+#[derive(Clone, Debug)]
+pub enum Retry {
+    Ids(Vec<u64>),
+    /// Those whose topic matches this filter.
+    Topic(String),
+    All,
 }
 
 /// What `GET /v1/dead-letters` answers.
@@ -180,6 +193,23 @@ impl Client {
         Ok(())
     }
 
+    /// The manifest of an app and its component.
+    pub async fn package(&self, name: &str) -> Result<(String, Vec<u8>), ClientError> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(app_path(name, "/package"))
+            .body(Full::default());
+        let answer = self.answer(request, LOOK_UP_TIMEOUT).await?;
+        let length = answer.headers().get(MANIFEST_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        let body = answer.body();
+        let (manifest, component) = length
+            .and_then(|length| body.split_at_checked(length))
+            .ok_or_else(|| self.broke_off("what it has sent is no package"))?;
+        let manifest = std::str::from_utf8(manifest).map_err(|error| self.broke_off(error))?;
+        Ok((manifest.to_owned(), component.to_vec()))
+    }
+
     /// The last `last` lines of an app's log, oldest first.
     pub async fn logs(&self, name: &str, last: usize) -> Result<Vec<LogLine>, ClientError> {
         #[derive(Deserialize)]
@@ -234,6 +264,27 @@ impl Client {
         self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
     }
 
+    pub async fn dead_letter(&self, id: u64) -> Result<DeadLetterInfo, ClientError> {
+        let path = format!("/v1/dead-letters/{id}");
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
+    /// Has dead letters handed over again.
+    pub async fn retry_dead_letters(&self, which: &Retry) -> Result<Retried, ClientError> {
+        let ids;
+        let query = match which {
+            Retry::Ids(numbers) => {
+                let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+                ids = numbers.join(",");
+                ("ids", ids.as_str())
+            }
+            Retry::Topic(filter) => ("topic", filter.as_str()),
+            Retry::All => ("all", "true"),
+        };
+        let path = with_query("/v1/dead-letters/retry", &[query]);
+        self.request(Method::POST, &path, RETRY_TIMEOUT).await
+    }
+
     /// Forgets the dead letters. Returns how many there were.
     pub async fn purge_dead_letters(&self) -> Result<usize, ClientError> {
         #[derive(Deserialize)]
@@ -264,24 +315,35 @@ impl Client {
         request: hyper::http::Result<Request<Full<Bytes>>>,
         within: Duration,
     ) -> Result<T, ClientError> {
+        let answer = self.answer(request, within).await?;
+        serde_json::from_slice(answer.body()).map_err(|error| self.broke_off(error))
+    }
+
+    /// An answer that is no refusal.
+    async fn answer(
+        &self,
+        request: hyper::http::Result<Request<Full<Bytes>>>,
+        within: Duration,
+    ) -> Result<Response<Bytes>, ClientError> {
         let mut request = request.map_err(|error| self.broke_off(error))?;
         request.headers_mut().insert(
             hyper::header::HOST,
             hyper::header::HeaderValue::from_static("headgate"),
         );
         let exchange = tokio::time::timeout(within, self.exchange(request));
-        let (status, body) = exchange.await.map_err(|_| ClientError::TimedOut {
+        let answer = exchange.await.map_err(|_| ClientError::TimedOut {
             socket: self.socket.clone(),
             after: within,
         })??;
+        let status = answer.status();
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| self.broke_off(error));
+            return Ok(answer);
         }
         #[derive(Deserialize)]
         struct Refusal {
             error: String,
         }
-        let message = match serde_json::from_slice::<Refusal>(&body) {
+        let message = match serde_json::from_slice::<Refusal>(answer.body()) {
             Ok(refusal) => refusal.error,
             Err(_) => format!("the gateway answered {status} without a reason"),
         };
@@ -294,7 +356,7 @@ impl Client {
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+    ) -> Result<Response<Bytes>, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| self.unreachable(source))?;
@@ -302,10 +364,9 @@ impl Client {
             .await
             .map_err(|error| self.broke_off(error))?;
         let exchange = async {
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            let body = answer.into_body().collect().await?.to_bytes();
-            Ok((status, body))
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
+            Ok(Response::from_parts(head, body))
         };
         tokio::pin!(exchange);
         let exchanged: hyper::Result<_> = tokio::select! {

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use crate::apps::Apps;
 use crate::broker::Broker;
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::event::Topic;
 use crate::why::Explanation;
 
-pub use client::{Client, ClientError, DeadLetterList};
+pub use client::{Client, ClientError, DeadLetterList, Retry};
 pub use socket::{AdminListener, SocketError};
 
 /// Largest component that can be installed, in bytes.
@@ -34,6 +34,8 @@ pub struct AdminState {
     pub apps: Apps,
     pub broker: Arc<Broker>,
     pub dead_letters: Arc<DeadLetters>,
+    /// Hands a dead letter over again; else says why not. May wait for whoever gets it.
+    pub retry: Arc<dyn Fn(&DeadLetter) -> Result<(), String> + Send + Sync>,
     /// What `GET /v1/status` answers: an object. May block for a moment.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// What `POST /v1/reload` does; else, what is wrong with which file. May block for a moment.

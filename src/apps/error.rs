@@ -58,6 +58,12 @@ pub enum AppError {
     )]
     Preinstalled { name: String },
 
+    #[error(
+        "app {name} is part of the system, and only its compiled code is there, which is for this gateway \
+         alone; name its package with --package PATH"
+    )]
+    OnlyPrecompiled { name: String },
+
     #[error("app {name} is {state}: {remedy}")]
     WrongState {
         name: String,
@@ -161,6 +167,7 @@ impl AppError {
             AppError::NoCompiler { .. }
             | AppError::NotAllowed { .. }
             | AppError::Preinstalled { .. }
+            | AppError::OnlyPrecompiled { .. }
             | AppError::TooMuch { .. }
             | AppError::WrongState { .. }
             | AppError::RolledBack { .. } => AppErrorKind::Conflict,

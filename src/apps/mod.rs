@@ -652,6 +652,29 @@ impl Apps {
         Ok(())
     }
 
+    /// The manifest of an app and its component, as they were installed.
+    pub fn package(&self, name: &str) -> Result<(String, Vec<u8>), AppError> {
+        let control = &self.control;
+        // No command takes the component away meanwhile.
+        let _workers = control.workers_unless_shut_down()?;
+        let app = control.app(name)?;
+        if app.package().origin() == Origin::Installed {
+            return stored_package(&control.store, name);
+        }
+        let package = control.readable(&app)?;
+        let (Some(folder), Some(manifest)) = (package.folder, package.manifest) else {
+            unreachable!("a preinstalled app that is readable has both");
+        };
+        let found = folder.package(&manifest);
+        let found = found.map_err(|reason| AppError::PreinstalledFile {
+            name: name.to_owned(),
+            reason,
+        })?;
+        found.ok_or_else(|| AppError::OnlyPrecompiled {
+            name: name.to_owned(),
+        })
+    }
+
     /// The last `last_n` lines of an app's log, oldest first.
     pub fn logs(&self, name: &str, last_n: usize) -> Result<Vec<LogLine>, AppError> {
         Ok(self.control.app(name)?.log().last(last_n))
@@ -687,6 +710,17 @@ impl Apps {
     pub fn shutdown(&self, deadline: Instant, before_dropping: impl FnOnce()) {
         self.control.shut_down(deadline, before_dropping);
     }
+}
+
+/// The manifest of an installed app and its component, for whoever needs them without a gateway that runs.
+pub fn stored_package(store: &Store, name: &str) -> Result<(String, Vec<u8>), AppError> {
+    let record = store.app(name)?.ok_or_else(|| AppError::NotFound {
+        name: name.to_owned(),
+    })?;
+    let record = record.map_err(|_| AppError::Unreadable {
+        name: name.to_owned(),
+    })?;
+    Ok((record.manifest, store.component(record.component)?))
 }
 
 impl Control {

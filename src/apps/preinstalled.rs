@@ -107,6 +107,19 @@ impl AppFolder {
         ))
     }
 
+    /// The manifest's text and the component, as they could be installed elsewhere. None if there is but
+    /// compiled code.
+    pub(super) fn package(&self, manifest: &Manifest) -> Result<Option<(String, Vec<u8>)>, String> {
+        let component = self.path.join(&manifest.component);
+        if !component.exists() {
+            return Ok(None);
+        }
+        let path = self.path.join(MANIFEST_FILE);
+        let text = String::from_utf8(self.read(&path)?)
+            .map_err(|_| format!("{}: not UTF-8, so not a manifest", path.display()))?;
+        Ok(Some((text, self.read(&component)?)))
+    }
+
     fn read(&self, path: &Path) -> Result<Vec<u8>, String> {
         read_trusted(path).map_err(|reason| format!("{}: {reason}", path.display()))
     }

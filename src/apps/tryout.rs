@@ -138,6 +138,7 @@ impl Tryout {
     fn outcome(&mut self) -> Outcome {
         self.app.wait_until_done(Instant::now() + FOREVER);
         let failed = self.dead_letters.list(None, usize::MAX);
+        let failed = failed.into_iter().map(|(_, letter)| letter).collect();
         self.dead_letters.purge();
         let mut log = self.app.log().last(usize::MAX);
         log.retain(|line| line.sequence >= self.next_line);

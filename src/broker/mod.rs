@@ -16,6 +16,7 @@ mod fanout;
 pub mod fuzzing;
 mod introspection;
 mod large_packets;
+mod letter_topic;
 mod link;
 mod listener;
 mod mailbox;
@@ -45,12 +46,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use rumqttd::protocol::{ConnectReturnCode, QoS};
+use rumqttd::protocol::{ConnectReturnCode, QoS, qos};
 use rustc_hash::FxHashSet;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 
-use crate::dead_letters::{DeadLetters, Reason};
+use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::event::{Event, unix_time_ns};
 use crate::journal::Journal;
 use crate::pipeline::Pipeline;
@@ -280,6 +281,7 @@ impl Broker {
             tokio::spawn(tls.clone().watch(on_change));
         }
         tokio::spawn(shared.clone().reap_sessions());
+        tokio::spawn(letter_topic::publish(shared.clone()));
         if !shared.config.system_topics_every.is_zero() {
             tokio::spawn(system_topics::publish(shared.clone()));
         }
@@ -311,6 +313,30 @@ impl Broker {
         for mailbox in pressed {
             mailbox.eased_blocking();
         }
+    }
+
+    /// Publishes a message that was dropped before, as the gateway's own: to all that have subscribed to it by
+    /// now, apps and clients. Waits, within bounds, for subscribers that are behind. False: too much waits for
+    /// the apps, and nobody was sent anything.
+    pub fn publish_again(&self, letter: &DeadLetter) -> bool {
+        let (topic, payload) = (&letter.topic, &letter.payload);
+        let mut tap = self.shared.pipeline.tap();
+        let treatment = tap.treatment(topic);
+        let event = Event::new(topic.clone(), payload.clone(), Instant::now());
+        tap.add(event, treatment);
+        if !tap.flush() {
+            return false;
+        }
+        let message = || Message {
+            qos: qos(letter.qos).unwrap_or(QoS::AtMostOnce),
+            ..Message::new(topic.clone(), payload.clone())
+        };
+        let mut publisher = Publisher::new(self.shared.fanout.clone());
+        publisher.add(topic, payload.len(), message);
+        for mailbox in publisher.flush(Instant::now()).pressed {
+            mailbox.eased_blocking();
+        }
+        true
     }
 
     pub fn stats(&self) -> BrokerStats {

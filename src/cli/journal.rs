@@ -15,7 +15,7 @@ use super::app::utc;
 use super::output::{Output, one_line};
 use super::{FAILED, Global};
 use crate::config::Config;
-use crate::event::TopicFilter;
+use crate::event::{FilterError, TopicFilter};
 use crate::journal::{self, Entry, Reading, Record};
 
 /// Look at the journal: events that are on disk before they are acknowledged (journal.topics)
@@ -30,6 +30,8 @@ pub(super) enum JournalCommand {
     /// Exits with 1 if events are damaged or missing. The end of a segment that a crash has cut short is told of,
     /// but is no damage: nothing of it was acknowledged.
     Verify(Place),
+    #[cfg(feature = "compiler")]
+    Replay(super::tryout::ReplayArgs),
 }
 
 #[derive(Args)]
@@ -47,7 +49,7 @@ pub(super) struct TailArgs {
     #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 20)]
     last: usize,
     /// Only those whose topic matches
-    #[arg(long, value_name = "FILTER", value_parser = |text: &str| TopicFilter::new(text.to_owned()))]
+    #[arg(long, value_name = "FILTER", value_parser = topic_filter)]
     topic: Option<TopicFilter>,
 }
 
@@ -60,11 +62,13 @@ pub(super) fn run(
         JournalCommand::Stat(place) => stat(&place.find(global)?, output).map(super::succeed),
         JournalCommand::Tail(args) => tail(&args, global, output).map(super::succeed),
         JournalCommand::Verify(place) => verify(&place.find(global)?, output),
+        #[cfg(feature = "compiler")]
+        JournalCommand::Replay(args) => super::tryout::replay(args, global, output),
     }
 }
 
 impl Place {
-    fn find(&self, global: &Global) -> anyhow::Result<PathBuf> {
+    pub(super) fn find(&self, global: &Global) -> anyhow::Result<PathBuf> {
         if let Some(folder) = &self.folder {
             return Ok(folder.clone());
         }
@@ -73,7 +77,7 @@ impl Place {
     }
 }
 
-fn found(folder: &Path) -> anyhow::Result<journal::Stat> {
+pub(super) fn found(folder: &Path) -> anyhow::Result<journal::Stat> {
     let stat = journal::stat(folder);
     let stat = stat.with_context(|| format!("cannot read {}", folder.display()))?;
     stat.with_context(|| {
@@ -82,6 +86,10 @@ fn found(folder: &Path) -> anyhow::Result<journal::Stat> {
             folder.display()
         )
     })
+}
+
+pub(super) fn topic_filter(text: &str) -> Result<TopicFilter, FilterError> {
+    TopicFilter::new(text.to_owned())
 }
 
 fn stat(folder: &Path, output: &Output) -> anyhow::Result<()> {

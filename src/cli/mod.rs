@@ -12,6 +12,8 @@ mod config;
 mod dead_letters;
 mod demo;
 mod journal;
+#[cfg(feature = "compiler")]
+mod moment;
 mod mqtt;
 #[cfg(feature = "compiler")]
 mod new;
@@ -127,7 +129,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
-        Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output).map(succeed),
+        Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output),
         Command::Why(args) => why::run(args, &cli.global, &output).map(succeed),
         Command::Journal(command) => journal::run(command, &cli.global, &output),
         Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),

@@ -311,6 +311,9 @@ section! {
         /// Most bytes of it. Beyond that the oldest segments are removed, those that no app has finished,
         /// too.
         max_bytes: u64 = bytes(MIB, 256 * GIB), Preset::Text("1GiB");
+        /// Seconds after which an event is removed, if all apps have finished it; up to an eighth later, since
+        /// segments are removed as a whole. 0 for no limit.
+        max_age_s: u32 = integer(0, 0xffff_ffff), Preset::Text("0");
         /// Bytes after which a segment is followed by the next.
         segment_bytes: u64 = bytes(64 * 1024, GIB), Preset::Text("64MiB");
         /// Whether it is written through io_uring, where the kernel lets us.

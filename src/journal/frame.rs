@@ -95,15 +95,10 @@ pub(super) fn segment_header(first: u64, time_ns: u64) -> [u8; HEADER_BYTES] {
     bytes
 }
 
-/// The sequence of the first event, if this is a segment's header.
-pub(super) fn parse_segment_header(bytes: &[u8; HEADER_BYTES]) -> Option<u64> {
-    (is_sealed(bytes) && bytes.starts_with(&SEGMENT_MAGIC)).then(|| u64_at(bytes, 8))
-}
-
-/// When a segment was begun, in nanoseconds since 1970, if this is its header.
-pub(super) fn segment_time(bytes: &[u8; HEADER_BYTES]) -> Option<u64> {
-    parse_segment_header(bytes)?;
-    Some(u64_at(bytes, 16))
+/// The sequence of the first event, and when the segment was begun, if this is a segment's header.
+pub(super) fn parse_segment_header(bytes: &[u8; HEADER_BYTES]) -> Option<(u64, u64)> {
+    (is_sealed(bytes) && bytes.starts_with(&SEGMENT_MAGIC))
+        .then(|| (u64_at(bytes, 8), u64_at(bytes, 16)))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@
 mod disk;
 mod frame;
 mod reading;
+mod retention;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -30,6 +31,7 @@ use tokio::sync::{Notify, watch};
 use crate::event::unix_time_ns;
 use disk::Io;
 use frame::Frame;
+use retention::Retention;
 use segment::{Next, Reader, Segment, after_torn};
 use tracker::Tracker;
 use writer::Writer;
@@ -50,6 +52,8 @@ pub struct JournalConfig {
     pub folder: PathBuf,
     /// Beyond this the oldest segments are removed.
     pub max_bytes: u64,
+    /// Events that are older are removed, once they are finished.
+    pub max_age: Option<Duration>,
     /// Beyond this a segment is followed by the next.
     pub segment_bytes: u64,
     /// Whether io_uring is used where the kernel lets us.
@@ -157,8 +161,15 @@ impl Journal {
             source,
         };
         fs::create_dir_all(&folder).map_err(failed)?;
-        let segments = segment::list(&folder).map_err(failed)?;
-        let (next, cursor) = positions(&segments)?;
+        let mut segments = segment::list(&folder).map_err(failed)?;
+        let Positions {
+            next,
+            cursor,
+            newest_ns,
+        } = positions(&segments)?;
+        if let Some(last) = segments.last_mut() {
+            last.ended_ns = Some(newest_ns);
+        }
         let io = match Io::choose() {
             Ok(io) if config.io_uring => io,
             Ok(_) => Io::Blocking,
@@ -198,6 +209,8 @@ impl Journal {
             io,
             segments: segments.into(),
             written_cursor: cursor,
+            retention: config.max_age.map(Retention::new),
+            begun: Instant::now(),
             config,
         };
         writer.make_room(0);
@@ -372,7 +385,7 @@ impl Recovered {
     ) -> io::Result<impl Iterator<Item = io::Result<([u8; 16], Duration)>> + use<>> {
         let now = unix_time_ns();
         let since = now.saturating_sub(window.as_nanos() as u64);
-        let from = segment::first_since(&segment::list(&self.folder)?, since)?;
+        let from = segment::first_since(&segment::list(&self.folder)?, since);
         let entries = Reading::open(&self.folder, from)?;
         let keys = entries.flat_map(move |entry| {
             let records = match entry {
@@ -416,42 +429,61 @@ pub fn stat(folder: &Path) -> io::Result<Option<Stat>> {
     let Some(first) = segments.first() else {
         return Ok(None);
     };
-    let (next, finished) = positions(&segments).map_err(io::Error::other)?;
+    let positions = positions(&segments).map_err(io::Error::other)?;
     Ok(Some(Stat {
         segments: segments.len(),
         bytes: segments.iter().map(|segment| segment.bytes).sum(),
         first: first.first,
-        next,
-        finished,
+        next: positions.next,
+        finished: positions.cursor,
     }))
 }
 
-/// The sequence behind all events that a journal may have had, and its last cursor.
-fn positions(segments: &[Segment]) -> Result<(u64, u64), JournalError> {
-    let mut next = None;
+/// How far a journal goes.
+struct Positions {
+    /// The sequence behind all events that it may have had.
+    next: u64,
+    /// Its last cursor.
+    cursor: u64,
+    /// When the last event in its last segment came: nanoseconds since 1970; 0 if there is none.
+    newest_ns: u64,
+}
+
+fn positions(segments: &[Segment]) -> Result<Positions, JournalError> {
+    let mut last = None;
     // A crash may have left the last one without a cursor.
     for segment in segments.iter().rev() {
-        let (behind, cursor) = last_positions(segment).map_err(|source| JournalError::File {
+        let found = last_positions(segment).map_err(|source| JournalError::File {
             path: segment.path.clone(),
             source,
         })?;
-        let next = *next.get_or_insert(behind);
-        if let Some(cursor) = cursor {
-            return Ok((next, cursor.min(next)));
+        let (next, _, newest_ns) = *last.get_or_insert(found);
+        if let (_, Some(cursor), _) = found {
+            return Ok(Positions {
+                next,
+                cursor: cursor.min(next),
+                newest_ns,
+            });
         }
     }
     let first = segments.first().map_or(0, |segment| segment.first);
-    Ok((next.unwrap_or(first), first))
+    let (next, _, newest_ns) = last.unwrap_or((first, None, 0));
+    Ok(Positions {
+        next,
+        cursor: first,
+        newest_ns,
+    })
 }
 
-/// The sequence behind all events that a segment may have had, and its last cursor.
-fn last_positions(segment: &Segment) -> io::Result<(u64, Option<u64>)> {
+/// The sequence behind all events that a segment may have had, its last cursor, and when the last event came.
+fn last_positions(segment: &Segment) -> io::Result<(u64, Option<u64>, u64)> {
     let mut reader = Reader::open(segment)?;
     let mut cursor = None;
+    let mut newest_ns = 0;
     loop {
         match reader.next()? {
             Next::Frame(_, Frame::Cursor(found)) => cursor = Some(found),
-            Next::Frame(..) => {}
+            Next::Frame(header, Frame::Events(_)) => newest_ns = header.time_ns,
             Next::Damage { at, bytes, lost } => {
                 let problem = Problem::Damage { at, bytes, lost };
                 tracing::error!(segment = %segment.path.display(), "{problem}");
@@ -459,9 +491,10 @@ fn last_positions(segment: &Segment) -> io::Result<(u64, Option<u64>)> {
             Next::Torn { at, bytes } => {
                 let problem = Problem::Torn { at, bytes };
                 tracing::warn!(segment = %segment.path.display(), "{problem}");
-                return Ok((after_torn(reader.expected(), bytes), cursor));
+                let next = after_torn(reader.expected(), bytes);
+                return Ok((next, cursor, newest_ns));
             }
-            Next::End => return Ok((reader.expected(), cursor)),
+            Next::End => return Ok((reader.expected(), cursor, newest_ns)),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -25,6 +26,12 @@ pub(super) struct Segment {
     pub(super) first: u64,
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
+    /// When it was begun: nanoseconds since 1970, by its header. None if that can't be read.
+    pub(super) begun_ns: Option<u64>,
+    /// When its newest event came, at the latest, if it is of an earlier run: when the next one was begun.
+    pub(super) ended_ns: Option<u64>,
+    /// When this run has last written events to it.
+    pub(super) written: Option<Instant>,
 }
 
 pub(super) fn path(folder: &Path, first: u64) -> PathBuf {
@@ -49,27 +56,35 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<Segment>> {
         if let Some(first) = first.filter(|_| metadata.is_file()) {
             segments.push(Segment {
                 first,
+                begun_ns: begun_ns(&entry.path()),
                 path: entry.path(),
                 bytes: metadata.len(),
+                ended_ns: None,
+                written: None,
             });
         }
     }
     segments.sort_by_key(|segment| segment.first);
+    for next in 1..segments.len() {
+        segments[next - 1].ended_ns = segments[next].begun_ns;
+    }
     Ok(segments)
 }
 
 /// The sequence of the first event of the segment in which events of this time may begin, in nanoseconds
 /// since 1970.
-pub(super) fn first_since(segments: &[Segment], time_ns: u64) -> io::Result<u64> {
-    for segment in segments.iter().rev() {
-        let mut header = [0; HEADER_BYTES];
-        let read = File::open(&segment.path)?.read_exact(&mut header);
-        // What can't be read says nothing of its time.
-        if read.is_ok() && frame::segment_time(&header).is_some_and(|begun| begun <= time_ns) {
-            return Ok(segment.first);
-        }
-    }
-    Ok(segments.first().map_or(0, |segment| segment.first))
+pub(super) fn first_since(segments: &[Segment], time_ns: u64) -> u64 {
+    // What can't be read says nothing of its time.
+    let begun = |segment: &&Segment| segment.begun_ns.is_some_and(|begun| begun <= time_ns);
+    let segment = segments.iter().rev().find(begun).or(segments.first());
+    segment.map_or(0, |segment| segment.first)
+}
+
+/// When a segment was begun: nanoseconds since 1970, by its header. None if that can't be read.
+fn begun_ns(path: &Path) -> Option<u64> {
+    let mut header = [0; HEADER_BYTES];
+    File::open(path).ok()?.read_exact(&mut header).ok()?;
+    frame::parse_segment_header(&header).map(|(_, begun_ns)| begun_ns)
 }
 
 /// The sequence that comes after a torn end of so many bytes: a number that was given to an event once is
@@ -121,7 +136,8 @@ impl Reader {
         let mut header = [0; HEADER_BYTES];
         if length >= HEADER_BYTES as u64 {
             reader.file.read_exact(&mut header)?;
-            if frame::parse_segment_header(&header) == Some(segment.first) {
+            let parsed = frame::parse_segment_header(&header);
+            if parsed.is_some_and(|(first, _)| first == segment.first) {
                 reader.at = HEADER_BYTES as u64;
             } else {
                 reader.file.rewind()?;

@@ -5,17 +5,18 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
 use super::disk::{Io, Log, sync_folder};
 use super::frame;
+use super::retention::{Now, Retention};
 use super::segment::{self, Segment};
 use super::{JournalConfig, Shared, Stats};
 use crate::event::unix_time_ns;
 
-/// How often the cursor is written when nothing else is.
+/// How often the cursor is written when nothing else is, and old segments are looked for.
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
 
 /// Most bytes of a buffer that is kept between two writes.
@@ -31,6 +32,10 @@ pub(super) struct Writer {
     /// The oldest first.
     pub(super) segments: VecDeque<Segment>,
     pub(super) written_cursor: u64,
+    /// None: events may become as old as they like.
+    pub(super) retention: Option<Retention>,
+    /// When the last segment was begun, if this run has.
+    pub(super) begun: Instant,
 }
 
 /// What is to be written.
@@ -58,6 +63,7 @@ impl Writer {
         // The segment that is written to; none before the first event and after a failure.
         let mut log = None;
         let mut spare = Vec::new();
+        let mut retired = Instant::now();
         loop {
             let mut batch = self.take(&mut spare).await;
             // An event can be finished before it is on disk.
@@ -72,6 +78,10 @@ impl Writer {
             if batch.closing {
                 break;
             }
+            if retired.elapsed() >= CURSOR_EVERY {
+                retired = Instant::now();
+                self.retire(&mut log, Now::read()).await;
+            }
             batch.bytes.clear();
             batch.bytes.shrink_to(KEPT_BYTES);
             spare = batch.bytes;
@@ -81,7 +91,7 @@ impl Writer {
             .send_modify(|durable| durable.closed = true);
     }
 
-    /// Waits for something to do.
+    /// Waits for something to do, or for a moment.
     async fn take(&self, spare: &mut Vec<u8>) -> Batch {
         loop {
             {
@@ -97,8 +107,7 @@ impl Writer {
                 }
             }
             let told = timeout(CURSOR_EVERY, self.shared.work.notified()).await;
-            let cursor = self.shared.tracker.cursor();
-            if told.is_err() && cursor != self.written_cursor {
+            if told.is_err() {
                 let next = self.shared.queue.lock().next;
                 return Batch {
                     bytes: Vec::new(),
@@ -170,6 +179,9 @@ impl Writer {
         result?;
         let written = batch.bytes.len() as u64;
         segment.bytes += written;
+        if batch.first < batch.next {
+            segment.written = Some(Instant::now());
+        }
         self.note(|stats| stats.bytes += written);
         Ok(())
     }
@@ -191,7 +203,11 @@ impl Writer {
             first,
             path,
             bytes: head.len() as u64,
+            begun_ns: Some(now),
+            ended_ns: None,
+            written: None,
         });
+        self.begun = Instant::now();
         self.note_size();
         Ok(log)
     }
@@ -221,13 +237,45 @@ impl Writer {
 
     /// Removes the segments of which all events are finished: the disk has no room for what is new.
     fn remove_finished(&mut self) {
-        let cursor = self.shared.tracker.cursor();
-        while self
-            .segments
-            .get(1)
-            .is_some_and(|next| next.first <= cursor)
-        {
+        while self.is_oldest_finished() {
             self.remove_oldest();
+        }
+        self.note_size();
+    }
+
+    /// Whether all events in the oldest segment are finished, and it is not the last one.
+    fn is_oldest_finished(&self) -> bool {
+        let next = self.segments.get(1);
+        next.is_some_and(|next| next.first <= self.shared.tracker.cursor())
+    }
+
+    /// Removes what is too old and finished, and has the next events begin a segment if this one is old enough.
+    async fn retire(&mut self, log: &mut Option<Log>, now: Now) {
+        let Some(retention) = self.retention else {
+            return;
+        };
+        let next = self.shared.durable.borrow().next;
+        let has_events = self.segments.back().is_some_and(|last| last.first < next);
+        if has_events && retention.is_full(self.begun, now) {
+            *log = None;
+        }
+        let is_over =
+            |oldest: Option<&Segment>| oldest.is_some_and(|oldest| retention.is_over(oldest, now));
+        let is_finished = self.shared.tracker.cursor() >= next;
+        let is_only = self.segments.len() == 1 && has_events;
+        if is_only && is_finished && is_over(self.segments.front()) {
+            // One stays, so that its sequences are not given again.
+            match self.begin_segment(next).await {
+                Ok(begun) => *log = Some(begun),
+                Err(error) => self.note(|stats| {
+                    stats.failures += 1;
+                    stats.error = Some(error.to_string());
+                }),
+            }
+        }
+        while is_over(self.segments.front()) && self.is_oldest_finished() {
+            let oldest = self.remove_oldest();
+            tracing::debug!(segment = %oldest.path.display(), "removed a segment that is older than journal.max_age_s");
         }
         self.note_size();
     }

@@ -77,6 +77,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "Messages among the dropped that were too many to be kept as dead letters.",
     ),
     (
+        "headgate_dead_letters_retried_total",
+        "Dead letters that were handed over again.",
+    ),
+    (
         "headgate_mqtt_failed_logins_total",
         "Connections that were refused because of their login, by reason.",
     ),

@@ -299,6 +299,20 @@ impl Pipeline {
         Tap::new(self.shared.clone())
     }
 
+    /// Offers an event to one outlet alone, whatever it has subscribed to. None: there is none of this name.
+    pub fn offer_to(&self, name: &str, event: Event) -> Option<Offer> {
+        let routes = self.shared.routes.load();
+        let outlet = routes.outlets.iter().find(|one| one.name() == name)?;
+        let counters = &self.shared.counters[event.lane];
+        let offer = outlet.offer(vec![event]);
+        if let Offer::Taken = offer {
+            for counter in [&counters.accepted, &counters.handed_over, &counters.batches] {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Some(offer)
+    }
+
     /// To be called by outlets.
     pub fn progress(&self) -> Progress {
         let shared = self.shared.clone();

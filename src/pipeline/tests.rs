@@ -227,7 +227,7 @@ fn beyond_its_bound_the_batch_lane_drops_what_comes_last() {
     let buried = house.letters.list(None, 1000);
     assert_eq!(buried.len() as u64, batch.overflowed);
     assert_eq!(
-        (buried[0].reason, buried[0].source.as_str()),
+        (buried[0].1.reason, buried[0].1.source.as_str()),
         (Reason::QueueFull, "batch")
     );
     house.adds_up();
@@ -326,7 +326,7 @@ fn while_realtime_cannot_keep_up_the_others_stand_back_and_then_go_on() {
     assert!(!house.send("plain/a", &["t"]), "nothing is taken in");
     house.send("bulk/a", &["b"]);
     assert_eq!(house.pipeline.status().lanes.batch.shed, 1);
-    assert_eq!(house.letters.list(None, 10)[0].reason, Reason::Shed);
+    assert_eq!(house.letters.list(None, 10)[0].1.reason, Reason::Shed);
     house.send("now/a", &["r"]);
     assert_eq!(house.bench.count(), 2, "realtime goes on");
 

@@ -36,6 +36,8 @@ pub enum Counter {
     Runs,
     /// What [`queued_cost`] says of all that is queued.
     QueuedBytes,
+    /// The id of the next dead letter.
+    NextDeadLetter,
 }
 
 impl Counter {
@@ -43,6 +45,7 @@ impl Counter {
         match self {
             Counter::Runs => "runs",
             Counter::QueuedBytes => "queued_bytes",
+            Counter::NextDeadLetter => "next_dead_letter",
         }
     }
 }
@@ -299,6 +302,14 @@ impl MqttChanges<'_> {
         let letters = self.databases().dead_letters;
         letters
             .delete_range(&mut self.txn, &(..sequence))
+            .map(drop)
+            .map_err(|e| self.error(e))
+    }
+
+    pub fn remove_dead_letter(&mut self, sequence: u64) -> Result<(), StoreError> {
+        let letters = self.databases().dead_letters;
+        letters
+            .delete(&mut self.txn, &sequence)
             .map(drop)
             .map_err(|e| self.error(e))
     }

@@ -7,8 +7,8 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::apps::built;
-use crate::gateway::{Gateway, Home, eventually};
+use crate::apps::{Package, built};
+use crate::gateway::{Gateway, Home, assert_for_people, eventually};
 use crate::wire::{PUBACK, SUBACK, Wire, publish_packet, subscribe_packet};
 
 fn home() -> Home {
@@ -277,4 +277,228 @@ fn who_publishes_much_at_once_shares_the_writes() {
         (&1000.into(), &1000.into())
     );
     assert!(journal["commits"].as_u64().unwrap() < 500, "{journal}");
+}
+
+/// Exit code, standard output and standard error of `headgate journal replay ARGS`.
+fn replay(home: &Home, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = home.command(&[&["journal", "replay"], args].concat());
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert_for_people(&stderr);
+    (output.status.code(), stdout, stderr)
+}
+
+/// A gateway that has had `events` readings on `plant/a` and one on `plant/other`, of which an app has made
+/// three times as much; and what that was, as lines.
+fn with_results(events: u64) -> (Gateway, Vec<Value>) {
+    let gateway = home().start();
+    gateway.install(Package::multiplier("scale", "plant/a", "out/", 3).path());
+    let mut subscriber = Wire::connect(&gateway, "subscriber");
+    subscriber.subscribe("out/#", 1);
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    publisher.publish("plant/other", b"{\"value\":7}");
+    for value in 0..events {
+        publisher.publish("plant/a", format!("{{\"value\":{value}}}").as_bytes());
+    }
+    let results = (0..events).map(|_| {
+        let message = subscriber.next_message();
+        let payload = std::str::from_utf8(message.payload()).unwrap();
+        serde_json::json!({ "topic": message.topic(), "payload": payload })
+    });
+    let results = results.collect();
+    (gateway, results)
+}
+
+/// Lines of JSON, without timestamps.
+fn parsed(lines: &str) -> Vec<Value> {
+    let line = |line| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("timestamp_ns");
+        line
+    };
+    lines.lines().map(line).collect()
+}
+
+#[test]
+fn a_replay_shows_what_was_published_and_publishes_nothing() {
+    let (gateway, results) = with_results(150);
+    let before = gateway.app("scale")["counters"].clone();
+    let (code, stdout, stderr) = replay(gateway.home(), &["scale"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(parsed(&stdout), results);
+    let counts = "scale 1.0.0: 151 events, 1 skipped, 150 handled";
+    assert!(stderr.contains(counts), "{stderr}");
+    assert_eq!(gateway.app("scale")["counters"], before);
+    // The timestamps are those of the journal.
+    let times = |lines: &[u8]| {
+        let lines = std::str::from_utf8(lines).unwrap().lines();
+        let lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines
+            .map(|line| line["timestamp_ns"].clone())
+            .collect::<Vec<_>>()
+    };
+    let tail = ["journal", "tail", "--json", "-n", "150"];
+    assert_eq!(times(stdout.as_bytes()), times(&gateway.cli(&tail).stdout));
+
+    // Without the gateway, from what it has left on disk, or of the same app somewhere else.
+    let home = gateway.terminate().home;
+    let (code, again, stderr) = replay(&home, &["scale"]);
+    assert_eq!((code, &again), (Some(0), &stdout), "{stderr}");
+    let package = Package::multiplier("scale", "plant/a", "out/", 3);
+    let (code, again, _) = replay(&home, &["--package", package.as_str()]);
+    assert_eq!((code, &again), (Some(0), &stdout));
+    let (code, _, stderr) = replay(&home, &["x", "--package", package.as_str()]);
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains("the package is of app scale, and not of x"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = replay(&home, &["nobody"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("no app is called \"nobody\""), "{stderr}");
+}
+
+#[test]
+fn a_replay_takes_what_it_is_told_to() {
+    let (gateway, results) = with_results(10);
+    let home = gateway.home();
+    // Sequence 0 is not for this app.
+    for (args, expected) in [
+        (&["--from", "3", "--to", "5"][..], &results[2..5]),
+        (&["--since", "1h"], &results[..]),
+        (
+            &["--topic", "plant/+", "--until", "2999-01-01T00:00:00+01:00"],
+            &results[..],
+        ),
+        (&["--from", "10", "--batch", "1"], &results[9..]),
+    ] {
+        let (code, stdout, stderr) = replay(home, &[&["scale"], args].concat());
+        assert_eq!(
+            (code, &parsed(&stdout)[..]),
+            (Some(0), expected),
+            "{args:?}: {stderr}"
+        );
+    }
+    for args in [
+        &["--until", "1h"][..],
+        &["--from", "11"],
+        &["--topic", "elsewhere/#"],
+        &["--from", "5", "--to", "4"],
+    ] {
+        let (code, stdout, stderr) = replay(home, &[&["scale"], args].concat());
+        assert_eq!((code, &*stdout), (Some(0), ""), "{args:?}");
+        let expected = "nothing to hand over: the journal has the sequences 0 to 10";
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+    }
+    let (_, _, stderr) = replay(home, &["scale", "--json", "--from", "11"]);
+    let summary: Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(summary["summary"]["events"], 0);
+    let (code, _, stderr) = replay(home, &["scale", "--since", "yesterday"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.contains("yesterday") && stderr.contains("24h"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_replay_says_what_another_version_would_have_done() {
+    let (gateway, _) = with_results(10);
+    let home = gateway.home();
+    let same = Package::multiplier("scale", "plant/a", "out/", 3);
+    let (code, stdout, stderr) = replay(home, &["scale", "--diff", same.as_str()]);
+    assert_eq!((code, &*stdout), (Some(0), ""), "{stderr}");
+    assert!(stderr.contains("differ in 0 of 1 batches"), "{stderr}");
+
+    // Of 0, and only of that, another factor makes the same.
+    let other = Package::multiplier("scale", "plant/a", "out/", 4);
+    let args = ["scale", "--diff", other.as_str()];
+    let (code, stdout, stderr) = replay(home, &[&args[..], &["--batch", "4"]].concat());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stdout.starts_with("sequences 1 to 4: plant/a\n- {"),
+        "{stdout}"
+    );
+    let lines = |sign| stdout.lines().filter(|line| line.starts_with(sign)).count();
+    assert_eq!((lines('-'), lines('+')), (9, 9), "{stdout}");
+    assert!(stderr.contains("differ in 3 of 3 batches"), "{stderr}");
+    let one = [
+        &args[..],
+        &["--from", "0", "--to", "2", "--batch", "1", "--json"],
+    ]
+    .concat();
+    let (code, stdout, stderr) = replay(home, &one);
+    assert_eq!(code, Some(1), "{stderr}");
+    let difference: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        (&difference["first"], &difference["last"]),
+        (&2.into(), &2.into())
+    );
+    assert_eq!(difference["topics"], serde_json::json!(["plant/a"]));
+    let value = |side: &str| {
+        let payload = difference[side][0]["payload"].as_str().unwrap();
+        serde_json::from_str::<Value>(payload).unwrap()["value"].as_f64()
+    };
+    assert_eq!((value("before"), value("after")), (Some(3.0), Some(4.0)));
+
+    // One that subscribes to more makes something of more.
+    let more = Package::multiplier("scale", "plant", "out/", 3);
+    let (code, stdout, _) = replay(home, &["scale", "--diff", more.as_str(), "--batch", "1"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        stdout.starts_with("sequence 0: plant/other\n+ {"),
+        "{stdout}"
+    );
+    assert_eq!(stdout.lines().count(), 2);
+}
+
+#[test]
+fn an_event_that_fails_in_one_version_is_a_difference_and_damage_does_not_end_a_replay() {
+    let gateway = home().start();
+    let mut publisher = Wire::connect(&gateway, "publisher");
+    for payload in [&b"x"[..], b"damaged", b"E", b"y"] {
+        publisher.publish("relay/in", payload);
+    }
+    let home = gateway.terminate().home;
+    let segment = home.store().join("journal/00000000000000000000.journal");
+    let mut bytes = fs::read(&segment).unwrap();
+    let place = bytes.windows(7).position(|window| window == b"damaged");
+    bytes[place.unwrap()] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let obedient = Package::self_feeding("relay");
+    let args = ["--package", obedient.as_str(), "--batch", "1"];
+    let (code, stdout, stderr) = replay(&home, &args);
+    assert_eq!(code, Some(1));
+    let payloads: Vec<_> = parsed(&stdout)
+        .iter()
+        .map(|line| line["payload"].clone())
+        .collect();
+    assert_eq!(payloads, ["x", "y"], "{stderr}");
+    assert!(
+        stderr.contains("1 events are lost, from sequence 1 on"),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("sequence 2: failed: `handle` returned"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("1 events were not handled"), "{stderr}");
+
+    let relay = built("relay");
+    let diff = [
+        "--diff",
+        relay.to_str().unwrap(),
+        "--from",
+        "2",
+        "--to",
+        "2",
+    ];
+    let (code, stdout, stderr) = replay(&home, &[&args[..], &diff].concat());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stdout.starts_with("sequence 2: relay/in\n- {\"error\":"),
+        "{stdout}"
+    );
+    assert!(stdout.contains("\n+ {\"topic\":\"relayed/in\""), "{stdout}");
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::apps::built;
 use crate::gateway::Home;
 use crate::mosquitto;
+use crate::wire::Wire;
 
 /// A home with a folder of apps that `headgate app compile` has made for this machine.
 fn home(apps: &[&str]) -> (Home, PathBuf) {
@@ -62,6 +63,24 @@ fn one_that_is_damaged_is_named_and_the_others_run() {
         reason.contains("unit-convert.cwasm: it is damaged"),
         "{reason}"
     );
+}
+
+#[test]
+fn what_is_there_as_compiled_code_only_can_not_be_replayed_and_the_error_says_what_to_do() {
+    let (home, _) = home(&["unit-convert"]);
+    let gateway = home.set("journal.topics", "#").start();
+    Wire::connect(&gateway, "publisher").publish("plant/a", b"x");
+    let replay = ["journal", "replay", "unit-convert"];
+    let error = gateway.cli_error(&replay);
+    assert!(
+        error.contains("app unit-convert is part of the system")
+            && error.contains("--package PATH"),
+        "{error}"
+    );
+    let home = gateway.terminate().home;
+    let output = home.command(&replay).output().unwrap();
+    let same = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), same), (Some(1), error));
 }
 
 #[test]

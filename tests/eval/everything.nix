@@ -113,6 +113,7 @@
       journal = {
         topics = "plant/#, alarms/#";
         max_bytes = "2GiB";
+        max_age_s = 604800;
         segment_bytes = "16MiB";
         io_uring = false;
       };

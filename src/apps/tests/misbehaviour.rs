@@ -30,7 +30,7 @@ fn assert_comes_back(house: &House, info: &AppInfo, expected: &str) {
     assert!(error.contains(expected), "{error}");
     assert_eq!((info.counters.handled, info.counters.failed), (1, 1));
     let letters = house.dead_letters.list(None, 10);
-    let [letter] = &letters[..] else {
+    let [(_, letter)] = &letters[..] else {
         panic!("{letters:?}");
     };
     assert_eq!(

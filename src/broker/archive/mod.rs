@@ -676,6 +676,10 @@ impl Shared {
             added = put_queued(&mut txn, &changes.queued, clock, record, &mut removed)?;
             if let Some(letters) = &changes.dead_letters {
                 txn.remove_dead_letters_before(letters.first)?;
+                for id in &letters.taken_out {
+                    txn.remove_dead_letter(*id)?;
+                }
+                txn.set_counter(Counter::NextDeadLetter, letters.next)?;
                 for (sequence, letter) in &letters.letters {
                     stored::encode_dead_letter(letter, record);
                     txn.put_dead_letter(*sequence, record)?;

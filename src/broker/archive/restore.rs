@@ -78,7 +78,8 @@ pub(super) fn restore(
         },
     )?;
     damaged += unreadable_letters;
-    dead_letters.restore(letters);
+    let next = counter(&snapshot, Counter::NextDeadLetter).unwrap_or(0);
+    dead_letters.restore(letters, next);
 
     let known: FxHashMap<u64, usize> = restored
         .sessions

@@ -1,7 +1,9 @@
-//! `headgate app test`: an app in the gateway's engine, with events from a file.
+//! Apps in the gateway's engine, without a gateway: `headgate app test` hands them events from a file,
+//! `headgate journal replay` those of the journal.
 
 mod difference;
 mod events;
+mod replay;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -17,7 +19,8 @@ use super::build::{build, is_source};
 use super::output::{Output, printable};
 use super::package::Package;
 use crate::apps::{AppCounters, AppInfo, Compiler, LogLine, Outcome, Tryout};
-use crate::event::Event;
+use crate::dead_letters::DeadLetter;
+pub(super) use replay::{ReplayArgs, run as replay};
 
 /// Run an app with events from a file, and print what it publishes
 ///
@@ -71,16 +74,21 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
     // Here it is the developer's machine, and the developer's time, that the compiler takes.
     let compiler = Compiler::InProcess;
     let mut tryout = Tryout::start(&package.manifest, &package.component, batch, compiler)?;
-    let mut report = Report {
-        output,
-        source: source.name(),
-        writer: Writer::new(),
-        published: Vec::new(),
-        keeps: expected.is_some(),
-        next_log_line: 0,
+    let source = source.name();
+    let mut report = Report::default();
+    let writer = Writer::new();
+    // If it is to be compared, else it is printed.
+    let mut published = Vec::new();
+    let mut publish = |outcome: &Outcome| match expected {
+        Some(_) => {
+            published.extend_from_slice(&outcome.published);
+            Ok(())
+        }
+        None => print(outcome.published.iter().map(|e| writer.line(e)), output),
     };
     let started = tryout.started();
-    report.outcome(&started, &[])?;
+    report.outcome(&started, |_| None);
+    publish(&started)?;
     if !started.goes_on() {
         bail!("{} does not run: {}", package.name, state(&started.app));
     }
@@ -89,8 +97,7 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
         lines.iter().partition(|line| tryout.takes(&line.topic));
     for line in &skipped {
         eprintln!(
-            "{}, line {}: skipped: the app does not subscribe to {}",
-            report.source,
+            "{source}, line {}: skipped: the app does not subscribe to {}",
             line.number,
             printable(line.topic.as_str())
         );
@@ -99,7 +106,13 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
     let (mut handed_over, mut goes_on) = (0, true);
     for lines in taken.chunks(batch) {
         let outcome = tryout.hand_over(lines.iter().map(|line| line.event()).collect());
-        report.outcome(&outcome, lines)?;
+        report.outcome(&outcome, |letter| {
+            let whose = lines.iter().find(|line| {
+                line.topic == letter.topic && line.event().payload.starts_with(&letter.payload)
+            });
+            whose.map(|line| format!("{source}, line {}", line.number))
+        });
+        publish(&outcome)?;
         handed_over += lines.len();
         goes_on = outcome.goes_on();
         app = outcome.app;
@@ -111,6 +124,7 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
 
     let summary = Summary {
         app: &app.name,
+        version: &app.version,
         events: lines.len(),
         skipped: skipped.len(),
         not_handed_over: taken.len() - handed_over,
@@ -127,7 +141,7 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
     }
     if let (Some(expected), Some(file)) = (expected, &args.expect) {
         let file = file.display().to_string();
-        if let Some(text) = difference(&file, &expected, &report.published, &report.writer) {
+        if let Some(text) = difference(&file, &expected, &published, &writer) {
             bail!(
                 "{} publishes something else than expected: {text}",
                 app.name
@@ -195,61 +209,58 @@ impl Source {
     }
 }
 
-/// What is told while the app runs.
-struct Report<'a> {
-    output: &'a Output,
-    /// Of the events.
-    source: String,
-    writer: Writer,
-    /// If it is to be compared, else it is printed.
-    published: Vec<Event>,
-    keeps: bool,
+fn print(lines: impl Iterator<Item = String>, output: &Output) -> anyhow::Result<()> {
+    let lines: Vec<_> = lines.collect();
+    match lines.is_empty() {
+        true => Ok(()),
+        false => output.text(lines.join("\n")),
+    }
+}
+
+/// Tells what an app logs and fails with while it runs.
+#[derive(Default)]
+struct Report {
+    /// Before each line: which version it is, if there are two.
+    whose: String,
     /// The sequence of the log line that should come next.
     next_log_line: u64,
 }
 
-impl Report<'_> {
-    /// `lines` are the ones that the app got.
-    fn outcome(&mut self, outcome: &Outcome, lines: &[&Line]) -> anyhow::Result<()> {
+impl Report {
+    /// `place` finds an event that has failed.
+    fn outcome(&mut self, outcome: &Outcome, place: impl Fn(&DeadLetter) -> Option<String>) {
         for line in &outcome.log {
             self.log_line(line);
         }
         for letter in &outcome.failed {
-            let error = letter.error.as_deref().unwrap_or("no reason given");
-            let whose = lines.iter().find(|line| {
-                line.topic == letter.topic && line.event().payload.starts_with(&letter.payload)
-            });
-            let place = match whose {
-                Some(line) => format!("{}, line {}", self.source, line.number),
-                None => letter.topic.to_string(),
-            };
-            eprintln!("{}: failed: {}", printable(&place), printable(error));
-        }
-        if self.keeps {
-            self.published.extend_from_slice(&outcome.published);
-            return Ok(());
-        }
-        let lines = outcome.published.iter();
-        let lines: Vec<_> = lines.map(|event| self.writer.line(event)).collect();
-        match lines.is_empty() {
-            true => Ok(()),
-            false => self.output.text(lines.join("\n")),
+            let place = place(letter).unwrap_or_else(|| letter.topic.to_string());
+            eprintln!(
+                "{}{}: failed: {}",
+                self.whose,
+                printable(&place),
+                printable(error_of(letter))
+            );
         }
     }
 
     fn log_line(&mut self, line: &LogLine) {
         let missing = line.sequence - self.next_log_line;
         if missing > 0 {
-            eprintln!("({missing} lines skipped)");
+            eprintln!("{}({missing} lines skipped)", self.whose);
         }
         self.next_log_line = line.sequence + 1;
-        eprintln!("{}", log_text(line));
+        eprintln!("{}{}", self.whose, log_text(line));
     }
+}
+
+fn error_of(letter: &DeadLetter) -> &str {
+    letter.error.as_deref().unwrap_or("no reason given")
 }
 
 #[derive(Serialize)]
 struct Summary<'a> {
     app: &'a str,
+    version: &'a str,
     events: usize,
     /// Not subscribed to.
     skipped: usize,
@@ -270,9 +281,10 @@ impl Summary<'_> {
         }
         let counters = self.counters;
         eprintln!(
-            "{}: {} events, {} skipped, {} handled, {} failed, {} dropped, {} not handed over; {} \
+            "{} {}: {} events, {} skipped, {} handled, {} failed, {} dropped, {} not handed over; {} \
              batches, {} of them tried again",
             self.app,
+            printable(self.version),
             self.events,
             self.skipped,
             counters.handled,
