@@ -529,7 +529,10 @@ fn apps_config(config: &Config) -> std::io::Result<AppsConfig> {
             batch_deadline_ms: apps.max_batch_deadline_ms,
             kv_bytes: apps.max_kv_bytes,
         },
-        engine: EngineConfig { simd: apps.simd },
+        engine: EngineConfig {
+            simd: apps.simd,
+            pool_instances: apps.pool_instances,
+        },
         aot_cache: apps.aot_cache,
         cold_start_target: Some(Duration::from_millis(apps.cold_start_target_ms))
             .filter(|target| !target.is_zero()),

@@ -95,7 +95,14 @@ pub fn compile_here(input: &Path, output: &Path, simd: bool) -> Result<(), Strin
     take_little();
     let component =
         fs::read(input).map_err(|error| format!("cannot read {}: {error}", input.display()))?;
-    let compiled = engine::precompile(&component, None, EngineConfig { simd });
+    let compiled = engine::precompile(
+        &component,
+        None,
+        EngineConfig {
+            simd,
+            ..EngineConfig::default()
+        },
+    );
     let compiled = compiled.map_err(|problem| problem.to_string())?;
     fs::write(output, compiled)
         .map_err(|error| format!("cannot write {}: {error}", output.display()))

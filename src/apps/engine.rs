@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker, TypedFunc};
-use wasmtime::{Config, Engine, Store, Trap, WasmBacktrace};
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, PoolConcurrencyLimitError, PoolingAllocationConfig,
+    Store, Trap, WasmBacktrace,
+};
 
 use super::columns::{ColumnBuffers, ColumnsIn, ColumnsOut};
 use super::error::ComponentProblem;
@@ -15,7 +18,7 @@ use super::host::{
     self, EventIn, EventOut, HostState, Interruption, Output, OwnedEvent, Tally, Watch,
 };
 use super::log::AppLog;
-use super::manifest::Manifest;
+use super::manifest::{DEFAULT_INSTANCES, DEFAULT_TABLE_ELEMENTS, Manifest};
 use super::services::AppServices;
 #[cfg(feature = "compiler")]
 use super::target::Target;
@@ -53,17 +56,21 @@ type ColumnsResult = (Result<ColumnsOut, String>,);
 pub struct EngineConfig {
     /// Whether components may have SIMD instructions.
     pub simd: bool,
+    /// Instances for which address space is reserved at once; 0 to map each when it is made.
+    pub pool_instances: u32,
 }
 
 impl Default for EngineConfig {
     fn default() -> EngineConfig {
-        EngineConfig { simd: true }
+        EngineConfig {
+            simd: true,
+            pool_instances: 0,
+        }
     }
 }
 
-/// The one place where the engine's settings stand: the compiler and the runtime must agree.
-/// Memories are mapped on demand, not pooled: instances live long, so a pool would only hold
-/// memory and bound the number of apps.
+/// The one place where the engine's settings stand: the compiler and the runtime must agree. What they need
+/// not agree on is [`pool`].
 fn config(chosen: EngineConfig) -> Config {
     let mut config = Config::new();
     if !chosen.simd {
@@ -80,6 +87,19 @@ fn config(chosen: EngineConfig) -> Config {
         // For debuggers; wasmtime's own backtraces follow frame pointers.
         .native_unwind_info(false);
     config
+}
+
+/// Room for so many instances, reserved at once. Components as the toolchains make them have one memory and
+/// one or two tables.
+fn pool(instances: u32) -> InstanceAllocationStrategy {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .total_core_instances(instances * DEFAULT_INSTANCES)
+        .total_memories(instances * 2)
+        .max_memory_size(MEMORY_RESERVATION as usize)
+        .total_tables(instances * 4)
+        .table_elements(DEFAULT_TABLE_ELEMENTS as usize);
+    InstanceAllocationStrategy::Pooling(pool)
 }
 
 /// Compiles a component, for this machine with all that its CPU can do if there is no `target`.
@@ -161,7 +181,11 @@ pub(super) struct WasmEngine {
 
 impl WasmEngine {
     pub(super) fn new(chosen: EngineConfig) -> wasmtime::Result<WasmEngine> {
-        let engine = Engine::new(&config(chosen))?;
+        let mut config = config(chosen);
+        if chosen.pool_instances > 0 {
+            config.allocation_strategy(pool(chosen.pool_instances));
+        }
+        let engine = Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         host::add_to_linker(&mut linker)?;
         Ok(WasmEngine {
@@ -497,6 +521,10 @@ pub(super) struct StartResult {
 fn explain(error: &wasmtime::Error) -> String {
     if let Some(interruption) = error.downcast_ref::<Interruption>() {
         return interruption.to_string();
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        return "all instances of `apps.pool_instances` are in use; raise it, or set it to 0"
+            .to_owned();
     }
     let mut text = match error.downcast_ref::<Trap>() {
         Some(Trap::StackOverflow) => {

@@ -56,6 +56,8 @@ const MAX_USES: RangeInclusive<u64> = 1..=u64::MAX;
 const MAX_FAILURES: RangeInclusive<u64> = 1..=u64::MAX;
 
 const DEFAULT_TRIAL_BATCHES: u32 = 10;
+pub(super) const DEFAULT_TABLE_ELEMENTS: u32 = 100_000;
+pub(super) const DEFAULT_INSTANCES: u32 = 64;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -194,8 +196,8 @@ impl Limits {
             kv_bytes: 1 << 20,
             kv_per_batch: 1000,
             timers: 8,
-            table_elements: 100_000,
-            instances: 64,
+            table_elements: DEFAULT_TABLE_ELEMENTS as usize,
+            instances: DEFAULT_INSTANCES as usize,
             weight: BASE_WEIGHT,
             queue_full: QueueFull::Wait,
         }

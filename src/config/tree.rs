@@ -348,6 +348,10 @@ section! {
         /// Whether components may have SIMD instructions. Where they may not, code that
         /// `headgate app compile` has made does not fit.
         simd: bool = Kind::Switch, Preset::Text("true");
+        /// Instances for which address space is reserved at the start, 128 MiB for each: no more can live at
+        /// a time, and an upgrade needs one more for a moment. Then a table has 100,000 elements at the
+        /// most. 0 maps each instance when it is made, which takes no longer.
+        pool_instances: u32 = integer(0, 1024), Preset::Text("0");
         /// Whether compiled components are kept in aot of store.path, for the next start.
         aot_cache: bool = Kind::Switch, Preset::Text("true");
         /// Milliseconds to make and configure an instance beyond which the app's log says so. 0 for

@@ -129,6 +129,7 @@
         max_uses = 1000000;
         simd = false;
         aot_cache = false;
+        pool_instances = 64;
         cold_start_target_ms = 50;
         gpio = "overheat-alarm-2";
         sensors = "*";

@@ -137,7 +137,12 @@ fn weight_decides_who_gets_more_of_a_worker() {
 #[test]
 fn a_gateway_without_simd_refuses_what_needs_it() {
     let simd = with_code("(func (result v128) (v128.const i32x4 1 2 3 4))");
-    let house = House::with(|config| config.engine = EngineConfig { simd: false });
+    let house = House::with(|config| {
+        config.engine = EngineConfig {
+            simd: false,
+            ..EngineConfig::default()
+        }
+    });
     let error = house
         .apps
         .install(&manifest("a"), &simd)
@@ -225,4 +230,23 @@ fn an_app_that_is_refused_much_rests() {
         "{:?} for {call:?}",
         began.elapsed()
     );
+}
+
+#[test]
+fn a_pool_bounds_the_instances_and_gives_them_back() {
+    let house = House::with(|config| config.engine.pool_instances = 2);
+    house.install("a");
+    house.install("b");
+    let info = house.apps.install(&manifest("c"), &guest("")).unwrap();
+    let error = info.last_error.unwrap();
+    assert!(error.contains("`apps.pool_instances`"), "{error}");
+    // Whose memory it gets, it does not see: each begins anew.
+    for _ in 0..10 {
+        house.apps.restart("a").unwrap();
+        house.assert_works("a");
+    }
+    house.apps.stop("b").unwrap();
+    house.apps.start("c").unwrap();
+    house.assert_works("c");
+    house.assert_works("a");
 }
