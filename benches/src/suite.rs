@@ -66,6 +66,8 @@ pub enum Part {
     ColdStart,
     /// QoS 1 that is acknowledged when it is on disk.
     Durable,
+    /// Frames over TCP to an outlet that does nothing.
+    Ingest,
     /// Memory and start of a gateway with 100 apps.
     HundredApps,
     /// A good app beside bad ones.
@@ -106,6 +108,7 @@ impl Suite {
             Part::Calls => self.calls().map(|section| vec![section]),
             Part::ColdStart => self.cold_starts().map(|section| vec![section]),
             Part::Durable => self.durable().map(|section| vec![section]),
+            Part::Ingest => self.ingest().map(|section| vec![section]),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),
         }

@@ -514,6 +514,7 @@ mod tests {
             broker_config(&defaults),
             Access::load(access_config(&defaults)).unwrap(),
             &[],
+            None,
             pipeline,
             None,
             store.clone(),

@@ -419,11 +419,25 @@ pub struct Treatment {
     /// Whether any outlet wants it.
     pub wanted: bool,
     pub lane: Lane,
+    /// Whether a rule says so.
+    ruled: bool,
     /// Whether it is to be on disk before it is acknowledged.
     pub durable: bool,
     /// Whether [`Tap::claim`] is to be asked.
     pub dedup: bool,
     pub retries: Option<u8>,
+}
+
+impl Treatment {
+    /// Of an event whose producer asks for a lane: a rule can raise it, and never lowers it.
+    pub fn asked_for(self, asked: Lane) -> Treatment {
+        let lane = match self.ruled {
+            // The first one is the highest.
+            true if (self.lane as usize) < asked as usize => self.lane,
+            _ => asked,
+        };
+        Treatment { lane, ..self }
+    }
 }
 
 /// One producer's way into the pipeline. Collects events and hands them over in one go.
@@ -462,6 +476,7 @@ impl Tap {
         let treatment = Treatment {
             wanted: routes.is_wanted(topic.as_str()),
             lane: found.lane,
+            ruled: found.rule.is_some(),
             durable: found.durable,
             dedup: found.rule.is_some_and(|rule| rule.dedup.is_some()),
             retries: found.rule.and_then(|rule| rule.retries),
@@ -472,23 +487,25 @@ impl Tap {
         treatment
     }
 
-    /// The key that tells an event on `topic` from others, if its rule wants that. `id` finds the user
-    /// property of a name.
-    pub fn dedup_key<'a>(
+    /// The key that tells an event on `topic` from others, if its rule wants that. `of_id` makes that of
+    /// its id, which for MQTT is the user property of the name that it gets.
+    pub fn dedup_key(
         &self,
         topic: &Topic,
         payload: &[u8],
-        id: impl FnOnce(&str) -> Option<&'a [u8]>,
+        of_id: impl FnOnce(&str) -> Option<DedupKey>,
     ) -> Option<DedupKey> {
         let routes = self.shared.routes.load();
-        let id = match routes.rules.find(topic.as_str()).rule?.dedup.as_ref()? {
+        let of_id = match routes.rules.find(topic.as_str()).rule?.dedup.as_ref()? {
             Dedup::Content => None,
-            Dedup::Id(name) => id(name),
+            Dedup::Id(name) => of_id(name),
         };
-        Some(match id {
-            Some(id) => DedupKey::of_id(topic, id),
-            None => DedupKey::of_content(topic, payload),
-        })
+        of_id.or_else(|| Some(DedupKey::of_content(topic, payload)))
+    }
+
+    /// Whether the realtime lane keeps up.
+    pub fn pressure(&self) -> Pressure {
+        self.shared.pressure()
     }
 
     /// By which keys duplicates are told.

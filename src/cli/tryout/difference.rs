@@ -1,6 +1,6 @@
 //! Where what was published differs from what was expected.
 
-use super::events::{Line, Writer};
+use crate::cli::events::{Line, Writer};
 use crate::event::Event;
 
 /// Most lines that are shown of either side.
@@ -48,8 +48,8 @@ pub(super) fn difference(
 mod tests {
     use std::time::Instant;
 
-    use super::super::events::Payload;
     use super::*;
+    use crate::cli::events::Payload;
     use crate::event::Topic;
 
     fn compare(expected: &[&str], published: &[&str]) -> Option<String> {

@@ -1,7 +1,6 @@
 //! `headgate app test`: an app in the gateway's engine, with events from a file.
 
 mod difference;
-mod events;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -11,9 +10,9 @@ use clap::Args;
 use serde::Serialize;
 
 use self::difference::difference;
-use self::events::{Line, Writer};
 use super::app::{log_text, refused};
 use super::build::{build, is_source};
+use super::events::{self, Line, Writer};
 use super::output::{Output, printable};
 use super::package::Package;
 use crate::apps::{AppCounters, AppInfo, Compiler, LogLine, Outcome, Tryout};
