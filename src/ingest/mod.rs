@@ -7,7 +7,11 @@
 pub mod client;
 mod connection;
 pub mod frame;
+#[cfg(not(feature = "fuzzing"))]
 mod session;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod session;
 mod socket;
 
 use std::io;
