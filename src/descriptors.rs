@@ -14,9 +14,9 @@ pub fn raise_limit(connections: usize) {
         Ok(limit) if limit < needed => tracing::warn!(
             limit,
             needed,
-            "the system lets this process open {limit} files, but mqtt.max_connections \
-             ({connections}) can need {needed}: raise `ulimit -Hn` or LimitNOFILE, or lower \
-             mqtt.max_connections"
+            "the system lets this process open {limit} files, but {connections} connections \
+             (mqtt.max_connections, ingest.max_connections) can need {needed}: raise `ulimit -Hn` or \
+             LimitNOFILE, or lower them"
         ),
         Ok(_) => {}
         // A service manager that forbids it has set the limit itself.

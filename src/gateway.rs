@@ -19,10 +19,13 @@ use crate::broker::access::{Access, AccessConfig, AccessError};
 use crate::broker::{
     Broker, BrokerConfig, ClientFiles, Listener, Protocols, TlsError, TlsFiles, TlsReloader,
 };
-use crate::config::{ClientCertificates, Config, ListenAddress, MqttConfig, TlsConfig};
+use crate::config::{
+    ClientCertificates, Config, IngestConfig, ListenAddress, MqttConfig, TlsConfig,
+};
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
 use crate::event::Event;
+use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{
@@ -86,6 +89,7 @@ pub struct Gateway {
     outputs: Arc<Outputs>,
     dead_letters: Arc<DeadLetters>,
     journal: Option<Journal>,
+    ingest: Option<Arc<Ingest>>,
     health: Health,
     admin: AdminListener,
     addresses: MqttAddresses,
@@ -105,14 +109,20 @@ pub fn edge_threads() -> usize {
 /// Starts all rooms. Must be called in a tokio runtime.
 pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let started = Instant::now();
-    descriptors::raise_limit(config.mqtt.max_connections);
+    let has_ingest = config.ingest.listen.is_some() || config.ingest.tls_listen.is_some();
+    let ingest_connections = match has_ingest {
+        true => config.ingest.max_connections,
+        false => 0,
+    };
+    descriptors::raise_limit(config.mqtt.max_connections + ingest_connections);
     let health = Health::default();
     // Files are read first: they are what is wrong more often.
     let access = Access::load(access_config(config))?;
     let rules = read_rules(config).map_err(StartError::Rules)?;
-    let tls = mqtt_tls(&config.mqtt)?;
+    let tls = tls(config)?;
     // Then the listeners: an address in use is found out before anything is touched.
-    let (addresses, listeners) = mqtt_listeners(&config.mqtt, tls).await?;
+    let (addresses, listeners) = mqtt_listeners(&config.mqtt, tls.clone()).await?;
+    let ingest_listeners = ingest_listeners(&config.ingest, tls.clone()).await?;
     let metrics = match &config.metrics.listen {
         Some(address) => Some(listen(address, "metrics.listen").await?),
         None => None,
@@ -166,6 +176,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         broker_config(config),
         access,
         &listeners,
+        tls,
         pipeline.clone(),
         journal.clone(),
         store.clone(),
@@ -182,6 +193,17 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     }
     // The clients last: what they send waits for apps that are still starting.
     broker.listen(listeners);
+    let ingest = has_ingest.then(|| {
+        Ingest::start(
+            ingest_config(&config.ingest),
+            ingest_listeners,
+            broker.door(),
+        )
+    });
+    let ingest = ingest
+        .transpose()
+        .map_err(StartError::Thread)?
+        .map(Arc::new);
     health.watch("pipeline", {
         let pipeline = pipeline.clone();
         move || {
@@ -202,6 +224,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         outputs,
         dead_letters,
         journal,
+        ingest,
         health,
         admin,
         addresses,
@@ -360,7 +383,7 @@ pub fn check_files(config: &Config) -> Vec<FileProblem> {
             error: error.into(),
         })
     });
-    let tls = mqtt_tls(&config.mqtt).err().map(|error| FileProblem {
+    let tls = tls(config).err().map(|error| FileProblem {
         key: match &error {
             TlsError::File { key, .. } => format!("mqtt.tls.{key}"),
             TlsError::Mismatch { .. } => "mqtt.tls.key".to_owned(),
@@ -384,9 +407,11 @@ struct MqttAddresses {
 }
 
 /// What the listeners with TLS need, if there are any.
-fn mqtt_tls(config: &MqttConfig) -> Result<Option<Arc<TlsReloader>>, TlsError> {
-    let with_tls = config.tls.listen.is_some() || config.websocket.tls_listen.is_some();
-    let load = || TlsReloader::load(tls_files(&config.tls), SystemTime::now());
+fn tls(config: &Config) -> Result<Option<Arc<TlsReloader>>, TlsError> {
+    let with_tls = config.mqtt.tls.listen.is_some()
+        || config.mqtt.websocket.tls_listen.is_some()
+        || config.ingest.tls_listen.is_some();
+    let load = || TlsReloader::load(tls_files(&config.mqtt.tls), SystemTime::now());
     with_tls.then(load).transpose()
 }
 
@@ -436,6 +461,35 @@ async fn mqtt_listeners(
     Ok((addresses, listeners))
 }
 
+/// Binds the listeners for frames.
+async fn ingest_listeners(
+    config: &IngestConfig,
+    tls: Option<Arc<TlsReloader>>,
+) -> Result<Vec<ingest::Listener>, ListenError> {
+    let mut listeners = Vec::new();
+    for (address, key, tls) in [
+        (&config.listen, "ingest.listen", None),
+        (&config.tls_listen, "ingest.tls_listen", tls),
+    ] {
+        if let Some(address) = address {
+            let (_, socket) = listen(address, key).await?;
+            listeners.push(ingest::Listener { socket, tls });
+        }
+    }
+    Ok(listeners)
+}
+
+/// TCP ingest as the configuration wants it.
+pub fn ingest_config(config: &IngestConfig) -> ingest::IngestConfig {
+    ingest::IngestConfig {
+        max_connections: config.max_connections,
+        max_frame_bytes: config.max_frame_bytes,
+        handshake_timeout: Duration::from_millis(config.handshake_timeout_ms),
+        idle_timeout: Duration::from_secs(config.idle_timeout_s.into()),
+        io_uring: config.io_uring,
+    }
+}
+
 /// The files of a configuration that has a listener with TLS.
 fn tls_files(config: &TlsConfig) -> TlsFiles {
     const CHECKED: &str = "a configuration without this file was refused";
@@ -471,7 +525,7 @@ async fn listen(
 }
 
 /// The edge as the configuration wants it.
-pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
+pub fn broker_config(config: &Config) -> BrokerConfig {
     let mqtt = &config.mqtt;
     BrokerConfig {
         max_connections: mqtt.max_connections,
@@ -501,7 +555,8 @@ pub(crate) fn broker_config(config: &Config) -> BrokerConfig {
     }
 }
 
-pub(crate) fn access_config(config: &Config) -> AccessConfig {
+/// Who may come in, as the configuration wants it.
+pub fn access_config(config: &Config) -> AccessConfig {
     let auth = config.mqtt.auth.clone();
     AccessConfig {
         anonymous: auth.anonymous,
@@ -629,6 +684,11 @@ impl Gateway {
         self.addresses.tcp
     }
 
+    /// The address of the ingest listener without TLS, unless it is off.
+    pub fn ingest_addr(&self) -> Option<SocketAddr> {
+        self.ingest.as_ref()?.status().listen
+    }
+
     /// The address of the metrics listener, unless it is off.
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().map(|(address, _)| *address)
@@ -682,6 +742,7 @@ impl Gateway {
             let store = self.store.path().to_owned();
             let apps = self.apps.clone();
             let journal = self.journal.clone();
+            let ingest = self.ingest.clone();
             Arc::new(move || {
                 let latency = |quantile| outputs.latency.quantile(quantile).as_micros() as u64;
                 serde_json::json!({
@@ -696,6 +757,7 @@ impl Gateway {
                     "metrics_listen": metrics,
                     "broker": broker.stats(),
                     "pipeline": pipeline.status(),
+                    "ingest": ingest.as_deref().map(Ingest::status),
                     "journal": journal.as_ref().map(Journal::status),
                     "latency_us": {
                         "count": outputs.latency.count(),
@@ -744,9 +806,11 @@ impl Gateway {
                 let (outputs, apps) = (self.outputs.clone(), self.apps.clone());
                 let dead_letters = self.dead_letters.clone();
                 let journal = self.journal.clone();
+                let ingest = self.ingest.clone();
                 let publish = Arc::new(move || {
                     journal.iter().for_each(Journal::record_metrics);
                     broker.record_metrics();
+                    ingest.iter().for_each(|ingest| ingest.record_metrics());
                     dead_letters.record_metrics();
                     pipeline.record_metrics();
                     outputs.latency.record_metrics();
@@ -795,6 +859,7 @@ impl Gateway {
         self.health.drain();
         systemd::stopping();
         self.broker.drain();
+        self.ingest.iter().for_each(|ingest| ingest.drain());
         self.pipeline.drain();
         // What has come in reaches the apps,
         while self.pipeline.queued() > 0 && Instant::now() < deadline {
@@ -815,6 +880,13 @@ impl Gateway {
         let closed = tokio::time::timeout_at(deadline.into(), self.broker.close()).await;
         if closed.is_err() {
             tracing::warn!("some clients did not take their last messages in time");
+        }
+        if let Some(ingest) = self.ingest {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let close = tokio::task::spawn_blocking(move || ingest.close());
+            if tokio::time::timeout(left, close).await.is_err() {
+                tracing::warn!("some ingest clients could not be told the end in time");
+            }
         }
         if let Some(journal) = self.journal {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -10,6 +10,7 @@ mod crowd;
 mod durable;
 mod guest;
 mod hosting;
+mod ingest;
 mod lanes;
 pub mod load;
 pub mod process;

@@ -14,6 +14,10 @@ use headgate_bench::statistics::figure;
 use headgate_bench::stream::Endpoint;
 use headgate_bench::suite::{self, Part, Suite};
 
+/// As the gateway has it: a part of it runs in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(about = "Benchmarks of Headgate, with a load generator of its own")]
 #[command(args_conflicts_with_subcommands = true)]

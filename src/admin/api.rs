@@ -630,6 +630,7 @@ mod tests {
             broker_config(&defaults),
             Access::load(access_config(&defaults)).unwrap(),
             &[],
+            None,
             pipeline.clone(),
             None,
             store.clone(),

@@ -7,12 +7,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use rumqttd::protocol::{ConnectReturnCode, DisconnectReasonCode, Packet, QoS};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -21,7 +20,8 @@ use super::access::{Identity, Login, LoginRefused, Permissions};
 use super::certificate::CertificateNames;
 use super::codec::{self, DecodeError, Decoder, Encoder, Incoming, Version};
 use super::doorway::Guest;
-use super::fanout::{Publisher, Subscriber};
+use super::fanout::Subscriber;
+use super::intake::Intake;
 use super::large_packets::Place;
 use super::listener::{Protocols, Transport};
 use super::mailbox::Mailbox;
@@ -34,9 +34,7 @@ use super::stream::Stream;
 use super::subscription::Subscription;
 use super::{Phase, Shared, end_session};
 use crate::dead_letters::Reason;
-use crate::event::{Event, unix_time_ns};
-use crate::journal::{Journal, Receipt, Records};
-use crate::pipeline::{Claim, Claims, Tap};
+use crate::event::unix_time_ns;
 use crate::store::StoreError;
 
 /// A connection's read buffer starts small, since most are idle most of the time, and doubles up to
@@ -315,28 +313,20 @@ async fn admit(first: Box<First>, shared: Arc<Shared>) -> Option<(Box<Connection
         mailbox,
         permissions,
         identity,
-        publisher: Publisher::new(shared.fanout.clone()),
-        tap: shared.pipeline.tap(),
+        intake: Intake::new(shared.clone()),
         rate: RateLimit::new(shared.config.max_messages_per_s.into(), now),
         byte_rate: RateLimit::new(shared.config.max_bytes_per_s, now),
         paused_with_all: None,
         effects: Vec::new(),
         tickets: Vec::new(),
-        records: Records::default(),
-        claims: None,
-        receipt: None,
-        owes_barrier: false,
         taken: VecDeque::new(),
         retained_due: VecDeque::new(),
         retained: VecDeque::new(),
-        behind: Vec::new(),
         // A client need not wait for its CONNACK: more may have come together with CONNECT.
         has_input: true,
         place: Place::default(),
         deaf: None,
-        pipeline_full: false,
         owes_sync: false,
-        sync: None,
         is_record_old: false,
         last_progress: now,
         client_id: client_id.clone(),
@@ -594,8 +584,8 @@ struct Connection {
     mailbox: Arc<Mailbox>,
     permissions: Arc<Permissions>,
     identity: Identity,
-    publisher: Publisher,
-    tap: Tap,
+    /// The way of what it publishes.
+    intake: Intake,
     /// Of messages, and of bytes.
     rate: RateLimit,
     byte_rate: RateLimit,
@@ -604,22 +594,12 @@ struct Connection {
     effects: Vec<Effect>,
     /// Messages that were handed on, but not yet acknowledged.
     tickets: Vec<Ticket>,
-    /// What of the last read the journal is to have, and the receipt that its events carry.
-    records: Records,
-    receipt: Option<Receipt>,
-    /// The keys of those among them whose duplicates are looked for.
-    claims: Option<Claims>,
-    /// The last read had a duplicate of something that may still be on its way to the journal.
-    owes_barrier: bool,
     /// Taken out of the mailbox, not yet given to the session.
     taken: VecDeque<Delivery>,
     /// New subscriptions whose retained messages have not been looked up, and those that have been.
     /// They come before what is in the mailbox, and don't count against its bounds.
     retained_due: VecDeque<Subscription>,
     retained: VecDeque<Delivery>,
-    /// Subscribers that are behind with what this client published: it is not read from while one
-    /// of them catches up.
-    behind: Vec<Arc<Mailbox>>,
     /// What has come in may hold whole packets that were left for later.
     has_input: bool,
     /// For the packet that is coming in.
@@ -627,11 +607,9 @@ struct Connection {
     /// Why nothing can be sent to the client any more. What it has sent, a DISCONNECT perhaps, still
     /// counts.
     deaf: Option<String>,
-    /// The pipeline had no room for the events of the last read.
-    pipeline_full: bool,
-    /// Something of the last read is on its way to the disk, and is acknowledged when it is there.
+    /// A retained message of the last read is on its way to the disk, and is acknowledged when it is
+    /// there.
     owes_sync: bool,
-    sync: Option<Sync>,
     /// The store knows of messages in flight that are acknowledged by now.
     is_record_old: bool,
     /// When the client last took bytes, or there were none for it.
@@ -639,9 +617,6 @@ struct Connection {
     client_id: String,
     shared: Arc<Shared>,
 }
-
-/// Ends when what was asked for is on disk.
-type Sync = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How a connection ended.
 enum End {
@@ -741,9 +716,7 @@ impl Connection {
             }
             None => None,
         };
-        while !self.tap.flush() {
-            self.tap.room().await;
-        }
+        self.intake.in_pipeline().await;
         let Connection {
             mut wire,
             mut session,
@@ -861,12 +834,12 @@ impl Connection {
                 self.paused_with_all,
             ];
             let paused = paused.into_iter().flatten().max();
-            self.behind.retain(|mailbox| mailbox.is_pressed());
+            self.intake.behind.retain(|mailbox| mailbox.is_pressed());
             let stuck = !self.tickets.is_empty();
             // In a shutdown only for acknowledgements.
             let reads = (phase == Phase::Running || self.session.awaits_acks())
                 && paused.is_none()
-                && self.behind.is_empty()
+                && self.intake.behind.is_empty()
                 && !stuck
                 && !self.place.is_wanted()
                 && self.wire.output.len() < WRITE_AHEAD;
@@ -880,7 +853,7 @@ impl Connection {
                     None => continue,
                 }
             }
-            if paused.is_some() || stuck || !self.behind.is_empty() {
+            if paused.is_some() || stuck || !self.intake.behind.is_empty() {
                 self.place.excuse(&shared.places, paused.unwrap_or(now));
             }
             let writes = self.deaf.is_none() && !self.wire.is_sent();
@@ -908,6 +881,7 @@ impl Connection {
                     timer.as_mut().reset(deadline.into());
                 }
             }
+            let behind = self.intake.behind.first().cloned();
             tokio::select! {
                 biased;
                 () = online.bell.heard() => {}
@@ -921,15 +895,11 @@ impl Connection {
                     Err(error) => return End::Lost(format!("connection failed: {error}")),
                 },
                 () = self.mailbox.filled.heard(), if self.wants_deliveries() => {}
-                () = self.tap.room(), if self.pipeline_full => self.hand_over(),
-                () = async { self.sync.as_mut().expect("checked").await }, if self.sync.is_some() => {
-                    self.sync = None;
-                    self.hand_over();
-                }
+                () = self.intake.settled(), if !self.intake.is_settled() => self.acknowledge(),
                 permit = self.place.turn(), if self.place.is_wanted() => {
                     self.place.take(permit, &shared.places, Instant::now());
                 }
-                () = async { self.behind[0].eased().await }, if !self.behind.is_empty() => {}
+                () = async { behind.as_ref().expect("checked").eased().await }, if behind.is_some() => {}
                 () = tokio::task::yield_now(), if goes_on => {}
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
@@ -973,12 +943,7 @@ impl Connection {
 
     /// Whether a subscriber of this client's last topics has to catch up before more is read.
     fn has_to_wait(&mut self) -> bool {
-        if self.shared.mailboxes.pressed.load(Ordering::Relaxed) > 0 {
-            self.publisher.find_pressed(&mut self.behind);
-            let own = &self.mailbox;
-            self.behind.retain(|mailbox| !Arc::ptr_eq(mailbox, own));
-        }
-        !self.behind.is_empty()
+        self.intake.has_to_wait(Some(&self.mailbox))
     }
 
     /// Moves deliveries from the mailbox through the session into the output.
@@ -1229,125 +1194,26 @@ impl Connection {
                 }
             }
         }
-        let topic = message.topic.clone();
-        let treatment = self.tap.treatment(&topic);
-        let timestamp_ns = match treatment.wanted || treatment.durable {
-            true => unix_time_ns(),
-            false => 0,
-        };
-        let journal = self.shared.journal.as_ref().filter(|_| treatment.durable);
-        let key = match treatment.dedup {
-            true => {
-                let property = |name: &str| message.user_property(name).map(str::as_bytes);
-                self.tap
-                    .dedup_key(treatment, &topic, &message.payload, property)
-            }
-            false => None,
-        };
-        let claim = key.map(|key| self.tap.dedup().claim(key, journal.is_none(), now));
-        let is_duplicate = claim == Some(Claim::Duplicate);
-        let mut receipt = None;
-        if let Some(journal) = journal {
-            if is_duplicate {
-                // What it repeats may still be on its way to the disk.
-                self.owes_barrier |= message.qos != QoS::AtMostOnce;
-            } else {
-                let id = key.map(|key| key.0);
-                self.records
-                    .push(&topic, &message.payload, timestamp_ns, id);
-                if let Some(key) = key {
-                    let claims = || Claims::new(self.tap.dedup().clone());
-                    self.claims.get_or_insert_with(claims).push(key);
-                }
-                let journaled = self.receipt.get_or_insert_with(|| journal.receipt());
-                receipt = Some(journaled.hold());
-            }
-        }
-        let takes = treatment.wanted && !is_duplicate;
-        let message_bytes = message.payload.len();
-        // Sharing a payload costs an allocation, so it is only done for more than one taker.
-        let mut payload = Bytes::new();
-        let mut message = Some(message);
-        self.publisher.add(&topic, message_bytes, || {
-            let message = message.take().expect("called at most once");
-            if takes {
-                payload = message.payload.clone();
-            }
-            message
-        });
-        if is_duplicate {
-            self.tap.count_duplicate(&topic, treatment);
-        } else if takes {
-            let payload = message.map_or(payload, |message| message.payload);
-            let event = Event {
-                receipt,
-                ..Event::at(topic, payload, now, timestamp_ns)
-            };
-            self.tap.add(event, treatment);
-        } else {
-            self.tap.count_filtered(&topic, treatment);
-        }
+        self.intake.publish_message(message, now);
     }
 
     /// Hands over what was collected.
     fn flush(&mut self, now: Instant) {
-        let flushed = self.publisher.flush(now);
-        for mailbox in flushed.pressed {
-            // Waiting for itself, a client would never read what it waits for.
-            if !Arc::ptr_eq(&mailbox, &self.mailbox) {
-                self.behind.push(mailbox);
-            }
-        }
-        self.owes_sync |= flushed.stored;
         let owes_sync = std::mem::take(&mut self.owes_sync);
-        let archive = self.shared.mailboxes.archive.as_ref().filter(|archive| {
-            owes_sync && (self.shared.config.durable_acks || archive.is_pressed())
-        });
-        let journaled = self.receipt.take().zip(self.shared.journal.as_ref());
-        let journaled = journaled.map(|(receipt, journal)| {
-            let records = std::mem::take(&mut self.records);
-            let claims = self.claims.take();
-            journal.append(records, receipt, || {
-                claims.into_iter().for_each(Claims::keep);
-            })
-        });
-        let owes_barrier = std::mem::take(&mut self.owes_barrier) && journaled.is_none();
-        let barrier = self.shared.journal.as_ref().filter(|_| owes_barrier);
-        let barrier = barrier.map(Journal::barrier);
-        if archive.is_some() || journaled.is_some() || barrier.is_some() {
-            let archive = archive.cloned();
-            // One read may flush more than once.
-            let before = self.sync.take();
-            // What can't be written is logged and counted there, and is tried again.
-            self.sync = Some(Box::pin(async move {
-                if let Some(before) = before {
-                    before.await;
-                }
-                if let Some(on_disk) = journaled
-                    && !on_disk.await
-                {
-                    // It never will be, so it is never acknowledged.
-                    std::future::pending::<()>().await;
-                }
-                if let Some(barrier) = barrier
-                    && !barrier.await
-                {
-                    std::future::pending::<()>().await;
-                }
-                if let Some(archive) = archive {
-                    drop(archive.synced().await);
-                }
-            }));
-        }
-        self.hand_over();
+        self.intake.flush(owes_sync, now);
+        // Waiting for itself, a client would never read what it waits for.
+        let own = &self.mailbox;
+        self.intake
+            .behind
+            .retain(|mailbox| !Arc::ptr_eq(mailbox, own));
+        self.acknowledge();
     }
 
-    /// Hands events to the pipeline and, when it has them and what is to be on disk is there,
-    /// acknowledges them. Until then, tickets are left and nothing is read; what is to be sent goes
-    /// on being sent, since the pipeline may wait for just that.
-    fn hand_over(&mut self) {
-        self.pipeline_full = !self.tap.flush();
-        if !self.pipeline_full && self.sync.is_none() {
+    /// Acknowledges what was published, once the pipeline has it and what is to be on disk is there. Until
+    /// then, tickets are left and nothing is read; what is to be sent goes on being sent, since the pipeline
+    /// may wait for just that.
+    fn acknowledge(&mut self) {
+        if self.intake.is_settled() {
             for ticket in self.tickets.drain(..) {
                 self.session.accepted(ticket, &mut self.wire.output);
             }

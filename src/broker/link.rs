@@ -12,12 +12,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
-pub(super) enum Link {
+pub(crate) enum Link {
     Plain(TcpStream),
     Tls(Box<Tls>),
 }
 
-pub(super) struct Tls {
+pub(crate) struct Tls {
     socket: TcpStream,
     session: ServerConnection,
     /// Bytes that are decrypted and not yet read: the socket won't tell of them.
@@ -29,7 +29,7 @@ pub(super) struct Tls {
 
 impl Link {
     /// With a `config`, the handshake takes place as what is read and written.
-    pub(super) fn new(socket: TcpStream, config: Option<Arc<ServerConfig>>) -> io::Result<Link> {
+    pub(crate) fn new(socket: TcpStream, config: Option<Arc<ServerConfig>>) -> io::Result<Link> {
         let Some(config) = config else {
             return Ok(Link::Plain(socket));
         };
@@ -51,7 +51,7 @@ impl Link {
 
     /// Waits until there may be something to read, if `reads`, or room for what is still to be
     /// sent, if `writes` or the handshake wants to. Returns whether there may be something to read.
-    pub(super) async fn ready(&self, reads: bool, writes: bool) -> io::Result<bool> {
+    pub(crate) async fn ready(&self, reads: bool, writes: bool) -> io::Result<bool> {
         if reads && self.has_input() {
             return Ok(true);
         }
@@ -73,12 +73,12 @@ impl Link {
     }
 
     /// Whether the handshake of TLS has not ended.
-    pub(super) fn is_handshaking(&self) -> bool {
+    pub(crate) fn is_handshaking(&self) -> bool {
         matches!(self, Link::Tls(tls) if tls.session.is_handshaking())
     }
 
     /// The verified certificates of the client, its own first.
-    pub(super) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
+    pub(crate) fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
             Link::Plain(_) => None,
             Link::Tls(tls) => tls.session.peer_certificates(),
@@ -91,12 +91,12 @@ impl Link {
     }
 
     /// Whether something that was accepted by [`Link::try_write`] has not reached the socket yet.
-    pub(super) fn is_sending(&self) -> bool {
+    pub(crate) fn is_sending(&self) -> bool {
         matches!(self, Link::Tls(tls) if tls.session.wants_write())
     }
 
     /// Reads what is there into the spare room of `buffer`. 0 bytes: the client has closed.
-    pub(super) fn try_read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+    pub(crate) fn try_read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Link::Plain(socket) => read_all(socket, buffer),
             Link::Tls(tls) => tls.try_read(buffer),
@@ -104,7 +104,7 @@ impl Link {
     }
 
     /// Writes `head`, then `body`. Returns how many bytes of both together were taken.
-    pub(super) fn try_write(&mut self, head: &[u8], body: &[u8]) -> io::Result<usize> {
+    pub(crate) fn try_write(&mut self, head: &[u8], body: &[u8]) -> io::Result<usize> {
         let both = [IoSlice::new(head), IoSlice::new(body)];
         // Mostly there is one, and that costs less without a list.
         match (self, head.is_empty()) {
@@ -123,7 +123,7 @@ impl Link {
     }
 
     /// Sends on what was accepted, as far as the socket takes it.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self {
             Link::Plain(_) => Ok(()),
             Link::Tls(tls) => tls.flush(),
@@ -131,7 +131,7 @@ impl Link {
     }
 
     /// Tells the client that nothing more comes.
-    pub(super) async fn shut_down(&mut self) -> io::Result<()> {
+    pub(crate) async fn shut_down(&mut self) -> io::Result<()> {
         match self {
             Link::Plain(socket) => socket.shutdown().await,
             Link::Tls(tls) => {

@@ -9,11 +9,13 @@ mod bell;
 mod certificate;
 mod codec;
 mod connection;
+mod door;
 mod doorway;
 mod fanout;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod intake;
 mod introspection;
 mod large_packets;
 mod letter_topic;
@@ -69,11 +71,16 @@ use reasons::{Ending, Reasons};
 use registry::{Due, Parked, Registry};
 use session::{Limits, Session, Will};
 
+pub use access::{LoginRefused, Permissions};
 pub use certificate::CertificateNames;
+pub use door::{Door, Entrant};
+pub use intake::Intake;
 pub use introspection::{ClientInfo, Listed, RetainedInfo, SubscriptionInfo, TopicInfo};
 pub use listener::{Listener, Protocols, Transport};
 pub use tls::{ClientFiles, TlsError, TlsFiles};
 pub use tls_reload::TlsReloader;
+
+pub(crate) use link::Link;
 
 /// Connections beyond `max_connections` that may be between accept and CONNECT, so that a full
 /// gateway can still tell a client that it is full, and a known client can take over its session.
@@ -198,14 +205,19 @@ struct Shared {
     transports: Vec<Transport>,
     /// Shared by all listeners with TLS, if there are any.
     tls: Option<Arc<TlsReloader>>,
+    /// Users, keys, rules or certificates have been read anew.
+    access_changed: watch::Sender<()>,
 }
 
 impl Broker {
-    /// Starts what needs no client; [`Broker::listen`] does the rest.
+    /// Starts what needs no client; [`Broker::listen`] does the rest. `tls` is what all listeners with TLS
+    /// share, those of other edges, too.
+    #[allow(clippy::too_many_arguments)]
     pub fn start(
         config: BrokerConfig,
         access: Access,
         listeners: &[Listener],
+        tls: Option<Arc<TlsReloader>>,
         pipeline: Arc<Pipeline>,
         journal: Option<Journal>,
         store: Store,
@@ -225,7 +237,6 @@ impl Broker {
             max_total_bytes: config.max_total_queued_bytes,
             max_stored_bytes: config.max_stored_bytes,
         };
-        let tls = listeners.iter().find_map(|one| one.protocols.tls.clone());
         let shared = Arc::new(Shared {
             limits: Limits {
                 max_packet_bytes: config.max_packet_bytes as u32,
@@ -269,6 +280,7 @@ impl Broker {
                 .map(|one| one.protocols.transport())
                 .collect(),
             tls,
+            access_changed: watch::Sender::new(()),
             config,
         });
         let wills = shared.restore(restored);
@@ -297,6 +309,11 @@ impl Broker {
         for listener in listeners {
             tokio::spawn(listener::accept(listener, self.shared.clone()));
         }
+    }
+
+    /// The way in for other edges.
+    pub fn door(&self) -> Door {
+        Door::new(self.shared.clone())
     }
 
     /// Sends what an app made to those who subscribed to it. Called from the apps' threads; waits,
@@ -398,10 +415,14 @@ impl Broker {
     /// was. Blocks while it reads.
     pub fn reload_access(&self) -> Result<(), AccessError> {
         let Shared {
-            access, registry, ..
+            access,
+            registry,
+            access_changed,
+            ..
         } = &*self.shared;
         access.reload()?;
         registry.log_out_unless(|identity| access.still_valid(identity));
+        access_changed.send_replace(());
         Ok(())
     }
 
@@ -727,6 +748,7 @@ impl Shared {
     fn log_out_uncertified(&self) {
         self.registry
             .log_out_unless_certified(|certificates| self.vouches_for(certificates));
+        self.access_changed.send_replace(());
     }
 
     /// Whether a line about a client may be logged: clients that come and go quickly must not fill

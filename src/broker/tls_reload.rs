@@ -81,7 +81,7 @@ impl TlsReloader {
     }
 
     /// For a new connection.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
         self.current.load().config.clone()
     }
 

@@ -11,6 +11,9 @@ mod compile;
 mod config;
 mod dead_letters;
 mod demo;
+// Most of it is for `headgate app test`.
+#[cfg_attr(not(feature = "compiler"), allow(dead_code))]
+mod events;
 mod journal;
 #[cfg(feature = "compiler")]
 mod moment;
@@ -22,6 +25,7 @@ mod package;
 mod prompt;
 mod reload;
 mod run;
+mod send;
 mod status;
 #[cfg(feature = "compiler")]
 mod tryout;
@@ -81,6 +85,7 @@ enum Command {
     Status(status::StatusArgs),
     #[command(flatten)]
     Mqtt(mqtt::MqttCommand),
+    Send(send::SendArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
     Why(why::WhyArgs),
     /// Look at the journal, which has durable events on disk
@@ -129,6 +134,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
+        Command::Send(args) => send::run(args, &cli.global, &output).map(succeed),
         Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output),
         Command::Why(args) => why::run(args, &cli.global, &output).map(succeed),
         Command::Journal(command) => journal::run(command, &cli.global, &output),

@@ -24,8 +24,9 @@ pub use problem::{ConfigErrors, Fault, Problem};
 pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
 pub use tree::{
-    AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, LogConfig, MetricsConfig, MqttConfig,
-    PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig, WebSocketConfig, keys,
+    AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, IngestConfig, LogConfig,
+    MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig,
+    WebSocketConfig, keys,
 };
 pub use value::{
     AddressError, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, SizeError,

@@ -269,11 +269,13 @@ impl Resolver {
     }
 
     fn check_listeners(&mut self) {
-        const LISTENERS: [(&str, &str); 5] = [
+        const LISTENERS: [(&str, &str); 7] = [
             ("mqtt.listen", "MQTT"),
             ("mqtt.tls.listen", "MQTT with TLS"),
             ("mqtt.websocket.listen", "MQTT over WebSocket"),
             ("mqtt.websocket.tls_listen", "MQTT over WebSocket with TLS"),
+            ("ingest.listen", "ingest"),
+            ("ingest.tls_listen", "ingest with TLS"),
             ("metrics.listen", "metrics"),
         ];
         for (index, (later, later_name)) in LISTENERS.iter().enumerate() {
@@ -320,7 +322,11 @@ impl Resolver {
     }
 
     fn check_tls(&mut self) {
-        let listeners = ["mqtt.tls.listen", "mqtt.websocket.tls_listen"];
+        let listeners = [
+            "mqtt.tls.listen",
+            "mqtt.websocket.tls_listen",
+            "ingest.tls_listen",
+        ];
         let Some(listen) = listeners
             .into_iter()
             .find(|listen| self.address(listen).is_some())

@@ -10,6 +10,7 @@ use super::resolve;
 use super::section::section;
 use super::value::{Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, Lookup};
 use crate::event::TopicFilter;
+use crate::ingest::frame::MOST_FRAME_BYTES;
 
 // Sizes are kept as usize, and some may be larger than what 32 bits hold.
 const _: () = assert!(usize::BITS >= 64);
@@ -42,6 +43,7 @@ pub struct Config {
     pub mqtt: MqttConfig,
     pub pipeline: PipelineConfig,
     pub journal: JournalConfig,
+    pub ingest: IngestConfig,
     pub apps: AppsConfig,
     pub metrics: MetricsConfig,
     pub admin: AdminConfig,
@@ -56,6 +58,7 @@ pub(super) const SECTIONS: &[&Section] = &[
     &MqttConfig::SECTION,
     &PipelineConfig::SECTION,
     &JournalConfig::SECTION,
+    &IngestConfig::SECTION,
     &AppsConfig::SECTION,
     &MetricsConfig::SECTION,
     &AdminConfig::SECTION,
@@ -70,6 +73,7 @@ impl Config {
             mqtt: MqttConfig::read(values),
             pipeline: PipelineConfig::read(values),
             journal: JournalConfig::read(values),
+            ingest: IngestConfig::read(values),
             apps: AppsConfig::read(values),
             metrics: MetricsConfig::read(values),
             admin: AdminConfig::read(values),
@@ -317,6 +321,29 @@ section! {
         /// Bytes after which a segment is followed by the next.
         segment_bytes: u64 = bytes(64 * 1024, GIB), Preset::Text("64MiB");
         /// Whether it is written through io_uring, where the kernel lets us.
+        io_uring: bool = Kind::Switch, Preset::Text("true");
+    }
+}
+
+section! {
+    /// TCP ingest: events as frames, for producers that speak no MQTT. Their logins and rules are those of
+    /// mqtt.auth.
+    IngestConfig = "ingest" {
+        /// Where producers connect. Port 0 takes a free port; "off" or "" has no such listener.
+        listen: Option<ListenAddress> = Kind::Address, Preset::Text("off");
+        /// Where producers connect with TLS, with the certificate and the rules of mqtt.tls. Port 0 takes a
+        /// free port; "off" or "" has no such listener.
+        tls_listen: Option<ListenAddress> = Kind::Address, Preset::Text("off");
+        /// Most producers that are connected at a time.
+        max_connections: usize = integer(1, 100_000), Preset::Text("256");
+        /// Largest frame, in bytes after its length; a producer that sends a larger one is disconnected.
+        max_frame_bytes: usize = bytes(64, MOST_FRAME_BYTES), Preset::Text("1MiB");
+        /// Milliseconds within which a handshake must have come: from the connection on, or from its first
+        /// byte on where mqtt.auth.anonymous lets producers in without one.
+        handshake_timeout_ms: u64 = integer(1, HOUR_MS), Preset::Text("5000");
+        /// Seconds after which a producer that has sent nothing is disconnected. 0 waits for ever.
+        idle_timeout_s: u32 = integer(0, 86_400), Preset::Text("0");
+        /// Whether connections without TLS are read through io_uring, where the kernel lets us.
         io_uring: bool = Kind::Switch, Preset::Text("true");
     }
 }

@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use io_uring::{IoUring, Probe, opcode};
+use io_uring::opcode;
+
+use crate::uring;
 
 /// How files are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,16 +26,8 @@ impl Io {
 
     /// Io_uring if the kernel has what it takes and lets us use it; else why not.
     pub(super) fn choose() -> Result<Io, String> {
-        let ring = IoUring::new(2).map_err(|error| error.to_string())?;
-        let mut probe = Probe::new();
-        ring.submitter()
-            .register_probe(&mut probe)
-            .map_err(|error| error.to_string())?;
-        let needed = [opcode::Write::CODE, opcode::Fsync::CODE];
-        match needed.iter().all(|code| probe.is_supported(*code)) {
-            true => Ok(Io::Uring),
-            false => Err("the kernel is too old".to_owned()),
-        }
+        uring::probe(&[opcode::Write::CODE, opcode::Fsync::CODE])?;
+        Ok(Io::Uring)
     }
 }
 

@@ -91,6 +91,22 @@ const COUNTERS: &[(&str, &str)] = &[
     ),
     ("headgate_pipeline_batches_total", "Batches handed to apps."),
     (
+        "headgate_ingest_connections_total",
+        "Connections to TCP ingest: all, and those that were never let in.",
+    ),
+    (
+        "headgate_ingest_errors_total",
+        "Connections to TCP ingest that were ended for what came on them, or did not.",
+    ),
+    (
+        "headgate_ingest_frames_total",
+        "Frames, by whether their client may publish to their topic.",
+    ),
+    (
+        "headgate_ingest_received_bytes_total",
+        "Bytes received by TCP ingest.",
+    ),
+    (
         "headgate_journal_events_total",
         "Events that were appended to the journal.",
     ),
@@ -122,6 +138,10 @@ const GAUGES: &[(&str, &str)] = &[
     (
         "headgate_mqtt_clients",
         "MQTT clients that are connected, by listener.",
+    ),
+    (
+        "headgate_ingest_connections",
+        "Connections to TCP ingest that are open.",
     ),
     (
         "headgate_mqtt_tls_certificate_expiry_seconds",

@@ -452,6 +452,18 @@ pub struct Treatment {
     rule: Option<usize>,
 }
 
+impl Treatment {
+    /// Of an event whose producer asks for a lane: a rule can raise it, and never lowers it.
+    pub fn asked_for(self, asked: Lane) -> Treatment {
+        let lane = match self.rule {
+            // The first one is the highest.
+            Some(_) if (self.lane as usize) < asked as usize => self.lane,
+            _ => asked,
+        };
+        Treatment { lane, ..self }
+    }
+}
+
 /// One producer's way into the pipeline. Collects events and hands them over in one go.
 pub struct Tap {
     shared: Arc<Shared>,
@@ -504,23 +516,26 @@ impl Tap {
         treatment
     }
 
-    /// The key that tells an event on `topic` from others, if its rule wants that. `id` finds the user
-    /// property of a name. `treatment` is what was said of the topic last.
-    pub fn dedup_key<'a>(
+    /// The key that tells an event on `topic` from others, if its rule wants that. `of_id` makes that of
+    /// its id, which for MQTT is the user property of the name that it gets. `treatment` is what was said
+    /// of the topic last.
+    pub fn dedup_key(
         &self,
         treatment: Treatment,
         topic: &Topic,
         payload: &[u8],
-        id: impl FnOnce(&str) -> Option<&'a [u8]>,
+        of_id: impl FnOnce(&str) -> Option<DedupKey>,
     ) -> Option<DedupKey> {
-        let id = match self.rules.dedup(treatment.rule?)? {
+        let of_id = match self.rules.dedup(treatment.rule?)? {
             Dedup::Content => None,
-            Dedup::Id(name) => id(name),
+            Dedup::Id(name) => of_id(name),
         };
-        Some(match id {
-            Some(id) => DedupKey::of_id(topic, id),
-            None => DedupKey::of_content(topic, payload),
-        })
+        of_id.or_else(|| Some(DedupKey::of_content(topic, payload)))
+    }
+
+    /// Whether the realtime lane keeps up.
+    pub fn pressure(&self) -> Pressure {
+        self.shared.pressure()
     }
 
     /// By which keys duplicates are told.

@@ -288,7 +288,7 @@ fn duplicates_are_known_by_the_id_that_the_rule_names_or_by_content() {
     let mut send = |id: Option<&str>, payload: &'static str| {
         let key = tap.dedup_key(treatment, &topic, payload.as_bytes(), |name| {
             assert_eq!(name, "id");
-            id.map(str::as_bytes)
+            id.map(|id| DedupKey::of_id(&topic, id.as_bytes()))
         });
         match tap.dedup().claim(key.unwrap(), true, Instant::now()) {
             Claim::Duplicate => tap.count_duplicate(&topic, treatment),
@@ -349,4 +349,19 @@ fn new_rules_hold_for_what_comes_after_them() {
     routes.set_rules(Rules::default());
     assert_eq!(tap.treatment(&topic).lane, Lane::Transactional);
     assert!(tap.treatment(&topic).wanted, "the routes are as they were");
+}
+
+#[test]
+fn a_rule_raises_the_lane_that_an_event_asks_for_and_never_lowers_it() {
+    let house = house(PipelineConfig::default());
+    let mut tap = house.pipeline.tap();
+    let mut lanes = |topic: &str| {
+        let treatment = tap.treatment(&Topic::new(topic.to_owned()).unwrap());
+        Lane::ALL.map(|asked| treatment.asked_for(asked).lane)
+    };
+    assert_eq!(lanes("now/a"), [Lane::Realtime; 3]);
+    let raised = [Lane::Realtime, Lane::Transactional, Lane::Transactional];
+    assert_eq!(lanes("once/a"), raised);
+    assert_eq!(lanes("bulk/a"), Lane::ALL);
+    assert_eq!(lanes("plain/a"), Lane::ALL);
 }

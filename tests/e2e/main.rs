@@ -19,6 +19,7 @@ mod dashboards;
 mod dead_letters;
 mod defects;
 mod developing;
+mod ingest;
 mod journal;
 mod kept_state;
 mod lanes;

@@ -134,6 +134,15 @@
         gpio = "overheat-alarm-2";
         sensors = "*";
       };
+      ingest = {
+        listen = "192.0.2.1:7411";
+        tls_listen = "[::]:7412";
+        max_connections = 64;
+        max_frame_bytes = "64KiB";
+        handshake_timeout_ms = 1000;
+        idle_timeout_s = 600;
+        io_uring = false;
+      };
       metrics.listen = "192.0.2.1:9464";
       admin.socket = "/run/headgate/other.sock";
       log = {

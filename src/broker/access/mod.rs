@@ -357,6 +357,15 @@ impl Access {
         permissions
     }
 
+    /// Whether a client that shows nothing is let in from there.
+    pub fn admits_anonymous(&self, peer: SocketAddr) -> bool {
+        match self.config.anonymous {
+            Anonymous::Never => false,
+            Anonymous::Loopback => peer.ip().to_canonical().is_loopback(),
+            Anonymous::Always => true,
+        }
+    }
+
     /// Finds out who a client is. A password takes its time, on a thread of its own, and waits until
     /// it is its turn.
     pub async fn log_in(&self, login: Login<'_>) -> Result<Identity, LoginRefused> {
@@ -409,12 +418,7 @@ impl Access {
                 expires: None,
             });
         }
-        let allowed = match self.config.anonymous {
-            Anonymous::Never => false,
-            Anonymous::Loopback => login.peer.ip().to_canonical().is_loopback(),
-            Anonymous::Always => true,
-        };
-        match allowed {
+        match self.admits_anonymous(login.peer) {
             true => Ok(Identity {
                 user: None,
                 proof: Proof::Nothing,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::events::{Line, Writer};
+use crate::cli::events::{Line, Writer};
 use crate::event::Event;
 
 /// Most lines that are shown of either side.
@@ -108,8 +108,8 @@ fn show(text: &mut String, sign: char, lines: impl ExactSizeIterator<Item: Displ
 mod tests {
     use std::time::Instant;
 
-    use super::super::events::Payload;
     use super::*;
+    use crate::cli::events::Payload;
     use crate::event::Topic;
 
     fn compare(expected: &[&str], published: &[&str]) -> Option<String> {

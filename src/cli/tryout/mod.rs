@@ -2,7 +2,6 @@
 //! `headgate journal replay` those of the journal.
 
 mod difference;
-mod events;
 mod replay;
 
 use std::io::{self, IsTerminal};
@@ -13,9 +12,9 @@ use clap::Args;
 use serde::Serialize;
 
 use self::difference::difference;
-use self::events::{Line, Writer};
 use super::app::{log_text, refused};
 use super::build::{build, is_source};
+use super::events::{self, Line, Writer};
 use super::output::{Output, printable};
 use super::package::Package;
 use crate::apps::{AppCounters, AppInfo, Compiler, LogLine, Outcome, Tryout};

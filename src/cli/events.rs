@@ -104,7 +104,7 @@ fn parse(file: &str, contents: &[u8]) -> Result<Vec<Line>, EventsError> {
         .collect()
 }
 
-fn parse_line(number: usize, line: &[u8]) -> Result<Line, String> {
+pub(super) fn parse_line(number: usize, line: &[u8]) -> Result<Line, String> {
     let raw: RawLine = serde_json::from_slice(line).map_err(|error| {
         // A line has one line: its number says nothing.
         let why = error.to_string();
