@@ -131,16 +131,10 @@ impl Session {
             unreachable!("there are no frames before");
         };
         let (frame, size) = first_frame(&self.frames, *version)?;
-        if let Some(id) = frame.id {
-            if id <= self.last_id {
-                return Err(Refusal::new(
-                    Code::BadId,
-                    format!(
-                        "id {id} comes after {}; ids start at 1 and ascend",
-                        self.last_id
-                    ),
-                ));
-            }
+        if let Some(id) = frame.id.filter(|id| *id <= self.last_id) {
+            let last = self.last_id;
+            let text = format!("id {id} comes after {last}; ids start at 1 and ascend");
+            return Err(Refusal::new(Code::BadId, text));
         }
         let known = match self.topics.get(frame.topic) {
             Some(known) => known.clone(),

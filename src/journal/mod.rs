@@ -248,7 +248,9 @@ impl Journal {
         let appended = self.try_append(&records, &receipt);
         let mut on_appended = Some(on_appended);
         if appended.is_some() {
-            on_appended.take().map(|appended| appended());
+            if let Some(appended) = on_appended.take() {
+                appended();
+            }
         }
         let journal = self.clone();
         async move {
@@ -258,7 +260,9 @@ impl Journal {
             let mut durable = journal.shared.durable.subscribe();
             loop {
                 if let Some(next) = journal.try_append(&records, &receipt) {
-                    on_appended.take().map(|appended| appended());
+                    if let Some(appended) = on_appended.take() {
+                        appended();
+                    }
                     return journal.synced(next).await;
                 }
                 if durable.changed().await.is_err() || durable.borrow().closed {

@@ -56,7 +56,9 @@ impl Batcher {
     /// The batch so far; the next one begins.
     pub fn take(&mut self) -> Batch {
         self.opened = None;
-        std::mem::take(&mut self.pending)
+        // After a full one comes another, most likely: it need not grow step by step.
+        let expected = if self.is_full() { self.max_events } else { 0 };
+        std::mem::replace(&mut self.pending, Batch::with_capacity(expected))
     }
 }
 

@@ -154,7 +154,7 @@ impl DedupWindow {
     }
 
     /// Keys that count.
-    pub fn len(&self) -> usize {
+    pub fn known(&self) -> usize {
         self.shards
             .iter()
             .map(|shard| shard.lock().found.len())
@@ -317,7 +317,7 @@ mod tests {
         for key in &keys {
             assert_eq!(window.claim(*key, true, now), Claim::New);
         }
-        assert_eq!(window.len(), 4);
+        assert_eq!(window.known(), 4);
         assert_eq!(window.claim(keys[4], true, now), Claim::Duplicate);
         assert_eq!(window.claim(keys[0], true, now), Claim::New);
     }

@@ -342,7 +342,7 @@ impl Pipeline {
             all,
             pressure: self.shared.pressure(),
             lanes,
-            dedup_keys: self.shared.dedup.len(),
+            dedup_keys: self.shared.dedup.known(),
         }
     }
 
@@ -393,7 +393,7 @@ impl Pipeline {
             metrics::gauge!("headgate_pressure", "state" => state.as_str())
                 .set(f64::from(u8::from(state == pressure)));
         }
-        metrics::gauge!("headgate_dedup_keys").set(self.shared.dedup.len() as f64);
+        metrics::gauge!("headgate_dedup_keys").set(self.shared.dedup.known() as f64);
     }
 
     /// Events that have come in and not reached an outlet.
