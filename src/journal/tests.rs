@@ -337,9 +337,10 @@ fn what_is_finished_and_older_than_allowed_is_removed_and_what_no_app_has_finish
     let (journal, _) = open(&config);
     let first = write(&journal, &["a"]);
     let second = write(&journal, &["b"]);
+    // Said with the third one: a cursor of its own would begin a segment.
+    drop((first, second));
     let third = write(&journal, &["c"]);
     let fourth = write(&journal, &["d"]);
-    drop((first, second));
     leave(&journal, (third, fourth));
     // The first three were over two hours ago, as the beginning of the fourth says.
     let segments = segment::list(&config.folder).unwrap();
