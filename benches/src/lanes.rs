@@ -115,13 +115,13 @@ impl Suite {
         let began = Instant::now();
         let window = DedupWindow::new(Duration::from_secs(3600), LIVE_KEYS as usize, began);
         let mut number = 0;
-        while window.len() < LIVE_KEYS as usize * 99 / 100 {
+        while window.known() < LIVE_KEYS as usize * 99 / 100 {
             for _ in 0..10_000 {
                 window.claim(scattered(number), true, began);
                 number += 1;
             }
         }
-        let per_key = (memory()? - before) as f64 / window.len() as f64;
+        let per_key = (memory()? - before) as f64 / window.known() as f64;
         let mut rate = |key: &dyn Fn(u64) -> DedupKey| {
             let (began, first) = (Instant::now(), number);
             while began.elapsed() < self.time {
