@@ -76,6 +76,7 @@ let
         {
           "mqtt.tls.listen" = settings.mqtt.tls.listen;
           "mqtt.websocket.tls_listen" = settings.mqtt.websocket.tls_listen;
+          "ingest.tls_listen" = settings.ingest.tls_listen;
         }
     )
     ++ [
@@ -210,6 +211,8 @@ let
     "mqtt.tls.listen" = settings.mqtt.tls.listen;
     "mqtt.websocket.listen" = settings.mqtt.websocket.listen;
     "mqtt.websocket.tls_listen" = settings.mqtt.websocket.tls_listen;
+    "ingest.listen" = settings.ingest.listen;
+    "ingest.tls_listen" = settings.ingest.tls_listen;
     "metrics.listen" = settings.metrics.listen;
   };
   pairs = lib.filter ({ one, other }: one < other) (
@@ -254,6 +257,8 @@ let
     mqttTls = settings.mqtt.tls.listen;
     mqttWebSocket = settings.mqtt.websocket.listen;
     mqttWebSocketTls = settings.mqtt.websocket.tls_listen;
+    ingest = settings.ingest.listen;
+    ingestTls = settings.ingest.tls_listen;
     metrics = settings.metrics.listen;
   };
 

@@ -104,6 +104,8 @@ in
       mqttTls = "mqtt.tls.listen";
       mqttWebSocket = "mqtt.websocket.listen";
       mqttWebSocketTls = "mqtt.websocket.tls_listen";
+      ingest = "ingest.listen";
+      ingestTls = "ingest.tls_listen";
       metrics = "metrics.listen";
     };
   };

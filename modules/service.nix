@@ -34,6 +34,8 @@ let
     settings.mqtt.tls.listen
     settings.mqtt.websocket.listen
     settings.mqtt.websocket.tls_listen
+    settings.ingest.listen
+    settings.ingest.tls_listen
     settings.metrics.listen
   ];
   isPrivileged = address: listen.port address != 0 && listen.port address < 1024;
@@ -69,6 +71,8 @@ in
         ++ lib.optional cfg.openFirewall.mqttTls settings.mqtt.tls.listen
         ++ lib.optional cfg.openFirewall.mqttWebSocket settings.mqtt.websocket.listen
         ++ lib.optional cfg.openFirewall.mqttWebSocketTls settings.mqtt.websocket.tls_listen
+        ++ lib.optional cfg.openFirewall.ingest settings.ingest.listen
+        ++ lib.optional cfg.openFirewall.ingestTls settings.ingest.tls_listen
         ++ lib.optional cfg.openFirewall.metrics settings.metrics.listen
       )
     );

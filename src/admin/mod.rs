@@ -28,6 +28,9 @@ pub const MAX_MANIFEST_BYTES: usize = 64 << 10;
 /// Header of an install request: how many bytes at the head of the body are the manifest.
 const MANIFEST_LENGTH: &str = "headgate-manifest-length";
 
+/// Hands over a dead letter again, or says why it can't.
+pub type RetryLetter = dyn Fn(&DeadLetter) -> Result<(), String> + Send + Sync;
+
 /// What the API answers from.
 #[derive(Clone)]
 pub struct AdminState {
@@ -35,7 +38,7 @@ pub struct AdminState {
     pub broker: Arc<Broker>,
     pub dead_letters: Arc<DeadLetters>,
     /// Hands a dead letter over again; else says why not. May wait for whoever gets it.
-    pub retry: Arc<dyn Fn(&DeadLetter) -> Result<(), String> + Send + Sync>,
+    pub retry: Arc<RetryLetter>,
     /// What `GET /v1/status` answers: an object. May block for a moment.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// What `POST /v1/reload` does; else, what is wrong with which file. May block for a moment.

@@ -247,10 +247,10 @@ impl Journal {
     ) -> impl Future<Output = bool> + Send + use<F> {
         let appended = self.try_append(&records, &receipt);
         let mut on_appended = Some(on_appended);
-        if appended.is_some() {
-            if let Some(appended) = on_appended.take() {
-                appended();
-            }
+        if appended.is_some()
+            && let Some(appended) = on_appended.take()
+        {
+            appended();
         }
         let journal = self.clone();
         async move {

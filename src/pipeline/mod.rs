@@ -829,7 +829,7 @@ impl Router {
         }
         self.hand_over(shared);
         self.look_after_pressure(shared);
-        let has = |lane| shared.rings[lane].has_chunks();
+        let has = |lane| !shared.rings[lane].is_empty();
         if has(Lane::Realtime)
             || has(Lane::Transactional) && !self.is_blocked()
             || has(Lane::Batch) && self.takes_windows(shared)

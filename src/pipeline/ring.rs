@@ -151,9 +151,8 @@ impl Ring {
         Some(chunk)
     }
 
-    /// Whether there is anything in it.
-    pub fn has_chunks(&self) -> bool {
-        !self.chunks.is_empty()
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 
     /// Wakes the consumer, or keeps it from its next sleep.

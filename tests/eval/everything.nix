@@ -158,6 +158,8 @@
       mqttTls = true;
       mqttWebSocket = true;
       mqttWebSocketTls = true;
+      ingest = true;
+      ingestTls = true;
       metrics = true;
     };
 
