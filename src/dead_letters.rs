@@ -62,10 +62,12 @@ pub enum Reason {
     AppFailed,
     /// It came for the batch lane while the realtime lane could not keep up.
     Shed,
+    /// It came through too many apps, one after the other.
+    Looped,
 }
 
 impl Reason {
-    const ALL: [Reason; 8] = [
+    const ALL: [Reason; 9] = [
         Reason::QueueFull,
         Reason::Expired,
         Reason::TooLarge,
@@ -74,6 +76,7 @@ impl Reason {
         Reason::RetainedFull,
         Reason::AppFailed,
         Reason::Shed,
+        Reason::Looped,
     ];
 
     /// Whether the source of such a letter is the app that it was for.
@@ -91,6 +94,7 @@ impl Reason {
             Reason::RetainedFull => "retained_full",
             Reason::AppFailed => "app_failed",
             Reason::Shed => "shed",
+            Reason::Looped => "looped",
         }
     }
 }

@@ -24,13 +24,13 @@ use crate::config::{
 };
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
-use crate::event::Event;
+use crate::event::{Event, Lane, TopicFilter};
 use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{
-    DedupKey, Latency, Offer, Pipeline, PipelineConfig, Routes, Rules, Sink, Step, Tap, Thresholds,
-    WindowLimits,
+    DedupKey, Latency, Offer, Pipeline, PipelineConfig, Pressure, Routes, Rules, Sink, Step, Tap,
+    Thresholds, WindowLimits,
 };
 use crate::regular_file::FileError;
 use crate::store::{Store, StoreConfig, StoreError};
@@ -189,7 +189,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         .unwrap_or_else(|_| unreachable!("set here and nowhere else"));
     // What was not finished before comes before what comes now.
     if let Some((journal, recovered)) = journal.as_ref().zip(recovered) {
-        deliver_again(journal, &recovered, pipeline.tap()).await?;
+        deliver_again(journal, &recovered, &pipeline, &apps).await?;
     }
     // The clients last: what they send waits for apps that are still starting.
     broker.listen(listeners);
@@ -288,23 +288,35 @@ fn pipeline_config(config: &Config) -> PipelineConfig {
     }
 }
 
-/// Hands over what the journal has that was not finished.
+/// Hands over what the journal has that was not finished, no faster than the apps take it.
 async fn deliver_again(
     journal: &Journal,
     recovered: &Recovered,
-    mut tap: Tap,
+    pipeline: &Pipeline,
+    apps: &Apps,
 ) -> Result<(), JournalError> {
+    /// Events after which apps are looked at.
+    const AT_ONCE: usize = 256;
     let failed = |source| JournalError::File {
         path: journal.status().folder,
         source,
     };
+    if recovered.is_empty() {
+        return Ok(());
+    }
+    // What an app that still starts has no room for would have to be dropped.
+    let starting = apps.clone();
+    let settled = tokio::task::spawn_blocking(move || starting.wait_until_settled()).await;
+    settled.expect("waiting for apps does not panic");
     let began = Instant::now();
-    let mut events = 0;
+    let mut tap = pipeline.tap();
+    let (mut events, mut unchecked) = (0, 0);
     for chunk in recovered.chunks(journal).map_err(failed)? {
         let (records, receipt) = chunk.map_err(failed)?;
         for record in records {
             let treatment = tap.treatment(&record.topic);
             events += u64::from(treatment.wanted);
+            unchecked += usize::from(treatment.wanted);
             let event = Event {
                 receipt: Some(receipt.hold()),
                 ..Event::at(record.topic, record.payload, began, record.timestamp_ns)
@@ -314,6 +326,10 @@ async fn deliver_again(
         while !tap.flush() {
             tap.room().await;
         }
+        if unchecked >= AT_ONCE {
+            unchecked = 0;
+            until_taken(pipeline, apps).await;
+        }
     }
     if events > 0 {
         tracing::warn!(
@@ -322,6 +338,33 @@ async fn deliver_again(
         );
     }
     Ok(())
+}
+
+/// Waits until the apps that run have room again, as long as they get on at all.
+async fn until_taken(pipeline: &Pipeline, apps: &Apps) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const LOOK: Duration = Duration::from_millis(1);
+    let mut last = (u64::MAX, Instant::now());
+    loop {
+        let running = apps
+            .list()
+            .into_iter()
+            .filter(|app| app.state == AppState::Running);
+        let (mut waiting, mut is_full) = (pipeline.moving(), false);
+        for app in running {
+            waiting += app.counters.queued;
+            is_full |= app.counters.queued > app.limits.queue_events as u64 / 2;
+        }
+        if !is_full && waiting <= 4096 {
+            return;
+        }
+        if waiting != last.0 {
+            last = (waiting, Instant::now());
+        } else if last.1.elapsed() > PATIENCE {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn journal_config(config: &Config) -> JournalConfig {
@@ -612,6 +655,7 @@ fn retry(
         if letter.topic.as_str().starts_with('$') {
             return Err("topics that begin with $ are the gateway's own".to_owned());
         }
+        no_room(letter, apps, pipeline)?;
         return match broker.publish_again(letter) {
             true => Ok(()),
             false => Err("too many events wait for apps; try again later".to_owned()),
@@ -634,6 +678,30 @@ fn retry(
             "app {name} has no room: {} events wait for it; try again later",
             app.counters.queued
         )),
+    }
+}
+
+/// Refuses a letter that would only be dropped again.
+fn no_room(letter: &DeadLetter, apps: &Apps, pipeline: &Pipeline) -> Result<(), String> {
+    let topic = letter.topic.as_str();
+    let lane = pipeline.tap().treatment(&letter.topic).lane;
+    if lane == Lane::Batch && pipeline.pressure() >= Pressure::Overload {
+        return Err("the batch lane takes nothing now, because the realtime lane can't keep up; try again later".to_owned());
+    }
+    let covers = |filter: &String| {
+        TopicFilter::new(filter.as_str()).is_ok_and(|filter| filter.matches(topic))
+    };
+    let takers = apps
+        .list()
+        .into_iter()
+        .filter(|app| app.subscribe.iter().any(covers));
+    let mut full = takers.filter(|app| app.counters.queued >= app.limits.queue_events as u64);
+    match full.next() {
+        Some(app) => Err(format!(
+            "app {} has no room: {} events wait for it; try again later",
+            app.name, app.counters.queued
+        )),
+        None => Ok(()),
     }
 }
 
@@ -702,10 +770,12 @@ impl Gateway {
         let has_journal = self.journal.is_some();
         move || {
             // All files are read before the first is put into force.
-            let rules = read_rules(&config).map_err(ReloadError::Rules)?;
-            if rules.want_journal() && !has_journal {
-                return Err(ReloadError::NoJournal);
-            }
+            let rules = read_rules(&config).map_err(ReloadError::Rules);
+            let rules = rules.and_then(|rules| match rules.want_journal() && !has_journal {
+                true => Err(ReloadError::NoJournal),
+                false => Ok(rules),
+            });
+            let rules = rules.inspect_err(|error| tracing::error!(%error))?;
             broker.reload_access().inspect_err(|error| {
                 tracing::error!(%error, "nothing was reloaded");
             })?;

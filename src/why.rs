@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::{AppInfo, AppState, Apps};
 use crate::broker::{Broker, SubscriptionInfo};
-use crate::dead_letters::{DeadLetterInfo, DeadLetters};
+use crate::dead_letters::{DeadLetterInfo, DeadLetters, Reason};
 use crate::event::{Lane, Topic, TopicFilter};
 use crate::journal::Journal;
 use crate::pipeline::{Dedup, Pipeline, Pressure, Routes, Step, Traced};
@@ -115,6 +115,17 @@ fn covers(filter: &str, topic: &str) -> bool {
     TopicFilter::new(filter).is_ok_and(|filter| filter.matches(topic))
 }
 
+/// Why a lane or an app drops an event.
+pub(crate) fn meaning(reason: Reason) -> &'static str {
+    match reason {
+        Reason::QueueFull => "there was no room for it",
+        Reason::TooLarge => "it is too large",
+        Reason::Shed => "the realtime lane could not keep up",
+        Reason::Looped => "it came through too many apps",
+        other => other.as_str(),
+    }
+}
+
 impl Taker {
     fn of(app: &AppInfo, topic: &str) -> Option<Taker> {
         let filter = app.subscribe.iter().find(|filter| covers(filter, topic))?;
@@ -199,10 +210,9 @@ impl Explanation {
             Step::Taken => "the last event waits for its app".to_owned(),
             Step::Unwanted => "when the last event came, no app wanted it".to_owned(),
             Step::Duplicate => "the last event was a duplicate, and went to no app".to_owned(),
-            Step::Dropped => format!(
-                "the last event was dropped: there was no room for it in the {} lane",
-                self.lane.as_str()
-            ),
+            Step::Dropped { by, reason } => {
+                format!("the last event was dropped: {by}, {}", meaning(*reason))
+            }
             Step::Handled {
                 app,
                 published: 0,
@@ -320,7 +330,13 @@ mod tests {
                 "the app relay has failed with the last event: no",
             ),
             (Step::Duplicate, "a duplicate"),
-            (Step::Dropped, "no room for it in the realtime lane"),
+            (
+                Step::Dropped {
+                    by: "realtime".into(),
+                    reason: Reason::QueueFull,
+                },
+                "dropped: realtime, there was no room for it",
+            ),
             (
                 Step::Published {
                     app: "relay".into(),

@@ -122,9 +122,12 @@ struct Inside {
 #[derive(Default)]
 struct RealtimeLoad {
     load: Load,
-    /// Time in calls with them.
+    /// Time in calls with whatever events.
     busy: Duration,
     asked: Option<Instant>,
+    /// When the call under way began, and since when the first event in it had waited if it is a realtime
+    /// one.
+    call: Option<(Instant, Option<Instant>)>,
 }
 
 /// What was counted since the last scrape.
@@ -536,6 +539,11 @@ impl App {
         }
         inside.draining = true;
         inside.since_ms = unix_time_ms();
+        // It is not told of pressure any more, and nothing of what it has is to stand back.
+        inside.queue.set_pressure(Pressure::Healthy);
+        if inside.supervisor.state() == AppState::Running {
+            self.schedule(&mut inside);
+        }
         true
     }
 
@@ -664,6 +672,7 @@ impl App {
     fn give_back(&self, batch: Batch, tries: u32) {
         let mut inside = self.inside.lock();
         inside.in_call = 0;
+        inside.realtime.call = None;
         inside.suspects.push_front(batch, tries);
         inside.alive = false;
         if inside.supervisor.state() == AppState::Running {
@@ -844,13 +853,7 @@ impl App {
         inside.durations.record(report.took);
         inside.note_memory(report.memory_bytes);
         let events = report.batch.len() as u64;
-        if report
-            .batch
-            .first()
-            .is_some_and(|event| event.lane == Lane::Realtime)
-        {
-            inside.realtime.handled(&report.batch, report.took);
-        }
+        inside.realtime.handled(report.batch.len());
         let Some(error) = report.error else {
             inside.counters.handled += events;
             inside.breaker.succeeded();
@@ -1114,6 +1117,10 @@ impl App {
 
     fn bury_dropped(&self, reason: Reason, events: &[Event]) {
         let now = Instant::now();
+        let by = self.name.clone();
+        let topics = events.iter().map(|event| &event.topic);
+        let traces = &self.shared.routes.traces;
+        traces.note(topics, &Step::Dropped { by, reason });
         for event in events {
             self.shared.dead_letters.add(reason, now, || {
                 DeadLetter::new(reason, &self.name, &event.topic, &event.payload, 0)
@@ -1127,8 +1134,10 @@ impl App {
             if lane != Lane::Realtime && inside.queue_full() != QueueFull::DropOldest {
                 return false;
             }
+            let bound = inside.bound();
+            let too_many = (inside.queue.lane_len(lane) + events).saturating_sub(bound);
             // Where nothing waits, there is room.
-            let Some(oldest) = inside.queue.pop_oldest(lane) else {
+            let Some(oldest) = inside.queue.pop_oldest(lane, too_many.max(1)) else {
                 return true;
             };
             if lane == Lane::Realtime {
@@ -1154,6 +1163,13 @@ impl App {
     fn on_stall(&self) {
         let progress = self.inside.lock().take_refused();
         self.tell_progress(progress);
+    }
+}
+
+/// They are dropped although nobody's policy wants that: those of the journal come again at the next start.
+fn abandon(events: &[Event]) {
+    for receipt in events.iter().filter_map(|event| event.receipt.as_ref()) {
+        receipt.abandon();
     }
 }
 
@@ -1190,7 +1206,13 @@ impl Outlet for App {
         if !inside.is_open() {
             inside.counters.dropped.stopped += events as u64;
         } else if self.make_room(&mut inside, lane, events, bytes) {
-            self.enqueue(&mut inside, lane, Queued { batch, bytes });
+            let since = Instant::now();
+            let queued = Queued {
+                batch,
+                bytes,
+                since,
+            };
+            self.enqueue(&mut inside, lane, queued);
         } else if inside.queue_full() == QueueFull::DropNewest
             || !matches!(
                 inside.supervisor.state(),
@@ -1199,8 +1221,12 @@ impl Outlet for App {
             || inside.component.is_none()
             || inside.rests()
         {
+            if inside.queue_full() != QueueFull::DropNewest {
+                abandon(&batch);
+            }
             self.drop_for_room(&mut inside, &batch);
         } else if self.watch.is_stalled() {
+            abandon(&batch);
             inside.counters.dropped.stalled += events as u64;
             self.bury_dropped(Reason::QueueFull, &batch);
         } else {
@@ -1211,31 +1237,35 @@ impl Outlet for App {
         Offer::Taken
     }
 
-    /// What an app that is always at its realtime events has not got to is none of the other lanes' fault:
-    /// it does not count.
+    /// What an app that has no time left, or rests, has not got to is none of the other lanes' fault: that
+    /// they stand back does not help it.
     fn take_realtime_load(&self, now: Instant) -> Load {
-        const ALWAYS: f64 = 0.8;
+        const NO_TIME_LEFT: f64 = 0.8;
         let mut inside = self.inside.lock();
-        let asked = Some(now);
+        let call = inside.realtime.call;
         let realtime = std::mem::replace(
             &mut inside.realtime,
             RealtimeLoad {
-                asked,
+                asked: Some(now),
+                call,
                 ..RealtimeLoad::default()
             },
         );
-        let since = realtime.asked.map_or(Duration::ZERO, |asked| now - asked);
-        if inside.supervisor.state() != AppState::Running || realtime.busy >= since.mul_f64(ALWAYS)
+        let asked = realtime.asked.unwrap_or(now);
+        let under_way = call.map_or(Duration::ZERO, |(began, _)| {
+            now.saturating_duration_since(began.max(asked))
+        });
+        let since = now.saturating_duration_since(asked);
+        if inside.supervisor.state() != AppState::Running
+            || inside.rests()
+            || realtime.busy + under_way >= since.mul_f64(NO_TIME_LEFT)
         {
             return Load {
                 handled: realtime.load.handled,
                 ..Load::default()
             };
         }
-        let waits = inside
-            .queue
-            .oldest(Lane::Realtime)
-            .map(|event| event.received);
+        let waits = inside.queue.since(Lane::Realtime);
         let waits = waits.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         Load {
             waiting: inside.queue.lane_len(Lane::Realtime),
@@ -1246,6 +1276,10 @@ impl Outlet for App {
 
     fn set_pressure(&self, pressure: Pressure) {
         let mut inside = self.inside.lock();
+        // One that is to finish what it has does not stand back.
+        if inside.draining {
+            return;
+        }
         inside.queue.set_pressure(pressure);
         if inside.supervisor.state() == AppState::Running && inside.has_work() {
             self.schedule(&mut inside);
@@ -1254,12 +1288,18 @@ impl Outlet for App {
 }
 
 impl RealtimeLoad {
-    fn handled(&mut self, events: &[Event], took: Duration) {
-        self.load.handled += events.len() as u64;
-        self.busy += took;
-        let first = events.iter().map(|event| event.received).min();
-        let slowest = first.map_or(Duration::ZERO, |received| received.elapsed());
-        self.load.slowest = self.load.slowest.max(slowest);
+    /// The call under way has ended.
+    fn handled(&mut self, events: usize) {
+        let Some((began, since)) = self.call.take() else {
+            return;
+        };
+        let now = Instant::now();
+        self.busy += now.saturating_duration_since(began.max(self.asked.unwrap_or(began)));
+        if let Some(since) = since {
+            self.load.handled += events as u64;
+            let took = now.saturating_duration_since(since);
+            self.load.slowest = self.load.slowest.max(took);
+        }
     }
 }
 
@@ -1391,10 +1431,16 @@ impl Inside {
     /// Events for a call, and how often they were tried before.
     fn next_batch(&mut self, most: usize) -> Option<(Batch, u32)> {
         if let Some(part) = self.suspects.pop() {
+            self.realtime.call = Some((Instant::now(), None));
             return Some(part);
         }
         let most_bytes = self.memory_bound() / CALL_SHARE;
-        Some((self.queue.pop(most, most_bytes)?, 0))
+        let (batch, since) = self.queue.pop(most, most_bytes)?;
+        let is_realtime = batch
+            .first()
+            .is_some_and(|event| event.lane == Lane::Realtime);
+        self.realtime.call = Some((Instant::now(), is_realtime.then_some(since)));
+        Some((batch, 0))
     }
 
     /// Events that may wait.

@@ -1,6 +1,7 @@
 //! What waits for one app: a queue for each lane, bounded in events and bytes. Without I/O and locks.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use crate::event::{Batch, Event, Lane};
 use crate::pipeline::Pressure;
@@ -8,15 +9,13 @@ use crate::pipeline::Pressure;
 /// Most bytes of topics and payloads that may wait in a lane, whatever their number.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
 
-/// Where all lanes have something, the batch lane has one call of so many.
-const BATCH_LANE_SHARE: u32 = 8;
+/// Of so many calls in a row, a lane that has something has one, whatever comes before it.
+const SHARE: u32 = 8;
 
 /// What waits, the oldest first.
 #[derive(Default)]
 pub(super) struct Queue {
     lanes: [LaneQueue; 3],
-    /// Calls in a row in which the batch lane had to wait.
-    passed_over: u32,
     pressure: Pressure,
 }
 
@@ -25,12 +24,16 @@ struct LaneQueue {
     batches: VecDeque<Queued>,
     events: usize,
     bytes: usize,
+    /// Calls in a row in which it had something and was passed over.
+    passed_over: u32,
 }
 
 /// A batch, as it was handed over.
 pub(super) struct Queued {
     pub(super) batch: Batch,
     pub(super) bytes: usize,
+    /// When it was.
+    pub(super) since: Instant,
 }
 
 impl Queue {
@@ -43,8 +46,10 @@ impl Queue {
         self.lanes[lane as usize].events
     }
 
-    pub(super) fn oldest(&self, lane: Lane) -> Option<&Event> {
-        self.lanes[lane as usize].batches.front()?.batch.first()
+    /// Since when the oldest event of a lane has waited.
+    pub(super) fn since(&self, lane: Lane) -> Option<Instant> {
+        let oldest = self.lanes[lane as usize].batches.front()?;
+        Some(oldest.since)
     }
 
     /// Whether there is anything that [`Queue::pop`] gives out now.
@@ -79,10 +84,14 @@ impl Queue {
         lane.batches.push_back(queued);
     }
 
-    /// What has waited longest in a lane.
-    pub(super) fn pop_oldest(&mut self, lane: Lane) -> Option<Batch> {
+    /// Up to `most` events that have waited longest in a lane.
+    pub(super) fn pop_oldest(&mut self, lane: Lane, most: usize) -> Option<Batch> {
         let lane = &mut self.lanes[lane as usize];
-        let oldest = lane.batches.pop_front()?;
+        let mut oldest = lane.batches.pop_front()?;
+        if oldest.batch.len() > most {
+            let rest = oldest.split_at(most);
+            lane.batches.push_front(rest);
+        }
         lane.events -= oldest.batch.len();
         lane.bytes -= oldest.bytes;
         Some(oldest.batch)
@@ -90,36 +99,28 @@ impl Queue {
 
     /// The next events for one call, all of one lane: as many whole batches as make at most `most` events;
     /// part of a batch only if it has more than `most_bytes`. A window of the batch lane is whole, and
-    /// alone.
-    pub(super) fn pop(&mut self, most: usize, most_bytes: usize) -> Option<Batch> {
-        let has = |lane| self.lane_len(lane) > 0 && !self.stands_back(lane);
-        let lane = if has(Lane::Realtime) {
-            Lane::Realtime
-        } else if has(Lane::Transactional)
-            && !(has(Lane::Batch) && self.passed_over + 1 >= BATCH_LANE_SHARE)
-        {
-            Lane::Transactional
-        } else if has(Lane::Batch) {
-            Lane::Batch
-        } else {
-            return None;
-        };
-        self.passed_over = match lane {
-            Lane::Batch => 0,
-            _ if self.lane_len(Lane::Batch) > 0 => self.passed_over.saturating_add(1),
-            _ => 0,
-        };
+    /// alone. Also, since when the first of them has waited.
+    pub(super) fn pop(&mut self, most: usize, most_bytes: usize) -> Option<(Batch, Instant)> {
+        let has = |lane: &Lane| self.lane_len(*lane) > 0 && !self.stands_back(*lane);
+        let ready: Vec<Lane> = Lane::ALL.into_iter().filter(has).collect();
+        let starved = |lane: &&Lane| self.lanes[**lane as usize].passed_over + 1 >= SHARE;
+        let lane = *ready.iter().rev().find(starved).or(ready.first())?;
+        for other in ready.into_iter().filter(|other| *other != lane) {
+            self.lanes[other as usize].passed_over += 1;
+        }
+        self.lanes[lane as usize].passed_over = 0;
         let is_window = lane == Lane::Batch;
         let lane = &mut self.lanes[lane as usize];
         let mut first = lane.batches.pop_front()?;
         if first.bytes > most_bytes
-            && let Some(rest) = first.split(most_bytes)
+            && let Some(rest) = first.split_off(most_bytes)
         {
             lane.batches.push_front(rest);
         }
         let Queued {
             mut batch,
             mut bytes,
+            since,
         } = first;
         while !is_window
             && let Some(next) = lane.batches.front()
@@ -132,7 +133,7 @@ impl Queue {
         }
         lane.events -= batch.len();
         lane.bytes -= bytes;
-        Some(batch)
+        Some((batch, since))
     }
 
     /// Forgets all that waits. Returns how many events that were.
@@ -148,25 +149,32 @@ impl Queued {
         Queued {
             bytes: batch.iter().map(event_bytes).sum(),
             batch,
+            since: Instant::now(),
         }
     }
 
     /// Keeps the first events, of at most `most` bytes together but at least one, and returns the
     /// others.
-    fn split(&mut self, most: usize) -> Option<Queued> {
+    fn split_off(&mut self, most: usize) -> Option<Queued> {
         let mut kept = 0;
         let fits = |event: &&Event| {
             kept += event_bytes(event);
             kept <= most
         };
         let count = self.batch.iter().take_while(fits).count().max(1);
-        if count == self.batch.len() {
-            return None;
-        }
+        (count < self.batch.len()).then(|| self.split_at(count))
+    }
+
+    /// Keeps so many events, and returns the others.
+    fn split_at(&mut self, count: usize) -> Queued {
         let batch = self.batch.split_off(count);
         let bytes = batch.iter().map(event_bytes).sum();
         self.bytes -= bytes;
-        Some(Queued { batch, bytes })
+        Queued {
+            batch,
+            bytes,
+            since: self.since,
+        }
     }
 }
 
@@ -196,7 +204,9 @@ mod tests {
     }
 
     fn pop(queue: &mut Queue) -> Vec<String> {
-        let batch = queue.pop(4, 1 << 20).unwrap_or_default();
+        let batch = queue
+            .pop(4, 1 << 20)
+            .map_or_else(Batch::new, |(batch, _)| batch);
         let payloads = batch.iter().map(|event| event.payload.to_vec());
         payloads.map(|p| String::from_utf8(p).unwrap()).collect()
     }
@@ -216,19 +226,22 @@ mod tests {
     }
 
     #[test]
-    fn the_batch_lane_has_its_turn_even_if_others_always_have_something() {
+    fn each_lane_has_its_turn_even_if_others_always_have_something() {
         let mut queue = Queue::default();
-        push(&mut queue, Lane::Batch, &["b1"]);
-        let mut calls = 0;
-        loop {
-            push(&mut queue, Lane::Transactional, &["t"]);
-            calls += 1;
-            if pop(&mut queue) == ["b1"] {
-                break;
+        let mut calls = Vec::new();
+        for _ in 0..3 * SHARE + 1 {
+            for (lane, payload) in [
+                (Lane::Realtime, "r"),
+                (Lane::Transactional, "t"),
+                (Lane::Batch, "b"),
+            ] {
+                push(&mut queue, lane, &[payload]);
             }
-            assert!(calls < 100);
+            calls.push(pop(&mut queue)[0].clone());
         }
-        assert_eq!(calls, BATCH_LANE_SHARE);
+        let count = |of: &str| calls.iter().filter(|lane| *lane == of).count();
+        assert_eq!((count("t"), count("b")), (3, 3), "{calls:?}");
+        assert_eq!(&calls[..3], ["r", "r", "r"]);
     }
 
     #[test]
@@ -260,7 +273,10 @@ mod tests {
         push(&mut queue, Lane::Realtime, &["r"; 4]);
         assert!(!queue.has_room(Lane::Realtime, 1, 1, 4));
         assert!(queue.has_room(Lane::Transactional, 4, 1, 4));
-        assert_eq!(queue.pop_oldest(Lane::Realtime).unwrap().len(), 4);
+        assert_eq!(queue.pop_oldest(Lane::Realtime, 1).unwrap().len(), 1);
+        assert_eq!(queue.lane_len(Lane::Realtime), 3);
+        assert!(queue.has_room(Lane::Realtime, 1, 1, 4));
+        assert_eq!(queue.pop_oldest(Lane::Realtime, 9).unwrap().len(), 3);
         assert!(queue.has_room(Lane::Realtime, 400, 1, 4), "it is empty");
     }
 }

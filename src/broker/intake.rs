@@ -119,8 +119,15 @@ impl Intake {
             false => 0,
         };
         let journal = self.shared.journal.as_ref().filter(|_| treatment.durable);
+        // What nobody wants has not been taken in: somebody may want the next one.
+        let key = key.filter(|_| treatment.wanted || journal.is_some());
         let claim = key.map(|key| self.tap.dedup().claim(key, journal.is_none(), now));
-        let is_duplicate = claim == Some(Claim::Duplicate);
+        let is_duplicate = match (claim, key, &self.claims) {
+            (Some(Claim::Duplicate), ..) => true,
+            // It waits here for the same write, and both are acknowledged after that.
+            (Some(Claim::InFlight), Some(key), Some(claims)) => claims.contains(key),
+            _ => false,
+        };
         let mut receipt = None;
         if let Some(journal) = journal {
             if is_duplicate {
@@ -130,7 +137,9 @@ impl Intake {
                 let id = key.map(|key| key.0);
                 self.records
                     .push(&topic, &message.payload, timestamp_ns, id);
-                if let Some(key) = key {
+                if let Some(key) = key
+                    && claim == Some(Claim::New)
+                {
                     let claims = || Claims::new(self.tap.dedup().clone());
                     self.claims.get_or_insert_with(claims).push(key);
                 }

@@ -82,7 +82,7 @@ pub(super) fn found(folder: &Path) -> anyhow::Result<journal::Stat> {
     let stat = stat.with_context(|| format!("cannot read {}", folder.display()))?;
     stat.with_context(|| {
         format!(
-            "there is no journal in {}: journal.topics says which events go into one",
+            "there is no journal in {}: journal.topics and durable rules (pipeline.rules_file) say which events go into one",
             folder.display()
         )
     })

@@ -7,7 +7,7 @@ use super::output::{Output, one_line, printable};
 use super::{Global, small_runtime};
 use crate::event::Topic;
 use crate::pipeline::Step;
-use crate::why::Explanation;
+use crate::why::{Explanation, meaning};
 
 /// Say what became of the last events on a topic, and why nothing came out
 ///
@@ -92,7 +92,7 @@ fn text(step: &Step) -> String {
         Step::Taken => "taken in for the apps that want it".to_owned(),
         Step::Unwanted => "taken in; no app wants it".to_owned(),
         Step::Duplicate => "a duplicate: it goes to no app".to_owned(),
-        Step::Dropped => "dropped: its lane had no room".to_owned(),
+        Step::Dropped { by, reason } => format!("dropped ({by}): {}", meaning(*reason)),
         Step::Handled {
             app,
             events,

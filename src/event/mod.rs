@@ -6,7 +6,7 @@
 mod topic;
 mod trie;
 
-use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,7 +31,7 @@ pub struct Event {
     /// How often a batch with it that failed is tried again; none leaves that to the app.
     pub retries: Option<u8>,
     /// Kept as long as the event or a copy of it is somewhere: whoever made it is told by its end.
-    pub receipt: Option<Arc<dyn Any + Send + Sync>>,
+    pub receipt: Option<Arc<dyn Receipt>>,
 }
 
 impl Event {
@@ -80,6 +80,12 @@ impl Lane {
             Lane::Batch => "batch",
         }
     }
+}
+
+/// What tells whoever made an event that nobody has it any more.
+pub trait Receipt: fmt::Debug + Send + Sync {
+    /// It was dropped although somebody was to handle it yet: its end does not mean that it is finished.
+    fn abandon(&self);
 }
 
 /// Events that are handled together, in the order of their arrival.

@@ -357,6 +357,11 @@ impl Journal {
 }
 
 impl Recovered {
+    /// Whether all events were finished.
+    pub fn is_empty(&self) -> bool {
+        self.from >= self.to
+    }
+
     /// The events, a chunk with a receipt after the other.
     pub fn chunks(
         &self,

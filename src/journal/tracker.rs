@@ -1,10 +1,13 @@
 //! Which events of the journal are finished: those of which no outlet has a copy any more.
 
-use std::any::Any;
 use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+
+use crate::event;
 
 /// What was handed over to the journal together. When the last of its events is dropped, all are finished.
 /// Clones are the same.
@@ -15,6 +18,8 @@ struct Chunk {
     tracker: Arc<Tracker>,
     /// Set when it is in the journal.
     first: OnceLock<u64>,
+    /// Some outlet was to handle some event of it yet.
+    abandoned: AtomicBool,
 }
 
 impl Receipt {
@@ -22,11 +27,12 @@ impl Receipt {
         Receipt(Arc::new(Chunk {
             tracker,
             first: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
         }))
     }
 
     /// For each of the events.
-    pub fn hold(&self) -> Arc<dyn Any + Send + Sync> {
+    pub fn hold(&self) -> Arc<dyn event::Receipt> {
         self.0.clone()
     }
 
@@ -38,9 +44,23 @@ impl Receipt {
     }
 }
 
+impl event::Receipt for Chunk {
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Receipt({:?})", self.first.get())
+    }
+}
+
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Some(first) = self.first.get() {
+        if let Some(first) = self.first.get()
+            && !self.abandoned.load(Ordering::Relaxed)
+        {
             self.tracker.finish(*first);
         }
     }
@@ -133,6 +153,19 @@ mod tests {
         let tracker = Arc::new(Tracker::new(5));
         drop(Receipt::new(tracker.clone()));
         assert_eq!(tracker.cursor(), 5);
+    }
+
+    #[test]
+    fn what_was_dropped_before_somebody_could_handle_it_is_not_finished() {
+        let tracker = Arc::new(Tracker::new(0));
+        let receipts = [(0, 1), (1, 2)].map(|(first, next)| {
+            let receipt = Receipt::new(tracker.clone());
+            receipt.begin(first, next);
+            receipt
+        });
+        receipts[0].hold().abandon();
+        drop(receipts);
+        assert_eq!(tracker.cursor(), 0);
     }
 
     #[test]

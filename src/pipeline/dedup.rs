@@ -93,7 +93,7 @@ struct Shard {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: DedupKey,
-    /// Seconds after `started`.
+    /// Seconds after a window before `started`.
     at: u32,
     state: EntryState,
 }
@@ -128,8 +128,11 @@ impl DedupWindow {
     /// `safe`: that it can't be lost any more. Else [`DedupWindow::keep`] or [`DedupWindow::forget`] is to
     /// follow.
     pub fn claim(&self, key: DedupKey, safe: bool, now: Instant) -> Claim {
-        let at = self.seconds(now);
-        self.shard(key).lock().claim(key, safe, at)
+        let elapsed = now.saturating_duration_since(self.started).as_secs() as u32;
+        let mut shard = self.shard(key).lock();
+        // The clock begins a window before the start, so that keys of an earlier run have a place on it.
+        let at = shard.window_s.saturating_add(elapsed);
+        shard.claim(key, safe, at)
     }
 
     /// The event with this key can't be lost any more.
@@ -147,9 +150,9 @@ impl DedupWindow {
     pub fn restore(&self, key: DedupKey, age: Duration) {
         let mut shard = self.shard(key).lock();
         let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        // What is left of its time, as if it had come at the start.
         if age < shard.window_s {
-            shard.claim(key, true, 0);
+            let at = shard.window_s - age;
+            shard.claim(key, true, at);
         }
     }
 
@@ -163,10 +166,6 @@ impl DedupWindow {
 
     fn shard(&self, key: DedupKey) -> &Mutex<Shard> {
         &self.shards[key.shard()]
-    }
-
-    fn seconds(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(self.started).as_secs() as u32
     }
 }
 
@@ -187,6 +186,10 @@ impl Claims {
 
     pub fn push(&mut self, key: DedupKey) {
         self.keys.push(key);
+    }
+
+    pub fn contains(&self, key: DedupKey) -> bool {
+        self.keys.contains(&key)
     }
 
     /// Their events can't be lost any more.
@@ -344,6 +347,12 @@ mod tests {
         window.restore(key(2), Duration::from_secs(1));
         assert_eq!(window.claim(key(1), true, now), Claim::New);
         assert_eq!(window.claim(key(2), true, now), Claim::Duplicate);
+        let later = now + WINDOW - Duration::from_secs(1);
+        assert_eq!(
+            window.claim(key(2), true, later),
+            Claim::New,
+            "not a second longer than in that run"
+        );
     }
 
     #[test]

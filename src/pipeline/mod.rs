@@ -42,6 +42,7 @@ use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::event::{Batch, Event, Lane, Topic};
 use batcher::Batcher;
 use pressure::{CYCLE, Controller};
+use ring::payload_bytes;
 use traces::Notes;
 use windows::Windows;
 
@@ -70,6 +71,9 @@ const ROUTED_AT_ONCE: usize = 1024;
 
 /// A chunk of up to so many events is routed by who brings it.
 const ROUTED_INLINE: usize = 64;
+
+/// Payload bytes in windows that are open, and in those that have closed, at most.
+const MAX_WINDOW_BYTES: usize = 64 << 20;
 
 /// While anything waits, there is a round that often, whenever it is due: see [`Pipeline::is_responsive`].
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -410,6 +414,12 @@ impl Pipeline {
         &self.shared.dedup
     }
 
+    /// Events on their way to outlets, but for those in windows that are open.
+    pub fn moving(&self) -> u64 {
+        let in_windows = self.shared.router.lock().windows.len() as u64;
+        self.queued().saturating_sub(in_windows)
+    }
+
     /// From now on no lane stands back and no window waits: the gateway ends.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
@@ -603,14 +613,16 @@ impl Tap {
         let mut looped = 0;
         for lane in Lane::ALL {
             let pending = &mut self.pending[lane];
-            let before = pending.len();
-            pending.retain(|event| event.hops <= MAX_HOPS);
-            let gone = before - pending.len();
-            if gone > 0 {
-                self.shared.count_accepted(lane, gone);
+            let gone: Vec<Event> = pending
+                .extract_if(.., |event| event.hops > MAX_HOPS)
+                .collect();
+            if !gone.is_empty() {
+                self.shared.count_accepted(lane, gone.len());
                 let counter = &self.shared.counters[lane].looped;
-                counter.fetch_add(gone as u64, Ordering::Relaxed);
-                looped += gone;
+                counter.fetch_add(gone.len() as u64, Ordering::Relaxed);
+                looped += gone.len();
+                self.notes.flush(&self.shared.routes.traces);
+                self.shared.bury(Reason::Looped, lane, &gone);
             }
         }
         if looped > 0 {
@@ -701,7 +713,10 @@ impl Shared {
 
     fn bury(&self, reason: Reason, lane: Lane, events: &[Event]) {
         let topics = events.iter().map(|event| &event.topic);
-        self.routes.traces.note(topics, &Step::Dropped);
+        let by = lane.as_str().into();
+        self.routes
+            .traces
+            .note(topics, &Step::Dropped { by, reason });
         let now = Instant::now();
         for event in events {
             self.dead_letters.add(reason, now, || {
@@ -808,8 +823,9 @@ struct Gate {
     /// Transactional batches for which the outlet had no room, oldest first. While there are any, no
     /// further transactional chunk is routed, so that these are at most what one chunk makes.
     refused: VecDeque<Batch>,
-    /// Windows of the batch lane that have closed, oldest first.
+    /// Windows of the batch lane that have closed, oldest first, and the bytes of their payloads.
     windows: VecDeque<Batch>,
+    window_bytes: usize,
 }
 
 impl Router {
@@ -921,7 +937,7 @@ impl Router {
         }
         if routed > 0 {
             for gate in &mut self.gates {
-                gate.hand_over_realtime(shared);
+                gate.hand_over_realtime(self.config.max_batch_events, shared);
             }
             self.next_cycle
                 .get_or_insert_with(|| Instant::now() + CYCLE);
@@ -980,7 +996,8 @@ impl Router {
                 }
             }
             // Rather early than not at all.
-            while self.windows.len() > self.config.batch_queue_events
+            while (self.windows.len() > self.config.batch_queue_events
+                || self.windows.bytes() > MAX_WINDOW_BYTES)
                 && let Some(window) = self.windows.pop_oldest()
             {
                 self.distribute_window(window, shared, routes);
@@ -1010,17 +1027,17 @@ impl Router {
         in_hand.fetch_add(copies, Ordering::Relaxed);
         counters.copies.fetch_add(copies, Ordering::Relaxed);
         for index in others {
-            self.gates[*index as usize]
-                .windows
-                .push_back(window.clone());
+            self.gates[*index as usize].push_window(window.clone());
         }
-        self.gates[*last as usize].windows.push_back(window);
+        self.gates[*last as usize].push_window(window);
     }
 
     /// Whether there is room for more windows: those that have closed are bounded, too.
     fn takes_windows(&self, shared: &Shared) -> bool {
         let in_hand = shared.in_hand[Lane::Batch].load(Ordering::Relaxed);
+        let bytes: usize = self.gates.iter().map(|gate| gate.window_bytes).sum();
         in_hand <= self.windows.len() as u64 + self.config.batch_queue_events as u64
+            && bytes <= MAX_WINDOW_BYTES
     }
 
     fn hand_over(&mut self, shared: &Shared) {
@@ -1091,7 +1108,13 @@ impl Gate {
             batcher: Batcher::new(config.max_batch_events, config.max_batch_delay),
             refused: VecDeque::new(),
             windows: VecDeque::new(),
+            window_bytes: 0,
         }
+    }
+
+    fn push_window(&mut self, window: Batch) {
+        self.window_bytes += payload_bytes(&window);
+        self.windows.push_back(window);
     }
 
     fn holds_something(&self) -> bool {
@@ -1115,10 +1138,12 @@ impl Gate {
     }
 
     /// Nobody waits for realtime events: what the outlet does not take is dropped.
-    fn hand_over_realtime(&mut self, shared: &Shared) {
-        if !self.realtime.is_empty() {
-            let batch = std::mem::take(&mut self.realtime);
-            shared.hand_over(&*self.outlet, batch, true);
+    fn hand_over_realtime(&mut self, most: usize, shared: &Shared) {
+        let mut rest = std::mem::take(&mut self.realtime);
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(most));
+            shared.hand_over(&*self.outlet, rest, true);
+            rest = later;
         }
     }
 
@@ -1138,7 +1163,9 @@ impl Gate {
 
     fn hand_over_windows(&mut self, shared: &Shared) {
         while let Some(window) = self.windows.pop_front() {
+            self.window_bytes -= payload_bytes(&window);
             if let Some(window) = shared.hand_over(&*self.outlet, window, false) {
+                self.window_bytes += payload_bytes(&window);
                 self.windows.push_front(window);
                 return;
             }

@@ -19,7 +19,7 @@ const CHUNKS: usize = 16_384;
 /// Payload bytes that wait at most, besides one chunk of any size.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-fn payload_bytes(chunk: &[Event]) -> usize {
+pub(super) fn payload_bytes(chunk: &[Event]) -> usize {
     chunk.iter().map(|event| event.payload.len()).sum()
 }
 

@@ -328,7 +328,7 @@ fn while_realtime_cannot_keep_up_the_others_stand_back_and_then_go_on() {
     assert_eq!(house.pipeline.status().lanes.batch.shed, 1);
     assert_eq!(house.letters.list(None, 10)[0].1.reason, Reason::Shed);
     house.send("now/a", &["r"]);
-    assert_eq!(house.bench.count(), 2, "realtime goes on");
+    house.wait_until("realtime goes on", |house| house.bench.count() == 2);
 
     *house.bench.load.lock() = Load::default();
     house.wait_until("all is well", |house| {
@@ -364,4 +364,30 @@ fn a_rule_raises_the_lane_that_an_event_asks_for_and_never_lowers_it() {
     assert_eq!(lanes("once/a"), raised);
     assert_eq!(lanes("bulk/a"), Lane::ALL);
     assert_eq!(lanes("plain/a"), Lane::ALL);
+}
+
+#[test]
+fn realtime_events_come_in_batches_of_the_usual_size() {
+    let house = house(PipelineConfig {
+        max_batch_events: 3,
+        ..PipelineConfig::default()
+    });
+    house.send("now/a", &["1", "2", "3", "4", "5", "6", "7"]);
+    house.wait_until("all", |house| house.bench.count() == 7);
+    let sizes: Vec<_> = house.bench.payloads().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [3, 3, 1]);
+    house.adds_up();
+}
+
+#[test]
+fn windows_of_large_events_close_early_rather_than_take_all_memory() {
+    let house = house(PipelineConfig::default());
+    let payload = "x".repeat(1 << 20);
+    for number in 0..200 {
+        house.send(&format!("bulk/{number}"), &[&payload]);
+        let windows = || house.pipeline.shared.router.lock().windows.bytes();
+        assert!(windows() <= MAX_WINDOW_BYTES + (1 << 20), "{}", windows());
+    }
+    house.wait_until("all", |house| house.bench.count() == 200);
+    house.adds_up();
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::dead_letters::Reason;
 use crate::event::{Topic, unix_time_ns};
 
 /// Topics of a generation. The one before it is kept, too.
@@ -35,8 +36,8 @@ pub enum Step {
     Unwanted,
     /// It had come before.
     Duplicate,
-    /// Its lane dropped it.
-    Dropped,
+    /// A lane or an app dropped it.
+    Dropped { by: Arc<str>, reason: Reason },
     /// An app has handled it, and has published so much in the same call.
     Handled {
         app: Arc<str>,
@@ -113,24 +114,25 @@ impl Generations {
     }
 }
 
-/// As many of the events as are noted.
+/// As many of the events as are noted: the last ones.
 fn sampled<T>(events: impl ExactSizeIterator<Item = T>) -> impl Iterator<Item = T> {
-    let noted = match events.len() {
-        few @ ..=ALL_OF => few,
-        _ => SAMPLE,
+    let left_out = match events.len() {
+        ..=ALL_OF => 0,
+        many => many - SAMPLE,
     };
-    events.take(noted)
+    events.skip(left_out)
 }
 
 /// Steps that one producer has to note.
 #[derive(Debug, Default)]
-pub(super) struct Notes(Vec<(Topic, Step)>);
+pub(super) struct Notes(VecDeque<(Topic, Step)>);
 
 impl Notes {
     pub(super) fn push(&mut self, topic: &Topic, step: Step) {
-        if self.0.len() < ALL_OF {
-            self.0.push((topic.clone(), step));
+        if self.0.len() >= ALL_OF {
+            self.0.pop_front();
         }
+        self.0.push_back((topic.clone(), step));
     }
 
     pub(super) fn flush(&mut self, traces: &Traces) {

@@ -36,6 +36,8 @@ pub struct Windows {
     /// When windows are due, and the number of each. Some have closed since.
     due: BinaryHeap<Reverse<(Instant, u64, Topic)>>,
     events: usize,
+    /// Of payloads.
+    bytes: usize,
     next_number: u64,
 }
 
@@ -72,6 +74,7 @@ impl Windows {
             }
         });
         window.bytes += event.payload.len();
+        self.bytes += event.payload.len();
         window.events.push(event);
         self.events += 1;
         let limits = window.limits;
@@ -118,9 +121,15 @@ impl Windows {
         self.events
     }
 
+    /// Bytes of payloads in all windows.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn close(&mut self, topic: &Topic) -> Option<Batch> {
         let window = self.open.remove(topic)?;
         self.events -= window.events.len();
+        self.bytes -= window.bytes;
         // Windows that fill up long before their time would leave more and more here.
         if self.due.len() > 2 * self.open.len() + 64 {
             let open = &self.open;
@@ -188,7 +197,10 @@ mod tests {
         assert_eq!(windows.pop_due(start + LIMITS.age).unwrap().len(), 2);
         assert!(windows.pop_due(start + LIMITS.age).is_none());
         assert_eq!(windows.pop_due(later + LIMITS.age).unwrap().len(), 1);
-        assert_eq!((windows.len(), windows.next_due()), (0, None));
+        assert_eq!(
+            (windows.len(), windows.bytes(), windows.next_due()),
+            (0, 0, None)
+        );
     }
 
     #[test]

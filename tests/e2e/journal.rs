@@ -384,13 +384,15 @@ fn a_replay_takes_what_it_is_told_to() {
         &["--until", "1h"][..],
         &["--from", "11"],
         &["--topic", "elsewhere/#"],
-        &["--from", "5", "--to", "4"],
     ] {
         let (code, stdout, stderr) = replay(home, &[&["scale"], args].concat());
         assert_eq!((code, &*stdout), (Some(0), ""), "{args:?}");
         let expected = "nothing to hand over: the journal has the sequences 0 to 10";
         assert!(stderr.contains(expected), "{args:?}: {stderr}");
     }
+    let (code, _, stderr) = replay(home, &["scale", "--from", "5", "--to", "4"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("--to is before --from"), "{stderr}");
     let (_, _, stderr) = replay(home, &["scale", "--json", "--from", "11"]);
     let summary: Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
     assert_eq!(summary["summary"]["events"], 0);

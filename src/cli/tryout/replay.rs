@@ -88,6 +88,9 @@ pub(in crate::cli) fn run(
     global: &Global,
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
+    if args.to.is_some_and(|to| to < args.from) {
+        bail!("--to is before --from: nothing is between them");
+    }
     let folder = args.place.find(global)?;
     let journal = found(&folder)?;
     let wanted = Wanted {
