@@ -4,9 +4,15 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::StoreError;
 use super::error::io;
+
+/// A gateway that was killed while it started its compiler leaves a child that has the lock, too, until it
+/// has become another program.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Locks the store in `folder` until the returned file is dropped, and leaves this process's id in
 /// the file for those who come later.
@@ -20,7 +26,16 @@ pub(super) fn acquire(folder: &Path) -> Result<File, StoreError> {
         .truncate(false)
         .open(&path)
         .map_err(error)?;
-    match file.try_lock() {
+    let deadline = Instant::now() + PATIENCE;
+    let locked = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {
             file.set_len(0).map_err(error)?;
             writeln!(file, "{}", std::process::id()).map_err(error)?;
