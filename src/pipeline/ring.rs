@@ -4,7 +4,7 @@
 //! what is bounded is the number of events.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
 
 use crossbeam_queue::ArrayQueue;
@@ -23,17 +23,36 @@ pub(super) fn payload_bytes(chunk: &[Event]) -> usize {
     chunk.iter().map(|event| event.payload.len()).sum()
 }
 
+/// What a ring holds: events in the upper 24 bits, bytes of payloads in the lower 40. A ring has 4 million
+/// events and 64 MiB at the most, besides a few chunks that are just being refused.
+#[derive(Clone, Copy, Debug)]
+struct Held(u64);
+
+impl Held {
+    const BYTE_BITS: u32 = 40;
+
+    fn new(events: usize, bytes: usize) -> Held {
+        Held((events as u64) << Held::BYTE_BITS | bytes as u64)
+    }
+
+    fn events(self) -> usize {
+        (self.0 >> Held::BYTE_BITS) as usize
+    }
+
+    fn bytes(self) -> usize {
+        (self.0 & ((1 << Held::BYTE_BITS) - 1)) as usize
+    }
+}
+
 /// Chunks of events on their way from producers to whoever takes them out.
 #[derive(Debug)]
 pub struct Ring {
     chunks: ArrayQueue<Vec<Event>>,
-    /// Events in `chunks`.
-    events: AtomicUsize,
+    /// Events in `chunks`, and the bytes of their payloads: see [`Held`]. One word, so that a push changes one.
+    held: AtomicU64,
     max_events: usize,
     /// Takes nothing, whatever room there is.
     closed: AtomicBool,
-    /// Payload bytes in `chunks`.
-    bytes: AtomicUsize,
     /// The thread that takes what nobody else has taken.
     consumer: OnceLock<Thread>,
     /// A producer waits for room.
@@ -46,8 +65,7 @@ impl Ring {
     pub fn new(max_events: usize) -> Self {
         Ring {
             chunks: ArrayQueue::new(CHUNKS),
-            events: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
+            held: AtomicU64::new(0),
             max_events,
             closed: AtomicBool::new(false),
             consumer: OnceLock::new(),
@@ -58,7 +76,7 @@ impl Ring {
 
     /// Events that wait.
     pub fn len(&self) -> usize {
-        self.events.load(Ordering::Relaxed)
+        Held(self.held.load(Ordering::Relaxed)).events()
     }
 
     /// Puts a chunk in, or gives it back when that would make more than `max_events` and `beyond`.
@@ -66,8 +84,9 @@ impl Ring {
     /// through too.
     pub fn push(&self, chunk: Vec<Event>, beyond: usize) -> Result<(), Vec<Event>> {
         let (count, bytes) = (chunk.len(), payload_bytes(&chunk));
-        let events_before = self.events.fetch_add(count, Ordering::SeqCst);
-        let bytes_before = self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        let held = Held::new(count, bytes);
+        let before = Held(self.held.fetch_add(held.0, Ordering::SeqCst));
+        let (events_before, bytes_before) = (before.events(), before.bytes());
         // A ring that is at most half full takes any chunk: so does one that `room` has waited for.
         // What may not wait is taken even so.
         let full = (beyond == 0 && self.closed.load(Ordering::SeqCst))
@@ -79,14 +98,13 @@ impl Ring {
             false => self.chunks.push(chunk),
         };
         if refused.is_err() {
-            self.take_off(count, bytes);
+            self.take_off(held);
         }
         refused
     }
 
-    fn take_off(&self, events: usize, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
-        self.events.fetch_sub(events, Ordering::SeqCst);
+    fn take_off(&self, held: Held) {
+        self.held.fetch_sub(held.0, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 && self.has_room() {
             self.room.notify_waiters();
         }
@@ -113,9 +131,10 @@ impl Ring {
     }
 
     fn has_room(&self) -> bool {
+        let held = Held(self.held.load(Ordering::SeqCst));
         !self.closed.load(Ordering::SeqCst)
-            && self.len() <= self.max_events / 2
-            && self.bytes.load(Ordering::SeqCst) <= MAX_BYTES / 2
+            && held.events() <= self.max_events / 2
+            && held.bytes() <= MAX_BYTES / 2
             && self.chunks.len() <= CHUNKS / 2
     }
 
@@ -147,7 +166,7 @@ impl Ring {
     /// The next chunk.
     pub fn pop(&self) -> Option<Vec<Event>> {
         let chunk = self.chunks.pop()?;
-        self.take_off(chunk.len(), payload_bytes(&chunk));
+        self.take_off(Held::new(chunk.len(), payload_bytes(&chunk)));
         Some(chunk)
     }
 
