@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
 use crate::apps::{
-    AppError, AppState, Apps, AppsConfig, Defaults, EngineConfig, Limits, MostLimits,
+    AppError, AppInfo, AppState, Apps, AppsConfig, Defaults, EngineConfig, Limits, MostLimits,
 };
 use crate::broker::access::{Access, AccessConfig, AccessError};
 use crate::broker::{
@@ -24,7 +24,7 @@ use crate::config::{
 };
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
-use crate::event::{Event, Lane, TopicFilter};
+use crate::event::{Event, Lane};
 use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
@@ -688,15 +688,11 @@ fn no_room(letter: &DeadLetter, apps: &Apps, pipeline: &Pipeline) -> Result<(), 
     if lane == Lane::Batch && pipeline.pressure() >= Pressure::Overload {
         return Err("the batch lane takes nothing now, because the realtime lane can't keep up; try again later".to_owned());
     }
-    let covers = |filter: &String| {
-        TopicFilter::new(filter.as_str()).is_ok_and(|filter| filter.matches(topic))
+    let is_full = |app: &AppInfo| {
+        app.counters.queued >= app.limits.queue_events as u64
+            && app.subscription_to(topic).is_some()
     };
-    let takers = apps
-        .list()
-        .into_iter()
-        .filter(|app| app.subscribe.iter().any(covers));
-    let mut full = takers.filter(|app| app.counters.queued >= app.limits.queue_events as u64);
-    match full.next() {
+    match apps.list().into_iter().find(is_full) {
         Some(app) => Err(format!(
             "app {} has no room: {} events wait for it; try again later",
             app.name, app.counters.queued

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::apps::{AppInfo, AppState, Apps};
 use crate::broker::{Broker, SubscriptionInfo};
 use crate::dead_letters::{DeadLetterInfo, DeadLetters, Reason};
-use crate::event::{Lane, Topic, TopicFilter};
+use crate::event::{Lane, Topic, TopicFilter, matches};
 use crate::journal::Journal;
 use crate::pipeline::{Dedup, Pipeline, Pressure, Routes, Step, Traced};
 
@@ -74,7 +74,7 @@ impl Why {
         let dedup = found.rule.and_then(|rule| rule.dedup.as_ref());
         let apps = self.apps.list();
         let mut subscribers = self.broker.subscriptions(None, MAX_SUBSCRIPTIONS).items;
-        subscribers.retain(|subscription| covers(&subscription.filter, name));
+        subscribers.retain(|subscription| matches(&subscription.filter, name));
         let exact = TopicFilter::new(name).ok();
         let letters = self.dead_letters.list(exact.as_ref(), SHOWN);
         let mut explanation = Explanation {
@@ -89,7 +89,7 @@ impl Why {
             apps: apps.iter().filter_map(|app| Taker::of(app, name)).collect(),
             publishers: apps
                 .iter()
-                .filter(|app| app.publish.iter().any(|filter| covers(filter, name)))
+                .filter(|app| app.may_publish(name))
                 .map(|app| app.name.clone())
                 .collect(),
             subscribers: subscribers.len(),
@@ -111,10 +111,6 @@ impl Why {
     }
 }
 
-fn covers(filter: &str, topic: &str) -> bool {
-    TopicFilter::new(filter).is_ok_and(|filter| filter.matches(topic))
-}
-
 /// Why a lane or an app drops an event.
 pub(crate) fn meaning(reason: Reason) -> &'static str {
     match reason {
@@ -128,12 +124,12 @@ pub(crate) fn meaning(reason: Reason) -> &'static str {
 
 impl Taker {
     fn of(app: &AppInfo, topic: &str) -> Option<Taker> {
-        let filter = app.subscribe.iter().find(|filter| covers(filter, topic))?;
+        let filter = app.subscription_to(topic)?;
         Some(Taker {
             app: app.name.clone(),
             state: app.state.as_str().to_owned(),
             reason: app.reason.clone(),
-            filter: filter.clone(),
+            filter: filter.to_owned(),
             queued: app.counters.queued,
         })
     }

@@ -54,9 +54,11 @@ impl Queue {
 
     /// Whether there is anything that [`Queue::pop`] gives out now.
     pub(super) fn is_ready(&self) -> bool {
-        Lane::ALL
-            .into_iter()
-            .any(|lane| self.lane_len(lane) > 0 && !self.stands_back(lane))
+        Lane::ALL.into_iter().any(|lane| self.is_ready_in(lane))
+    }
+
+    fn is_ready_in(&self, lane: Lane) -> bool {
+        self.lane_len(lane) > 0 && !self.stands_back(lane)
     }
 
     pub(super) fn set_pressure(&mut self, pressure: Pressure) {
@@ -101,11 +103,12 @@ impl Queue {
     /// part of a batch only if it has more than `most_bytes`. A window of the batch lane is whole, and
     /// alone. Also, since when the first of them has waited.
     pub(super) fn pop(&mut self, most: usize, most_bytes: usize) -> Option<(Batch, Instant)> {
-        let has = |lane: &Lane| self.lane_len(*lane) > 0 && !self.stands_back(*lane);
-        let ready: Vec<Lane> = Lane::ALL.into_iter().filter(has).collect();
-        let starved = |lane: &&Lane| self.lanes[**lane as usize].passed_over + 1 >= SHARE;
-        let lane = *ready.iter().rev().find(starved).or(ready.first())?;
-        for other in ready.into_iter().filter(|other| *other != lane) {
+        let mut ready = Lane::ALL.map(|lane| self.is_ready_in(lane).then_some(lane));
+        let starved = |lane: &Lane| self.lanes[*lane as usize].passed_over + 1 >= SHARE;
+        let last_starved = ready.into_iter().flatten().rfind(starved);
+        let lane = last_starved.or(ready.into_iter().flatten().next())?;
+        ready[lane as usize] = None;
+        for other in ready.into_iter().flatten() {
             self.lanes[other as usize].passed_over += 1;
         }
         self.lanes[lane as usize].passed_over = 0;

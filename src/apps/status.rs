@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::breaker::BreakerState;
 use super::manifest::Limits;
+use crate::event::matches;
 
 /// Where an app stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +133,18 @@ pub struct AppInfo {
     pub lines: u64,
     /// Sensors that are read for it.
     pub sensors: u64,
+}
+
+impl AppInfo {
+    /// The filter by which it gets the events of a topic.
+    pub fn subscription_to(&self, topic: &str) -> Option<&str> {
+        let mut filters = self.subscribe.iter().map(String::as_str);
+        filters.find(|filter| matches(filter, topic))
+    }
+
+    pub fn may_publish(&self, topic: &str) -> bool {
+        self.publish.iter().any(|filter| matches(filter, topic))
+    }
 }
 
 /// What an app keeps through `wasi:keyvalue`.

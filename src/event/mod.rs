@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-pub use topic::{FilterError, Topic, TopicError, TopicFilter};
+pub use topic::{FilterError, Topic, TopicError, TopicFilter, matches};
 pub use trie::TopicTrie;
 
 /// One message on its way through the gateway. Cheap to clone: topic and payload are shared.

@@ -151,6 +151,11 @@ impl fmt::Display for TopicFilter {
     }
 }
 
+/// The same for a filter as text; one that is none matches nothing.
+pub fn matches(filter: &str, topic: &str) -> bool {
+    TopicFilter::new(filter).is_ok_and(|filter| filter.matches(topic))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -810,6 +810,7 @@ struct Router {
     controller: Controller,
     /// When the controller looks next. None: there is nothing to look at.
     next_cycle: Option<Instant>,
+    /// The outlets for a topic, as indices into `gates`.
     cache: FxHashMap<Topic, Box<[u32]>>,
 }
 
@@ -906,26 +907,6 @@ impl Router {
         self.generation = routes.generation;
     }
 
-    /// The outlets for a topic, as indices into `gates`.
-    fn outlets<'a>(
-        cache: &'a mut FxHashMap<Topic, Box<[u32]>>,
-        routes: &RouteTable,
-        topic: &Topic,
-        found: &'a mut Vec<u32>,
-    ) -> &'a [u32] {
-        if cache.len() >= CACHED_TOPICS {
-            cache.clear();
-        }
-        if !cache.contains_key(topic) {
-            routes.outlets_for(topic.as_str(), found);
-            if !topic.is_worth_caching() {
-                return found;
-            }
-            cache.insert(topic.clone(), found.as_slice().into());
-        }
-        &cache[topic]
-    }
-
     /// Distributes realtime events over the gates.
     fn route_realtime(&mut self, shared: &Shared, routes: &RouteTable) {
         let mut routed = 0;
@@ -962,7 +943,20 @@ impl Router {
         let mut filtered = 0;
         let mut found = Vec::new();
         for event in chunk {
-            let outlets = Self::outlets(&mut self.cache, routes, &event.topic, &mut found);
+            let outlets = match self.cache.get(&event.topic) {
+                Some(known) => known,
+                None => {
+                    routes.outlets_for(event.topic.as_str(), &mut found);
+                    if event.topic.is_worth_caching() {
+                        if self.cache.len() >= CACHED_TOPICS {
+                            self.cache.clear();
+                        }
+                        self.cache
+                            .insert(event.topic.clone(), found.as_slice().into());
+                    }
+                    found.as_slice()
+                }
+            };
             let Some((last, others)) = outlets.split_last() else {
                 filtered += 1;
                 continue;
@@ -1017,8 +1011,8 @@ impl Router {
         let in_hand = &shared.in_hand[Lane::Batch];
         let events = window.len() as u64;
         let mut found = Vec::new();
-        let outlets = Self::outlets(&mut self.cache, routes, &window[0].topic, &mut found);
-        let Some((last, others)) = outlets.split_last() else {
+        routes.outlets_for(window[0].topic.as_str(), &mut found);
+        let Some((last, others)) = found.split_last() else {
             in_hand.fetch_sub(events, Ordering::SeqCst);
             counters.filtered.fetch_add(events, Ordering::Relaxed);
             return;

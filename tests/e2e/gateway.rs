@@ -71,6 +71,11 @@ impl Home {
         self.path().join("store")
     }
 
+    /// Of the journal.
+    pub fn first_segment(&self) -> PathBuf {
+        self.store().join("journal/00000000000000000000.journal")
+    }
+
     /// `headgate ARGS` in this folder, with these settings and none of this process's own.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);

@@ -290,10 +290,7 @@ fn produce_until_the_end(gateway: &Gateway, client: u64, round: u64, progress: &
 fn an_acknowledgement_waits_for_the_disk() {
     let gateway = home().set("journal.topics", "plant/#").start();
     // In the place of the first segment.
-    let segment = gateway
-        .home()
-        .store()
-        .join("journal/00000000000000000000.journal");
+    let segment = gateway.home().first_segment();
     fs::create_dir(&segment).unwrap();
     let mut producer = Producer::greet(&gateway, "press");
     producer.send(&v2(1, "plant/a", "x"));

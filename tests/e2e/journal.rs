@@ -129,10 +129,7 @@ fn what_no_app_had_finished_comes_again_after_kill_9_and_what_one_had_does_not()
 #[test]
 fn an_acknowledgement_waits_for_the_journal_whatever_else_comes_in_the_same_read() {
     let gateway = home().start();
-    let segment = gateway
-        .home()
-        .store()
-        .join("journal/00000000000000000000.journal");
+    let segment = gateway.home().first_segment();
     fs::create_dir(&segment).unwrap();
     let mut publisher = Wire::connect(&gateway, "publisher");
     let mut retained = publish_packet("other/b", b"y", 1, 8);
@@ -189,10 +186,7 @@ fn an_orderly_stop_leaves_what_an_app_could_not_finish_for_the_next_start() {
 fn nothing_is_acknowledged_while_the_disk_refuses_and_all_is_when_it_does_not() {
     let gateway = home().start();
     // In the place of the first segment.
-    let segment = gateway
-        .home()
-        .store()
-        .join("journal/00000000000000000000.journal");
+    let segment = gateway.home().first_segment();
     fs::create_dir(&segment).unwrap();
     let mut publisher = Wire::connect(&gateway, "publisher");
     publisher.send(&publish_packet("plant/a", b"x", 1, 7));
@@ -217,7 +211,7 @@ fn a_damaged_journal_is_told_of_and_the_gateway_starts() {
         publisher.publish("plant/a", format!("number {number}").as_bytes());
     }
     let home = gateway.terminate().home;
-    let segment = home.store().join("journal/00000000000000000000.journal");
+    let segment = home.first_segment();
     let mut bytes = fs::read(&segment).unwrap();
     let place = bytes
         .windows(8)
@@ -463,7 +457,7 @@ fn an_event_that_fails_in_one_version_is_a_difference_and_damage_does_not_end_a_
         publisher.publish("relay/in", payload);
     }
     let home = gateway.terminate().home;
-    let segment = home.store().join("journal/00000000000000000000.journal");
+    let segment = home.first_segment();
     let mut bytes = fs::read(&segment).unwrap();
     let place = bytes.windows(7).position(|window| window == b"damaged");
     bytes[place.unwrap()] ^= 1;

@@ -438,19 +438,22 @@ fn what_a_paused_app_had_no_room_for_is_not_finished_and_comes_at_the_next_start
     for number in 0..250 {
         publisher.publish("relay/x", number.to_string().as_bytes());
     }
-    let app = gateway.until_app("relay", "drops", |app| {
-        app["counters"]["dropped"]["queue_full"] == 150
+    // What does not fit as a whole is dropped as a whole: which of them, depends on how they came.
+    let dropped = |app: &Value| app["counters"]["dropped"]["queue_full"].as_u64().unwrap();
+    let queued = |app: &Value| app["counters"]["queued"].as_u64().unwrap();
+    let app = gateway.until_app("relay", "all of them", |app| {
+        dropped(app) + queued(app) == 250
     });
-    assert_eq!(app["counters"]["queued"], 100);
+    assert!(dropped(&app) >= 150);
     gateway.json(&["app", "resume", "relay"]);
-    gateway.until_app("relay", "the first", |app| {
-        app["counters"]["handled"] == 100
+    gateway.until_app("relay", "the first", |now| {
+        now["counters"]["handled"] == app["counters"]["queued"]
     });
     let gateway = gateway.terminate().home.start();
     gateway.until_logged("delivered again");
     // Some that were handled just before may come again with them.
-    gateway.until_app("relay", "the others", |app| {
-        app["counters"]["handled"].as_u64() >= Some(150)
+    gateway.until_app("relay", "the others", |now| {
+        now["counters"]["handled"].as_u64() >= Some(dropped(&app))
     });
     gateway.assert_adds_up();
     let gateway = gateway.terminate().home.start();
