@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use crate::admin::{self, AdminListener, AdminState};
@@ -26,11 +27,11 @@ use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
 use crate::event::{Event, Lane};
 use crate::ingest::{self, Ingest};
-use crate::journal::{self, Journal, JournalConfig, JournalError, Recovered};
+use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{
-    DedupKey, Latency, Offer, Pipeline, PipelineConfig, Pressure, Routes, Rules, Sink, Step, Tap,
-    Thresholds, WindowLimits,
+    DedupKey, Latency, NotJournaled, Offer, Pipeline, PipelineConfig, Pressure, Routes, Rules,
+    Sink, Step, Tap, Thresholds, WindowLimits,
 };
 use crate::regular_file::FileError;
 use crate::store::{Store, StoreConfig, StoreError};
@@ -145,8 +146,22 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         dead_letters.clone(),
     );
     let pipeline = Arc::new(pipeline.map_err(StartError::Thread)?);
+    let (journal, recovered) = match wants_journal {
+        true => {
+            let config = journal_config(config);
+            let open = tokio::task::spawn_blocking(|| Journal::open(config)).await;
+            let (journal, recovered) = open.expect("opening the journal does not panic")?;
+            (Some(journal), Some(recovered))
+        }
+        false => (None, None),
+    };
+    if let Some(recovered) = recovered.as_ref().filter(|_| wants_dedup) {
+        restore_keys(recovered, &pipeline, config)?;
+    }
     let outputs = Arc::new(Outputs {
         broker: OnceLock::new(),
+        journal: journal.clone(),
+        runtime: Handle::current(),
         pipeline: pipeline.clone(),
         routes: routes.clone(),
         latency: Latency::default(),
@@ -160,18 +175,6 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .await
             .expect("opening apps does not panic")?
     };
-    let (journal, recovered) = match wants_journal {
-        true => {
-            let config = journal_config(config);
-            let open = tokio::task::spawn_blocking(|| Journal::open(config)).await;
-            let (journal, recovered) = open.expect("opening the journal does not panic")?;
-            (Some(journal), Some(recovered))
-        }
-        false => (None, None),
-    };
-    if let Some(recovered) = recovered.as_ref().filter(|_| wants_dedup) {
-        restore_keys(recovered, &pipeline, config)?;
-    }
     let broker = Broker::start(
         broker_config(config),
         access,
@@ -701,17 +704,48 @@ fn no_room(letter: &DeadLetter, apps: &Apps, pipeline: &Pipeline) -> Result<(), 
     }
 }
 
-/// Where what apps make goes: to the clients, and to other apps.
+/// Where what apps make goes: into the journal, to other apps, to the clients.
 struct Outputs {
     /// Set once the edge is up; what an app makes before that has nobody to go to but apps.
     broker: OnceLock<Arc<Broker>>,
+    journal: Option<Journal>,
+    /// For waiting from the apps' threads.
+    runtime: Handle,
     pipeline: Arc<Pipeline>,
     routes: Arc<Routes>,
     latency: Latency,
 }
 
+impl Outputs {
+    /// Hands to the journal what of it is to be there. Waits while the disk is behind, so that what the
+    /// events were made from is finished only after that.
+    fn journal(&self, events: &mut [Event], tap: &mut Tap) -> Result<(), NotJournaled> {
+        let Some(journal) = &self.journal else {
+            return Ok(());
+        };
+        let mut records = Records::default();
+        let receipt = journal.receipt();
+        for event in events {
+            if tap.treatment(&event.topic).durable {
+                records.push(&event.topic, &event.payload, event.timestamp_ns, None);
+                event.receipt = Some(receipt.hold());
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        match self
+            .runtime
+            .block_on(journal.append_unless_failing(&records, &receipt))
+        {
+            true => Ok(()),
+            false => Err(NotJournaled),
+        }
+    }
+}
+
 impl Sink for Outputs {
-    fn publish(&self, source: &str, events: Vec<Event>) {
+    fn publish(&self, source: &str, mut events: Vec<Event>) -> Result<(), NotJournaled> {
         thread_local! {
             /// A tap remembers topics, so each worker thread keeps its own.
             static TAP: std::cell::RefCell<Option<Tap>> = const { std::cell::RefCell::new(None) };
@@ -725,20 +759,25 @@ impl Sink for Outputs {
         let topics = events.iter().map(|event| &event.topic);
         let app = source.into();
         self.routes.traces.note(topics, &Step::Published { app });
-        TAP.with_borrow_mut(|tap| {
+        let journaled = TAP.with_borrow_mut(|tap| {
             let tap = tap.get_or_insert_with(|| self.pipeline.tap());
-            for event in &events {
+            let journaled = self.journal(&mut events, tap);
+            for event in &mut events {
                 let treatment = tap.treatment(&event.topic);
                 match treatment.wanted {
                     true => tap.add(event.clone(), treatment),
                     false => tap.count_filtered(&event.topic, treatment),
                 }
+                // The clients' copy is no reason for it to come again.
+                event.receipt = None;
             }
             tap.flush_feedback();
+            journaled
         });
         if let Some(broker) = self.broker.get() {
             broker.publish(events);
         }
+        journaled
     }
 }
 

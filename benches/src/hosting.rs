@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use headgate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler};
 use headgate::dead_letters::DeadLetters;
 use headgate::event::{Event, Topic};
-use headgate::pipeline::{Offer, Outlet, Routes, Sink};
+use headgate::pipeline::{NotJournaled, Offer, Outlet, Routes, Sink};
 use headgate::store::{Store, StoreConfig};
 use tempfile::TempDir;
 
@@ -49,8 +49,9 @@ struct House {
 struct Published(AtomicU64);
 
 impl Sink for Published {
-    fn publish(&self, _source: &str, events: Vec<Event>) {
+    fn publish(&self, _source: &str, events: Vec<Event>) -> Result<(), NotJournaled> {
         self.0.fetch_add(events.len() as u64, Ordering::Release);
+        Ok(())
     }
 }
 

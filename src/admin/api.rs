@@ -577,7 +577,7 @@ mod tests {
     use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
     use crate::event::{Event, Topic};
     use crate::gateway::{access_config, broker_config};
-    use crate::pipeline::{Pipeline, PipelineConfig, Routes, Sink};
+    use crate::pipeline::{NotJournaled, Pipeline, PipelineConfig, Routes, Sink};
     use crate::store::{Store, StoreConfig};
     use crate::why::Why;
 
@@ -590,7 +590,9 @@ mod tests {
     struct NoSink;
 
     impl Sink for NoSink {
-        fn publish(&self, _: &str, _: Vec<Event>) {}
+        fn publish(&self, _: &str, _: Vec<Event>) -> Result<(), NotJournaled> {
+            Ok(())
+        }
     }
 
     /// A real API with real apps on a socket of its own.

@@ -30,7 +30,7 @@ use super::suspects::Suspects;
 use super::workers::Shared;
 use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Batch, Event, Lane, TopicFilter, unix_time_ns};
-use crate::pipeline::{Load, Offer, Outlet, Pressure, Step};
+use crate::pipeline::{Load, NotJournaled, Offer, Outlet, Pressure, Step};
 use crate::store::ComponentId;
 pub(super) use upgrade::{Previous, Successor};
 
@@ -709,7 +709,7 @@ impl App {
             ),
             Err(_) => (Err(PANICKED.into()), Vec::new(), Tally::default(), 0),
         };
-        let published = self.publish(outputs, Instant::now(), 0);
+        let published = self.publish(outputs, Instant::now(), 0, &[]);
 
         let mut inside = self.inside.lock();
         inside.counters.published += published as u64;
@@ -792,6 +792,7 @@ impl App {
                     outputs,
                     received.unwrap_or(began),
                     hops.map_or(0, |hops| hops.saturating_add(1)),
+                    batch,
                 );
             }
             Err(error) => {
@@ -822,7 +823,14 @@ impl App {
         self.shared.routes.traces.note(topics, &step);
     }
 
-    fn publish(&self, outputs: Vec<Output>, received: Instant, hops: u8) -> usize {
+    /// `causes`: what they were made from.
+    fn publish(
+        &self,
+        outputs: Vec<Output>,
+        received: Instant,
+        hops: u8,
+        causes: &[Event],
+    ) -> usize {
         let count = outputs.len();
         if count > 0 {
             let events = outputs
@@ -838,7 +846,9 @@ impl App {
                     receipt: None,
                 })
                 .collect();
-            self.shared.sink.publish(&self.name, events);
+            if let Err(NotJournaled) = self.shared.sink.publish(&self.name, events) {
+                abandon(causes);
+            }
         }
         count
     }
@@ -1166,7 +1176,8 @@ impl App {
     }
 }
 
-/// They are dropped although nobody's policy wants that: those of the journal come again at the next start.
+/// They are not finished although the app has them no more: those of the journal come again at the next
+/// start.
 fn abandon(events: &[Event]) {
     for receipt in events.iter().filter_map(|event| event.receipt.as_ref()) {
         receipt.abandon();

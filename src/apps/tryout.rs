@@ -16,7 +16,7 @@ use super::instance_timers::TIMER_TOPICS;
 use super::{AppError, AppInfo, AppState, Apps, AppsConfig, Compiler, LogLine};
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::event::{Batch, Event, Topic};
-use crate::pipeline::{Offer, Outlet, Routes, Sink};
+use crate::pipeline::{NotJournaled, Offer, Outlet, Routes, Sink};
 use crate::store::{Store, StoreConfig};
 
 /// Holds the largest component and as much as an app can keep. Address space, not memory.
@@ -42,8 +42,9 @@ pub struct Tryout {
 struct Published(Mutex<Vec<Event>>);
 
 impl Sink for Published {
-    fn publish(&self, _source: &str, mut events: Vec<Event>) {
+    fn publish(&self, _source: &str, mut events: Vec<Event>) -> Result<(), NotJournaled> {
         self.0.lock().append(&mut events);
+        Ok(())
     }
 }
 

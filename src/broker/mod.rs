@@ -662,7 +662,7 @@ impl Shared {
     }
 
     /// A parked session is over; what was waiting for that happens.
-    async fn end_parked(&self, client_id: &str, parked: Parked) {
+    async fn end_parked(self: &Arc<Self>, client_id: &str, parked: Parked) {
         let now = Instant::now();
         let Parked {
             mut session,
@@ -679,22 +679,19 @@ impl Shared {
     }
 
     /// Publishes a message for which there is no connection.
-    async fn publish_alone(&self, message: Message, now: Instant) {
+    async fn publish_alone(self: &Arc<Self>, message: Message, now: Instant) {
         if message.retain
             && let Err(error) = self.fanout.retain(&message, now)
         {
             tracing::warn!(topic = %message.topic, %error);
         }
-        let mut tap = self.pipeline.tap();
-        let treatment = tap.treatment(&message.topic);
-        let (topic, payload) = (message.topic.clone(), message.payload.clone());
-        tap.add(Event::new(topic, payload, now), treatment);
-        let mut publisher = Publisher::new(self.fanout.clone());
-        let bytes = message.payload.len();
-        publisher.add(&message.topic.clone(), bytes, || message);
-        publisher.flush(now);
-        while !tap.flush() {
-            tap.room().await;
+        let mut intake = Intake::new(self.clone());
+        intake.publish_message(message, now);
+        intake.flush_events(now);
+        intake.in_pipeline().await;
+        if !intake.is_settled() {
+            // Nobody waits for an acknowledgement; the journal has it as soon as the disk takes it.
+            tokio::spawn(async move { intake.settled().await });
         }
     }
 

@@ -45,6 +45,10 @@ impl Records {
         self.count += 1;
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
     pub(super) fn count(&self) -> u32 {
         self.count
     }

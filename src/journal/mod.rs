@@ -110,6 +110,8 @@ struct Queue {
 struct Durable {
     /// All events before this one are on disk.
     next: u64,
+    /// The disk refuses what is to be written.
+    failing: bool,
     /// It goes no further.
     closed: bool,
 }
@@ -123,6 +125,7 @@ struct Stats {
     bytes: u64,
     first: Option<u64>,
     lost_unfinished: u64,
+    refused: u64,
 }
 
 /// A journal, for people and scripts.
@@ -150,6 +153,8 @@ pub struct JournalStatus {
     pub error: Option<String>,
     /// Events removed for want of room before they were finished.
     pub lost_unfinished: u64,
+    /// Events that apps made and that are not here, because the disk refused what was to be written.
+    pub refused: u64,
 }
 
 impl Journal {
@@ -196,6 +201,7 @@ impl Journal {
             work: Notify::new(),
             durable: watch::Sender::new(Durable {
                 next,
+                failing: false,
                 closed: false,
             }),
             tracker: Arc::new(Tracker::new(cursor)),
@@ -272,6 +278,23 @@ impl Journal {
         }
     }
 
+    /// Appends events, and comes back as soon as they are on their way. Waits while the disk is behind, but not
+    /// while it refuses what is to be written: where there is no room then, false, and nothing was appended.
+    pub async fn append_unless_failing(&self, records: &Records, receipt: &Receipt) -> bool {
+        let mut durable = self.shared.durable.subscribe();
+        while self.try_append(records, receipt).is_none() {
+            let Durable {
+                failing, closed, ..
+            } = *durable.borrow_and_update();
+            if failing || closed || durable.changed().await.is_err() {
+                let count = u64::from(records.count());
+                self.shared.stats.lock().refused += count;
+                return false;
+            }
+        }
+        true
+    }
+
     /// None: too much waits already. Else what to wait for with [`Journal::synced`].
     fn try_append(&self, records: &Records, receipt: &Receipt) -> Option<u64> {
         let checksum = records.checksum();
@@ -338,6 +361,7 @@ impl Journal {
             failures: stats.failures,
             error: stats.error,
             lost_unfinished: stats.lost_unfinished,
+            refused: stats.refused,
         }
     }
 
@@ -349,6 +373,7 @@ impl Journal {
         metrics::counter!("headgate_journal_write_failures_total").absolute(status.failures);
         metrics::counter!("headgate_journal_lost_unfinished_events_total")
             .absolute(status.lost_unfinished);
+        metrics::counter!("headgate_journal_refused_outputs_total").absolute(status.refused);
         metrics::gauge!("headgate_journal_bytes").set(status.bytes as f64);
         metrics::gauge!("headgate_journal_segments").set(status.segments as f64);
         metrics::gauge!("headgate_journal_unfinished_events")

@@ -441,6 +441,33 @@ fn what_waits_for_a_disk_that_refuses_has_a_bound_and_comes_after_it() {
 }
 
 #[test]
+fn who_must_not_wait_for_a_disk_that_refuses_is_told_when_there_is_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    fs::create_dir(segment::path(&config.folder, 0)).unwrap();
+    let mut records = Records::default();
+    let payload = vec![b'x'; 8 << 20];
+    records.push(&Topic::new("plant/a").unwrap(), &payload, 7, None);
+    let append_until_full = async {
+        let mut taken = 0;
+        while journal
+            .append_unless_failing(&records, &journal.receipt())
+            .await
+        {
+            taken += 1;
+        }
+        taken
+    };
+    let taken = async { tokio::time::timeout(PATIENCE, append_until_full).await };
+    let taken = runtime().block_on(taken).unwrap();
+    assert!((8..=9).contains(&taken), "{taken}");
+    assert_eq!(journal.status().refused, 1);
+    assert_eq!(journal.status().next, taken);
+    journal.close();
+}
+
+#[test]
 fn a_cursor_is_never_ahead_of_what_is_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder);

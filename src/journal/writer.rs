@@ -31,6 +31,7 @@ pub(super) struct Writer {
     pub(super) io: Io,
     /// The oldest first.
     pub(super) segments: VecDeque<Segment>,
+    /// What retention goes by: what was made from events before it is on disk.
     pub(super) written_cursor: u64,
     /// None: events may become as old as they like.
     pub(super) retention: Option<Retention>,
@@ -44,6 +45,8 @@ struct Batch {
     /// The sequences of the events in it.
     first: u64,
     next: u64,
+    /// All events before this one are finished, and what was made from them is here or was written before.
+    cursor: u64,
     closing: bool,
 }
 
@@ -66,8 +69,7 @@ impl Writer {
         let mut retired = Instant::now();
         loop {
             let mut batch = self.take(&mut spare).await;
-            // An event can be finished before it is on disk.
-            let cursor = self.shared.tracker.cursor().min(batch.next);
+            let cursor = batch.cursor;
             if cursor != self.written_cursor {
                 frame::write_cursor(cursor, batch.next, unix_time_ns(), &mut batch.bytes);
             }
@@ -93,12 +95,15 @@ impl Writer {
 
     /// Waits for something to do, or for a moment.
     async fn take(&self, spare: &mut Vec<u8>) -> Batch {
+        let mut waited = false;
         loop {
             {
                 let mut queue = self.shared.queue.lock();
-                if !queue.bytes.is_empty() || queue.closing {
+                if !queue.bytes.is_empty() || queue.closing || waited {
                     let next = queue.next;
                     return Batch {
+                        // An event can be finished before it is on disk.
+                        cursor: self.shared.tracker.cursor().min(next),
                         bytes: mem::replace(&mut queue.bytes, mem::take(spare)),
                         first: mem::replace(&mut queue.first, next),
                         next,
@@ -107,15 +112,7 @@ impl Writer {
                 }
             }
             let told = timeout(CURSOR_EVERY, self.shared.work.notified()).await;
-            if told.is_err() {
-                let next = self.shared.queue.lock().next;
-                return Batch {
-                    bytes: Vec::new(),
-                    first: next,
-                    next,
-                    closing: false,
-                };
-            }
+            waited = told.is_err();
         }
     }
 
@@ -137,7 +134,10 @@ impl Writer {
                     });
                     let next = batch.next;
                     let durable = &self.shared.durable;
-                    durable.send_modify(|durable| durable.next = next);
+                    durable.send_modify(|durable| {
+                        durable.next = next;
+                        durable.failing = false;
+                    });
                     return true;
                 }
                 Err(error) => {
@@ -152,6 +152,8 @@ impl Writer {
                         );
                     }
                     failing = true;
+                    let durable = &self.shared.durable;
+                    durable.send_modify(|durable| durable.failing = true);
                     if error.kind() == io::ErrorKind::StorageFull {
                         self.remove_finished();
                     }
@@ -194,7 +196,7 @@ impl Writer {
         let log = Log::create(self.io, &path)?;
         let now = unix_time_ns();
         let mut head = frame::segment_header(first, now).to_vec();
-        let cursor = self.shared.tracker.cursor().min(first);
+        let cursor = self.written_cursor.min(first);
         frame::write_cursor(cursor, first, now, &mut head);
         let (result, head) = log.write(head, 0).await;
         result?;
@@ -246,7 +248,7 @@ impl Writer {
     /// Whether all events in the oldest segment are finished, and it is not the last one.
     fn is_oldest_finished(&self) -> bool {
         let next = self.segments.get(1);
-        next.is_some_and(|next| next.first <= self.shared.tracker.cursor())
+        next.is_some_and(|next| next.first <= self.written_cursor)
     }
 
     /// Removes what is too old and finished, and has the next events begin a segment if this one is old enough.
@@ -261,7 +263,7 @@ impl Writer {
         }
         let is_over =
             |oldest: Option<&Segment>| oldest.is_some_and(|oldest| retention.is_over(oldest, now));
-        let is_finished = self.shared.tracker.cursor() >= next;
+        let is_finished = self.written_cursor >= next;
         let is_only = self.segments.len() == 1 && has_events;
         if is_only && is_finished && is_over(self.segments.front()) {
             // One stays, so that its sequences are not given again.

@@ -122,6 +122,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_journal_lost_unfinished_events_total",
         "Events that were removed from the journal, for want of room, before all apps had finished them.",
     ),
+    (
+        "headgate_journal_refused_outputs_total",
+        "Events that apps made and that are not in the journal, because the disk refused what was to be written.",
+    ),
     ("headgate_journal_bytes", "Bytes of the journal on disk."),
     ("headgate_journal_segments", "Files of the journal."),
     (

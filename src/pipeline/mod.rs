@@ -48,7 +48,7 @@ use windows::Windows;
 
 pub use dedup::{Claim, Claims, DedupKey, DedupWindow};
 pub use latency::Latency;
-pub use outlet::{Offer, Outlet, Progress, Route, RouteTable, Routes, Sink};
+pub use outlet::{NotJournaled, Offer, Outlet, Progress, Route, RouteTable, Routes, Sink};
 pub use pressure::{Load, Pressure, Thresholds};
 pub use ring::Ring;
 pub use rules::{Dedup, Rule, Rules};

@@ -47,9 +47,15 @@ pub type Progress = Arc<dyn Fn() + Send + Sync>;
 /// Takes what outlets make of their batches. May be called from any thread that runs no tasks: it
 /// can wait, within bounds, for whoever the results go to.
 pub trait Sink: Send + Sync {
-    /// `source` is the name of the outlet.
-    fn publish(&self, source: &str, events: Vec<Event>);
+    /// `source` is the name of the outlet. When this has come back, what is to be in the journal is on its
+    /// way there, before what comes after it.
+    fn publish(&self, source: &str, events: Vec<Event>) -> Result<(), NotJournaled>;
 }
+
+/// Everybody got what was published, but the disk refuses the journal, which was to have some of it: what
+/// it was made from is not finished.
+#[derive(Debug)]
+pub struct NotJournaled;
 
 /// Events whose topic matches `filter` go to `outlet`. An outlet whose filters overlap still gets
 /// each event once.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::apps::{Package, built};
 use crate::gateway::{Gateway, Home, assert_for_people, eventually};
-use crate::wire::{PUBACK, SUBACK, Wire, publish_packet, subscribe_packet};
+use crate::wire::{PUBACK, SUBACK, Wire, packet, publish_packet, string, subscribe_packet};
 
 fn home() -> Home {
     Home::new().set("journal.topics", "relay/#, plant/#")
@@ -17,6 +17,13 @@ fn home() -> Home {
 
 /// The payloads in the journal, in the order of their sequences, and whether all of it is whole.
 fn journaled(home: &Home) -> (Vec<String>, bool) {
+    let payload = |record: &Value| record["payload"].as_str().unwrap().to_owned();
+    let payloads = records(home).iter().map(payload).collect();
+    let verified = home.command(&["journal", "verify"]).output().unwrap();
+    (payloads, verified.status.success())
+}
+
+fn records(home: &Home) -> Vec<Value> {
     let output = home
         .command(&["journal", "tail", "-n", "10000000", "--json"])
         .output()
@@ -28,16 +35,13 @@ fn journaled(home: &Home) -> (Vec<String>, bool) {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     assert!(records.is_sorted_by(|a, b| a["sequence"].as_u64() < b["sequence"].as_u64()));
-    let payloads = records
-        .iter()
-        .map(|record| record["payload"].as_str().unwrap().to_owned());
-    let verified = home.command(&["journal", "verify"]).output().unwrap();
-    (payloads.collect(), verified.status.success())
+    records
 }
 
 /// Publishes one message after the other until the gateway is gone. Returns those that it has acknowledged.
 fn publish_until_the_end(
     gateway: &Gateway,
+    topic: &str,
     client: usize,
     acknowledged: &AtomicU64,
 ) -> Vec<String> {
@@ -45,7 +49,7 @@ fn publish_until_the_end(
     let mut done = Vec::new();
     loop {
         let payload = format!("{client}-{}", done.len());
-        wire.send_while_open(&publish_packet("plant/a", payload.as_bytes(), 1, 7));
+        wire.send_while_open(&publish_packet(topic, payload.as_bytes(), 1, 7));
         match wire.next_or_end() {
             Some(packet) => assert_eq!(packet.kind(), PUBACK),
             None => return done,
@@ -68,7 +72,8 @@ fn what_was_acknowledged_is_on_disk_whenever_the_gateway_is_killed() {
                 .map(|client| {
                     let (gateway, acknowledged) = (&gateway, &acknowledged);
                     scope.spawn(move || {
-                        publish_until_the_end(gateway, round as usize * 4 + client, acknowledged)
+                        let client = round as usize * 4 + client;
+                        publish_until_the_end(gateway, "plant/a", client, acknowledged)
                     })
                 })
                 .collect();
@@ -91,6 +96,61 @@ fn what_was_acknowledged_is_on_disk_whenever_the_gateway_is_killed() {
         // Each was sent once, so it is there once.
         assert_eq!(journaled.len(), payloads.len());
     }
+}
+
+#[test]
+fn what_an_app_made_is_in_the_journal_before_what_it_was_made_from_is_finished() {
+    let mut home = home().set("journal.topics", "relay/#, relayed/#");
+    home.start().install(&built("relay"));
+    for round in 0..20 {
+        let gateway = home.start();
+        let acknowledged = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| publish_until_the_end(&gateway, "relay/a", round, &acknowledged));
+            while acknowledged.load(Ordering::SeqCst) < 50 + 13 * round as u64 {
+                thread::yield_now();
+            }
+            gateway.signal(libc::SIGKILL);
+        });
+        home = gateway.kill();
+    }
+    let gateway = home.start();
+    eventually("all of it finished", || {
+        let journal = gateway.json(&["journal", "stat"]);
+        (journal["finished"] == journal["next"]).then_some(())
+    });
+    let home = gateway.terminate().home;
+    let records = records(&home);
+    let on = |topic: &'static str| {
+        let of_topic = records
+            .iter()
+            .filter(move |record| record["topic"] == topic);
+        of_topic.map(|record| record["payload"].as_str().unwrap())
+    };
+    let made: HashSet<_> = on("relayed/a").collect();
+    let missing: Vec<_> = on("relay/a").filter(|one| !made.contains(one)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(made.len() > 20 * 50);
+}
+
+#[test]
+fn the_will_of_a_client_that_stays_away_is_in_the_journal() {
+    let gateway = home().start();
+    let mut client = Wire::open(&gateway);
+    // Version 5, a will at QoS 1; a session of 100 s, a will that waits for 1 s.
+    let mut body = b"\x00\x04MQTT\x05\x0e\x00\x00".to_vec();
+    body.extend(b"\x05\x11\x00\x00\x00\x64");
+    body.extend(string("away"));
+    body.extend(b"\x05\x18\x00\x00\x00\x01");
+    body.extend([string("plant/will"), string("gone")].concat());
+    client.send(&packet(0x10, &body));
+    client.accepted();
+    drop(client);
+    eventually("the will on disk", || {
+        (gateway.status()["journal"]["durable"] == 1).then_some(())
+    });
+    let (payloads, _) = journaled(&gateway.terminate().home);
+    assert_eq!(payloads, ["gone"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::apps::{AppInfo, AppState, Apps, AppsConfig, Compiler, Defaults};
 use crate::dead_letters::DeadLetters;
 use crate::event::{Event, Topic};
-use crate::pipeline::{Offer, Routes, Sink};
+use crate::pipeline::{NotJournaled, Offer, Routes, Sink};
 use crate::store::{Store, StoreConfig, StoreError};
 
 /// Longer than anything here takes on a machine that is busy with other things.
@@ -37,10 +37,11 @@ pub(super) struct Remembering {
 }
 
 impl Sink for Remembering {
-    fn publish(&self, source: &str, events: Vec<Event>) {
+    fn publish(&self, source: &str, events: Vec<Event>) -> Result<(), NotJournaled> {
         let _through = self.gate.lock();
         let mut all = self.events.lock();
         all.extend(events.into_iter().map(|event| (source.to_owned(), event)));
+        Ok(())
     }
 }
 
