@@ -40,11 +40,12 @@ impl Suite {
     }
 
     fn hand_over(&self) -> Result<Section> {
-        let [mut batches, mut singles, mut push] = <[Rounds; 3]>::default();
+        let [mut batches, mut singles, mut push, mut made] = <[Rounds; 4]>::default();
         let [mut dedup, mut hashed, mut bytes] = <[Rounds; 3]>::default();
         for _ in 0..self.rounds {
-            batches.push(self.handed_over_per_second(64)?);
-            singles.push(self.handed_over_per_second(1)?);
+            batches.push(self.handed_over_per_second(64, false)?);
+            made.push(self.handed_over_per_second(64, true)?);
+            singles.push(self.handed_over_per_second(1, false)?);
             push.push(push_p50_ns()?);
             let (rate, with_hash, per_key) = self.dedup_per_second()?;
             dedup.push(rate);
@@ -54,8 +55,9 @@ impl Suite {
         Ok(Section {
             title: "Hand-over and duplicates, in process".to_owned(),
             conditions: format!(
-                "One thread pushes events of {PAYLOAD_BYTES} B into a ring of {RING_EVENTS}, another takes them out, \
-                 for {:?}; a push is timed with two reads of the clock, which count. Duplicates: one thread notes new \
+                "One thread pushes events of {PAYLOAD_BYTES} B into a ring of {RING_EVENTS}, another takes them out \
+                 and gives them back through a second ring, for {:?}; or the first makes them, with topic and \
+                 payload shared, and the other drops them; a push is timed with two reads of the clock, which count. Duplicates: one thread notes new \
                  keys in a window of {LIVE_KEYS} keys that is full, so that each throws out another; then the \
                  same with the key made of a topic, a client and a number.",
                 self.time
@@ -63,6 +65,7 @@ impl Suite {
             lines: vec![
                 Line::new("ring, batches of 64", "events/s", batches)
                     .with_floor(Floor::AtLeast(20e6)),
+                Line::new("the same, made and dropped", "events/s", made),
                 Line::new("ring, one by one", "events/s", singles).with_floor(Floor::AtLeast(5e6)),
                 Line::new("push, p50", "ns", push).with_floor(Floor::AtMost(60.0)),
                 Line::new("check and insert a key", "keys/s", dedup)
@@ -73,18 +76,33 @@ impl Suite {
         })
     }
 
-    /// Events a second that come out of a ring.
-    fn handed_over_per_second(&self, batch: usize) -> Result<f64> {
-        let ring = Ring::new(RING_EVENTS);
+    /// Events a second that come out of a ring. The chunks come back through another one and are sent again,
+    /// or, if they are `made`, are copied from events that both threads share, and dropped.
+    fn handed_over_per_second(&self, batch: usize, made: bool) -> Result<f64> {
+        let (ring, back) = (Ring::new(RING_EVENTS), Ring::new(RING_EVENTS));
         let chunk = vec![event()?; batch];
+        if !made {
+            for _ in 0..RING_EVENTS / batch {
+                let events: Result<Vec<_>> = (0..batch).map(|_| event()).collect();
+                let pushed = back.push(events?, 0);
+                ensure!(pushed.is_ok(), "the ring has no room for its events");
+            }
+        }
         let stop = AtomicBool::new(false);
         let began = Instant::now();
         let taken = thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let mut next = chunk.clone();
-                    while let Err(back) = ring.push(next, 0) {
-                        next = back;
+                    let next = match made {
+                        true => Some(chunk.clone()),
+                        false => back.pop(),
+                    };
+                    let Some(mut next) = next else {
+                        thread::yield_now();
+                        continue;
+                    };
+                    while let Err(refused) = ring.push(next, 0) {
+                        next = refused;
                         if stop.load(Ordering::Relaxed) {
                             return;
                         }
@@ -96,7 +114,14 @@ impl Suite {
             while began.elapsed() < self.time {
                 for _ in 0..1_000 {
                     match ring.pop() {
-                        Some(chunk) => taken += black_box(chunk).len(),
+                        Some(chunk) => {
+                            taken += chunk.len();
+                            if made {
+                                drop(black_box(chunk));
+                            } else {
+                                back.push(chunk, 0).expect("as many as it had");
+                            }
+                        }
                         None => thread::yield_now(),
                     }
                 }
