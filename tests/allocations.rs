@@ -79,10 +79,13 @@ fn an_event_costs_no_allocation() {
     let config = Config::load(source).unwrap().config;
     let outlet = Arc::<NoOp>::default();
     let routes = Arc::<Routes>::default();
-    routes.replace(vec![Route {
-        filter: TopicFilter::new("plant/#").unwrap(),
-        outlet: outlet.clone(),
-    }]);
+    routes.replace(
+        "no-op",
+        vec![Route {
+            filter: TopicFilter::new("plant/#").unwrap(),
+            outlet: outlet.clone(),
+        }],
+    );
     let letters = Arc::new(DeadLetters::new(Instant::now()));
     let pipeline = Pipeline::start(PipelineConfig::default(), routes, letters.clone()).unwrap();
     let pipeline = Arc::new(pipeline);

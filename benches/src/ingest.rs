@@ -85,10 +85,13 @@ impl House {
         let started = Instant::now();
         let outlet = Arc::<NoOp>::default();
         let routes = Arc::<Routes>::default();
-        routes.replace(vec![Route {
-            filter: TopicFilter::new("plant/#")?,
-            outlet: outlet.clone(),
-        }]);
+        routes.replace(
+            "no-op",
+            vec![Route {
+                filter: TopicFilter::new("plant/#")?,
+                outlet: outlet.clone(),
+            }],
+        );
         let letters = Arc::new(DeadLetters::new(started));
         let pipeline = Pipeline::start(PipelineConfig::default(), routes, letters.clone())?;
         let pipeline = Arc::new(pipeline);

@@ -22,7 +22,6 @@ use super::log::{AppLog, Complaint};
 use super::manifest::{Limits, Manifest, QueueFull, Recycle, WASM_PAGE};
 use super::measures::MeasuresText;
 use super::preinstalled::AppFolder;
-use super::queue::{Queue, Queued, event_bytes};
 use super::services::{AppServices, Total};
 use super::status::{AppCounters, AppInfo, AppState, LogLevel, Origin, Restarts, StateUsage};
 use super::supervisor::{RestartPolicy, Supervisor, Verdict};
@@ -30,7 +29,9 @@ use super::suspects::Suspects;
 use super::workers::Shared;
 use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::{Batch, Event, Lane, TopicFilter, unix_time_ns};
-use crate::pipeline::{Load, NotJournaled, Offer, Outlet, Pressure, Step};
+use crate::pipeline::{
+    Load, NotJournaled, Offer, Outlet, Pressure, Queue, Queued, Step, event_bytes,
+};
 use crate::store::ComponentId;
 pub(super) use upgrade::{Previous, Successor};
 

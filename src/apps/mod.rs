@@ -28,7 +28,6 @@ mod measures;
 mod metrics;
 mod precompiled;
 mod preinstalled;
-mod queue;
 mod sensors;
 mod services;
 mod status;

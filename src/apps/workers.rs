@@ -105,7 +105,7 @@ impl Shared {
                 });
             }
         }
-        self.routes.replace(routes);
+        self.routes.replace("apps", routes);
     }
 }
 

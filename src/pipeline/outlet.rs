@@ -1,9 +1,11 @@
 //! Where batches go, and where their results go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use super::{Load, Pressure, Rules, Traces};
 
@@ -70,6 +72,8 @@ pub struct Route {
 #[derive(Default)]
 pub struct Routes {
     table: ArcSwap<RouteTable>,
+    /// By whose they are.
+    owned: Mutex<BTreeMap<&'static str, Vec<Route>>>,
     /// What became of the events that went by them.
     pub traces: Traces,
 }
@@ -87,15 +91,17 @@ pub struct RouteTable {
 }
 
 impl Routes {
-    /// Puts `routes` in the place of all routes so far.
-    pub fn replace(&self, routes: Vec<Route>) {
+    /// Puts `routes` in the place of all that `owner` had so far.
+    pub fn replace(&self, owner: &'static str, routes: Vec<Route>) {
+        let mut owned = self.owned.lock();
+        owned.insert(owner, routes);
         self.table.rcu(|current| {
             let mut table = RouteTable {
                 generation: current.generation + 1,
                 rules: current.rules.clone(),
                 ..RouteTable::default()
             };
-            for Route { filter, outlet } in &routes {
+            for Route { filter, outlet } in owned.values().flatten() {
                 let index = table
                     .outlets
                     .iter()

@@ -95,7 +95,7 @@ fn house(config: PipelineConfig) -> House {
         filter: TopicFilter::new(filter.to_owned()).unwrap(),
         outlet: bench.clone(),
     };
-    routes.replace(wanted.map(route).into());
+    routes.replace("bench", wanted.map(route).into());
     let letters = Arc::new(DeadLetters::new(Instant::now()));
     House {
         pipeline: Pipeline::start(config, routes, letters.clone()).unwrap(),

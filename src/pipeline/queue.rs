@@ -1,10 +1,10 @@
-//! What waits for one app: a queue for each lane, bounded in events and bytes. Without I/O and locks.
+//! What waits for one outlet: a queue for each lane, bounded in events and bytes. Without I/O and locks.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::Pressure;
 use crate::event::{Batch, Event, Lane};
-use crate::pipeline::Pressure;
 
 /// Most bytes of topics and payloads that may wait in a lane, whatever their number.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
@@ -14,7 +14,7 @@ const SHARE: u32 = 8;
 
 /// What waits, the oldest first.
 #[derive(Default)]
-pub(super) struct Queue {
+pub struct Queue {
     lanes: [LaneQueue; 3],
     pressure: Pressure,
 }
@@ -29,31 +29,31 @@ struct LaneQueue {
 }
 
 /// A batch, as it was handed over.
-pub(super) struct Queued {
-    pub(super) batch: Batch,
-    pub(super) bytes: usize,
+pub struct Queued {
+    pub batch: Batch,
+    pub bytes: usize,
     /// When it was.
-    pub(super) since: Instant,
+    pub since: Instant,
 }
 
 impl Queue {
     /// Events that wait.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.lanes.iter().map(|lane| lane.events).sum()
     }
 
-    pub(super) fn lane_len(&self, lane: Lane) -> usize {
+    pub fn lane_len(&self, lane: Lane) -> usize {
         self.lanes[lane as usize].events
     }
 
     /// Since when the oldest event of a lane has waited.
-    pub(super) fn since(&self, lane: Lane) -> Option<Instant> {
+    pub fn since(&self, lane: Lane) -> Option<Instant> {
         let oldest = self.lanes[lane as usize].batches.front()?;
         Some(oldest.since)
     }
 
     /// Whether there is anything that [`Queue::pop`] gives out now.
-    pub(super) fn is_ready(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         Lane::ALL.into_iter().any(|lane| self.is_ready_in(lane))
     }
 
@@ -61,7 +61,7 @@ impl Queue {
         self.lane_len(lane) > 0 && !self.stands_back(lane)
     }
 
-    pub(super) fn set_pressure(&mut self, pressure: Pressure) {
+    pub fn set_pressure(&mut self, pressure: Pressure) {
         self.pressure = pressure;
     }
 
@@ -74,12 +74,12 @@ impl Queue {
     }
 
     /// A batch that is larger than the whole queue is taken when the queue is empty.
-    pub(super) fn has_room(&self, lane: Lane, events: usize, bytes: usize, bound: usize) -> bool {
+    pub fn has_room(&self, lane: Lane, events: usize, bytes: usize, bound: usize) -> bool {
         let lane = &self.lanes[lane as usize];
         lane.events == 0 || (lane.events + events <= bound && lane.bytes + bytes <= MAX_QUEUE_BYTES)
     }
 
-    pub(super) fn push(&mut self, lane: Lane, queued: Queued) {
+    pub fn push(&mut self, lane: Lane, queued: Queued) {
         let lane = &mut self.lanes[lane as usize];
         lane.events += queued.batch.len();
         lane.bytes += queued.bytes;
@@ -87,7 +87,7 @@ impl Queue {
     }
 
     /// Up to `most` events that have waited longest in a lane.
-    pub(super) fn pop_oldest(&mut self, lane: Lane, most: usize) -> Option<Batch> {
+    pub fn pop_oldest(&mut self, lane: Lane, most: usize) -> Option<Batch> {
         let lane = &mut self.lanes[lane as usize];
         let mut oldest = lane.batches.pop_front()?;
         if oldest.batch.len() > most {
@@ -102,7 +102,7 @@ impl Queue {
     /// The next events for one call, all of one lane: as many whole batches as make at most `most` events;
     /// part of a batch only if it has more than `most_bytes`. A window of the batch lane is whole, and
     /// alone. Also, since when the first of them has waited.
-    pub(super) fn pop(&mut self, most: usize, most_bytes: usize) -> Option<(Batch, Instant)> {
+    pub fn pop(&mut self, most: usize, most_bytes: usize) -> Option<(Batch, Instant)> {
         let mut ready = Lane::ALL.map(|lane| self.is_ready_in(lane).then_some(lane));
         let starved = |lane: &Lane| self.lanes[*lane as usize].passed_over + 1 >= SHARE;
         let last_starved = ready.into_iter().flatten().rfind(starved);
@@ -140,7 +140,7 @@ impl Queue {
     }
 
     /// Forgets all that waits. Returns how many events that were.
-    pub(super) fn clear(&mut self) -> usize {
+    pub fn clear(&mut self) -> usize {
         let events = self.len();
         self.lanes = Default::default();
         events
@@ -148,7 +148,7 @@ impl Queue {
 }
 
 impl Queued {
-    pub(super) fn new(batch: Batch) -> Queued {
+    pub fn new(batch: Batch) -> Queued {
         Queued {
             bytes: batch.iter().map(event_bytes).sum(),
             batch,
@@ -182,7 +182,7 @@ impl Queued {
 }
 
 /// What an event counts as, for bounds.
-pub(super) fn event_bytes(event: &Event) -> usize {
+pub fn event_bytes(event: &Event) -> usize {
     event.topic.as_str().len() + event.payload.len()
 }
 
