@@ -3,6 +3,7 @@
   imports = [
     ./options.nix
     ./apps.nix
+    ./mappings.nix
     ./rules.nix
     ./service.nix
     ./assertions.nix

@@ -25,7 +25,7 @@ pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
 pub use tree::{
     AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, IngestConfig, LogConfig,
-    MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig,
+    MappingsConfig, MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig,
     WebSocketConfig, keys,
 };
 pub use value::{

@@ -45,6 +45,7 @@ pub struct Config {
     pub journal: JournalConfig,
     pub ingest: IngestConfig,
     pub apps: AppsConfig,
+    pub mappings: MappingsConfig,
     pub metrics: MetricsConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
@@ -60,6 +61,7 @@ pub(super) const SECTIONS: &[&Section] = &[
     &JournalConfig::SECTION,
     &IngestConfig::SECTION,
     &AppsConfig::SECTION,
+    &MappingsConfig::SECTION,
     &MetricsConfig::SECTION,
     &AdminConfig::SECTION,
     &LogConfig::SECTION,
@@ -75,6 +77,7 @@ impl Config {
             journal: JournalConfig::read(values),
             ingest: IngestConfig::read(values),
             apps: AppsConfig::read(values),
+            mappings: MappingsConfig::read(values),
             metrics: MetricsConfig::read(values),
             admin: AdminConfig::read(values),
             log: LogConfig::read(values),
@@ -400,6 +403,17 @@ section! {
 }
 
 section! {
+    /// The mappings: the stream processors of the unified namespace, see docs/mappings.md.
+    MappingsConfig = "mappings" {
+        /// Folder of the mappings that are part of the system: one file a mapping, called as the mapping,
+        /// with .yaml behind it. Read at each start, never written. "" for none.
+        preinstalled: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// Most events that wait for the mappings.
+        queue_events: usize = integer(1, 1_048_576), Preset::Text("8192");
+    }
+}
+
+section! {
     /// The HTTP listener for `/metrics`, `/healthz` and `/readyz`.
     MetricsConfig = "metrics" {
         /// Where metrics are served. Port 0 takes a free port; "off" or "" serves none.
@@ -457,6 +471,7 @@ defaults!(
     TlsConfig,
     WebSocketConfig,
     AppsConfig,
+    MappingsConfig,
     MetricsConfig,
     LogConfig,
     ShutdownConfig

@@ -6,6 +6,7 @@
 mod app_state;
 mod error;
 mod lock;
+mod mappings;
 mod mqtt;
 mod versions;
 
@@ -24,6 +25,8 @@ use sha2::{Digest, Sha256};
 use app_state::AppStateDatabase;
 pub use app_state::{AppStateChanges, MAX_APP_KEY_BYTES};
 pub use error::StoreError;
+use mappings::MappingDatabases;
+pub use mappings::VariableChange;
 use mqtt::MqttDatabases;
 pub use mqtt::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, MqttSnapshot, Queue, queued_cost};
 pub use versions::PreviousVersion;
@@ -34,7 +37,7 @@ const SCHEMA_VERSION: u32 = 1;
 /// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
 const SCHEMA_KEY: &str = "schema";
 
-/// Ten today (`open_databases` has them), and room for those that later versions bring.
+/// Twelve today (`open_databases` has them), and room for those that later versions bring.
 const MAX_DATABASES: u32 = 32;
 
 /// Where the store is and how big it may grow.
@@ -62,6 +65,7 @@ struct Inner {
     /// Names of the preinstalled apps that are to stay stopped; nothing is kept with them.
     stopped: Database<'static, Str, Unit>,
     app_state: AppStateDatabase,
+    mappings: MappingDatabases,
     mqtt: MqttDatabases,
     /// Held to the end: dropped after `env`, which is closed by then.
     _lock: File,
@@ -233,6 +237,8 @@ impl Store {
             dead_letters,
             counters,
             app_state,
+            mappings,
+            variables,
         ] = open_databases(config, &env)?;
         let store = Store {
             inner: Arc::new(Inner {
@@ -243,6 +249,10 @@ impl Store {
                 apps: apps.remap_key_type(),
                 stopped: stopped.remap_types(),
                 app_state,
+                mappings: MappingDatabases {
+                    configs: mappings.remap_key_type(),
+                    variables,
+                },
                 mqtt: MqttDatabases {
                     sessions,
                     queued: queued.remap_key_type(),
@@ -447,6 +457,8 @@ impl Store {
             inner.components.stat(txn),
             inner.apps.stat(txn),
             inner.app_state.stat(txn),
+            inner.mappings.configs.stat(txn),
+            inner.mappings.variables.stat(txn),
             mqtt.sessions.stat(txn),
             mqtt.queued.stat(txn),
             mqtt.retained.stat(txn),
@@ -477,7 +489,7 @@ impl Store {
 fn open_databases(
     config: &StoreConfig,
     env: &Env<WithoutTls>,
-) -> Result<[Database<'static, Bytes, Bytes>; 9], StoreError> {
+) -> Result<[Database<'static, Bytes, Bytes>; 11], StoreError> {
     let error = |error| database_error(&config.path, config.map_bytes, error);
     let txn = env.write_txn().map_err(error)?;
     let opened = env
@@ -506,6 +518,8 @@ fn open_databases(
                 create("mqtt_dead_letters")?,
                 create("mqtt_counters")?,
                 create("app_state")?,
+                create("mappings")?,
+                create("mapping_variables")?,
             ]))
         })
         .map_err(error)?;

@@ -32,7 +32,23 @@
       }
     ];
 
+    mappings = {
+      pump = {
+        stream_processor = {
+          mode = "timeseries";
+          model = {
+            name = "pump";
+            version = "v1";
+          };
+          output_topic = "umh.v1.corpA.plant-A.aawd";
+          sources.press = "umh.v1.corpA.plant-A.aawd._raw.press";
+          mapping.pressure = "press * 100";
+        };
+      };
+    };
+
     settings = {
+      mappings.queue_events = 1000;
       store = {
         path = "/var/lib/headgate/store";
         max_bytes = 2147483648;

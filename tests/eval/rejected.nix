@@ -34,6 +34,13 @@ in
       "A definition for option `services.headgate.settings.pipeline.batch.max_events' is not of type `integer between 1 and 4096 (both inclusive)'"
       { settings.pipeline.batch.max_events = 0; };
 
+  "a mapping with a name that is none" = {
+    message = "mappings";
+    value =
+      builtins.toJSON
+        (evaluate { } { services.headgate.mappings."Pump 1" = ./rejected.nix; }).services.headgate.settings;
+  };
+
   "a rule for a topic filter that is none" = rejectedRule ".topics" { topics = [ "a/#/b" ]; };
 
   "a rule for a lane that there is not" =

@@ -51,6 +51,30 @@ in
       expected = [ ];
     };
 
+  "test: mappings are a folder that the gateway is told of, with a file for each" =
+    let
+      with' = mappings: (evaluate { } { services.headgate = { inherit mappings; }; }).services.headgate;
+      some = with' {
+        pump = ./everything.nix;
+        line-2.stream_processor.mode = "timeseries";
+      };
+    in
+    {
+      expr = {
+        folder = some.settings.mappings.preinstalled == "${some.checkedMappings}";
+        files = lib.attrNames some.checkedMappings.files;
+        without = (with' { }).settings.mappings.preinstalled;
+      };
+      expected = {
+        folder = true;
+        files = [
+          "line-2.yaml"
+          "pump.yaml"
+        ];
+        without = "";
+      };
+    };
+
   "test: rules are a file that the gateway is told of" =
     let
       config = evaluate { } { services.headgate.rules = [ { topics = [ "alarms/#" ]; } ]; };
