@@ -16,6 +16,7 @@ pub mod http;
 pub mod ingest;
 pub mod journal;
 pub mod logging;
+pub mod mappings;
 pub mod metrics;
 pub mod pipeline;
 mod regular_file;

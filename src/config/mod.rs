@@ -23,6 +23,7 @@ pub use origin::{Origin, Position};
 pub use problem::{ConfigErrors, Fault, Problem};
 pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
+pub(crate) use suggest::nearest;
 pub use tree::{
     AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, IngestConfig, LogConfig,
     MappingsConfig, MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig,

@@ -1,7 +1,7 @@
 //! "Did you mean": the known name that a misspelt one is closest to.
 
 /// The candidate nearest to `name`, unless all are too far off to be what was meant.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     name: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
