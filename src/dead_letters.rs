@@ -64,10 +64,12 @@ pub enum Reason {
     Shed,
     /// It came through too many apps, one after the other.
     Looped,
+    /// No mapping that it was for could read it.
+    Unreadable,
 }
 
 impl Reason {
-    const ALL: [Reason; 9] = [
+    const ALL: [Reason; 10] = [
         Reason::QueueFull,
         Reason::Expired,
         Reason::TooLarge,
@@ -77,6 +79,7 @@ impl Reason {
         Reason::AppFailed,
         Reason::Shed,
         Reason::Looped,
+        Reason::Unreadable,
     ];
 
     /// Whether the source of such a letter is the app that it was for.
@@ -95,6 +98,7 @@ impl Reason {
             Reason::AppFailed => "app_failed",
             Reason::Shed => "shed",
             Reason::Looped => "looped",
+            Reason::Unreadable => "unreadable",
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::descriptors;
 use crate::event::{Event, Lane};
 use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
+use crate::mappings::{MappingError, Mappings, MappingsConfig};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::pipeline::{
     DedupKey, Latency, NotJournaled, Offer, Pipeline, PipelineConfig, Pressure, Routes, Rules,
@@ -45,6 +46,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Apps(#[from] AppError),
+    #[error(transparent)]
+    Mappings(#[from] MappingError),
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
@@ -87,6 +90,7 @@ pub struct Gateway {
     pipeline: Arc<Pipeline>,
     broker: Arc<Broker>,
     apps: Apps,
+    mappings: Mappings,
     outputs: Arc<Outputs>,
     dead_letters: Arc<DeadLetters>,
     journal: Option<Journal>,
@@ -175,6 +179,19 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
             .await
             .expect("opening apps does not panic")?
     };
+    let mappings = {
+        let config = MappingsConfig {
+            preinstalled: config.mappings.preinstalled.clone(),
+            queue_events: config.mappings.queue_events,
+            max_batch_events: config.pipeline.batch.max_events,
+        };
+        let (store, outputs, progress) = (store.clone(), outputs.clone(), pipeline.progress());
+        let (routes, letters) = (routes.clone(), dead_letters.clone());
+        let open = move || Mappings::open(config, store, routes, outputs, progress, letters);
+        tokio::task::spawn_blocking(open)
+            .await
+            .expect("opening mappings does not panic")?
+    };
     let broker = Broker::start(
         broker_config(config),
         access,
@@ -224,6 +241,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         pipeline,
         broker,
         apps,
+        mappings,
         outputs,
         dead_letters,
         journal,
@@ -845,7 +863,7 @@ impl Gateway {
             let addresses = self.addresses;
             let metrics = self.metrics_addr();
             let store = self.store.path().to_owned();
-            let apps = self.apps.clone();
+            let (apps, mappings) = (self.apps.clone(), self.mappings.clone());
             let journal = self.journal.clone();
             let ingest = self.ingest.clone();
             Arc::new(move || {
@@ -871,6 +889,7 @@ impl Gateway {
                         "max": latency(1.0),
                     },
                     "apps": apps.list().len(),
+                    "mappings": mappings.status(),
                 })
             })
         };
@@ -885,6 +904,7 @@ impl Gateway {
             routes: self.routes.clone(),
             pipeline: self.pipeline.clone(),
             apps: self.apps.clone(),
+            mappings: self.mappings.clone(),
             broker: self.broker.clone(),
             dead_letters: self.dead_letters.clone(),
             journal: self.journal.clone(),
@@ -893,6 +913,7 @@ impl Gateway {
             self.admin,
             AdminState {
                 apps: self.apps.clone(),
+                mappings: self.mappings.clone(),
                 broker: self.broker.clone(),
                 dead_letters: self.dead_letters.clone(),
                 retry,
@@ -909,6 +930,7 @@ impl Gateway {
                 tracing::info!(%address, "metrics at http://{address}/metrics");
                 let (pipeline, broker) = (self.pipeline.clone(), self.broker.clone());
                 let (outputs, apps) = (self.outputs.clone(), self.apps.clone());
+                let mappings = self.mappings.clone();
                 let dead_letters = self.dead_letters.clone();
                 let journal = self.journal.clone();
                 let ingest = self.ingest.clone();
@@ -920,6 +942,7 @@ impl Gateway {
                     pipeline.record_metrics();
                     outputs.latency.record_metrics();
                     apps.record_metrics();
+                    mappings.record_metrics();
                 });
                 let apps = self.apps.clone();
                 let endpoints = Endpoints {
@@ -973,6 +996,19 @@ impl Gateway {
         // and they finish it: the last fifth of the time is for sending what they made.
         let apps = self.apps.clone();
         let apps_deadline = deadline - self.shutdown_timeout / 5;
+        // Apps and mappings may feed each other.
+        let is_busy = || {
+            let works = |app: &AppInfo| app.state == AppState::Running && app.counters.queued > 0;
+            self.pipeline.queued() > 0 || !self.mappings.is_idle() || apps.list().iter().any(works)
+        };
+        while self.mappings.status().installed > 0 && is_busy() && Instant::now() < apps_deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mappings = self.mappings.clone();
+        let stopped_mappings = tokio::task::spawn_blocking(move || mappings.stop(apps_deadline));
+        if stopped_mappings.await.is_err() {
+            tracing::error!("stopping the mappings failed; their last values may be lost");
+        }
         let journal = self.journal.clone();
         let stopped_apps = tokio::task::spawn_blocking(move || {
             // What they have to drop then comes again at the next start.

@@ -9,6 +9,7 @@ use crate::broker::{Broker, SubscriptionInfo};
 use crate::dead_letters::{DeadLetterInfo, DeadLetters, Reason};
 use crate::event::{Lane, Topic, TopicFilter, matches};
 use crate::journal::Journal;
+use crate::mappings::{self, Mappings, OutputStatus};
 use crate::pipeline::{Dedup, Pipeline, Pressure, Routes, Step, Traced};
 
 /// Subscriptions that are looked at.
@@ -22,6 +23,7 @@ pub struct Why {
     pub routes: Arc<Routes>,
     pub pipeline: Arc<Pipeline>,
     pub apps: Apps,
+    pub mappings: Mappings,
     pub broker: Arc<Broker>,
     pub dead_letters: Arc<DeadLetters>,
     pub journal: Option<Journal>,
@@ -41,6 +43,10 @@ pub struct Explanation {
     pub apps: Vec<Taker>,
     /// Apps that may publish it.
     pub publishers: Vec<String>,
+    /// Mappings that read it.
+    pub mappings: Vec<String>,
+    /// The output of a mapping that goes there.
+    pub mapped: Option<OutputStatus>,
     /// MQTT clients that are subscribed to it.
     pub subscribers: usize,
     /// Some of them.
@@ -92,6 +98,8 @@ impl Why {
                 .filter(|app| app.may_publish(name))
                 .map(|app| app.name.clone())
                 .collect(),
+            mappings: self.mappings.readers_of(name),
+            mapped: self.mappings.output_on(name),
             subscribers: subscribers.len(),
             some_subscribers: subscribers.into_iter().take(SHOWN).collect(),
             steps: self.routes.traces.of(topic),
@@ -118,7 +126,16 @@ pub(crate) fn meaning(reason: Reason) -> &'static str {
         Reason::TooLarge => "it is too large",
         Reason::Shed => "the realtime lane could not keep up",
         Reason::Looped => "it came through too many apps",
+        Reason::Unreadable => "no mapping could read it",
         other => other.as_str(),
+    }
+}
+
+/// Of an app, or of the mappings, which are noted together.
+fn who(name: &str) -> String {
+    match name {
+        mappings::SOURCE => "a mapping".to_owned(),
+        app => format!("the app {app}"),
     }
 }
 
@@ -148,8 +165,15 @@ impl Explanation {
                     .to_owned(),
             );
         }
-        if self.apps.is_empty() {
-            because.push("no app subscribes to it".to_owned());
+        if let Some(mapped) = &self.mapped {
+            let explanation = &mapped.explanation;
+            because.push(format!(
+                "the mapping {} makes it ({}): {}",
+                mapped.mapping, explanation.path, explanation.state
+            ));
+        }
+        if self.apps.is_empty() && self.mappings.is_empty() {
+            because.push("no app subscribes to it, and no mapping reads it".to_owned());
         }
         for app in self.apps.iter().filter(|app| !app.runs()) {
             let reason = app.reason.as_ref().map(|reason| format!(": {reason}"));
@@ -214,7 +238,10 @@ impl Explanation {
                 published: 0,
                 refused: 0,
                 ..
-            } => format!("the app {app} has handled the last event and published nothing"),
+            } => format!(
+                "{} has handled the last event and published nothing",
+                who(app)
+            ),
             Step::Handled {
                 app,
                 published,
@@ -229,15 +256,15 @@ impl Explanation {
                     ),
                 };
                 format!(
-                    "the app {app} has handled the last event, with {} others, and published {published} \
-                     events then{refused}",
+                    "{} has handled the last event, with {} others, and published {published} events then{refused}",
+                    who(app),
                     events - 1
                 )
             }
             Step::Failed { app, error } => {
-                format!("the app {app} has failed with the last event: {error}")
+                format!("{} has failed with the last event: {error}", who(app))
             }
-            Step::Published { app } => format!("the last event was published by the app {app}"),
+            Step::Published { app } => format!("the last event was published by {}", who(app)),
         }
     }
 }
@@ -255,6 +282,8 @@ mod tests {
             dedup: None,
             apps: vec![],
             publishers: vec![],
+            mappings: vec![],
+            mapped: None,
             subscribers: 0,
             some_subscribers: vec![],
             steps: steps
@@ -289,7 +318,10 @@ mod tests {
             None,
         );
         assert!(nothing.contains("no event on this topic"), "{nothing}");
-        assert!(nothing.contains("no app subscribes"), "{nothing}");
+        assert!(
+            nothing.contains("no app subscribes to it, and no mapping"),
+            "{nothing}"
+        );
         assert!(nothing.contains("no MQTT client"), "{nothing}");
 
         let paused = Explanation {

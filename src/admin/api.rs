@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::client::DeadLetterList;
+use super::mappings;
 use super::mqtt::{self, QueryResult, parse};
 use super::{AdminState, MANIFEST_LENGTH, MAX_COMPONENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::apps::{AppError, AppErrorKind, AppInfo, Apps};
@@ -64,6 +65,15 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/apps/{name}/restart", post(restart))
         .route("/v1/apps/{name}/logs", get(logs))
         .route("/v1/apps/{name}/package", get(package))
+        .route("/v1/mappings", get(mappings::list))
+        .route(
+            "/v1/mappings/{name}",
+            get(mappings::inspect)
+                .put(mappings::install)
+                .delete(mappings::remove),
+        )
+        .route("/v1/mappings/{name}/config", get(mappings::config))
+        .route("/v1/why-mapping", get(mappings::why))
         .route("/v1/mqtt/clients", get(mqtt::clients))
         .route("/v1/mqtt/disconnect", post(mqtt::disconnect))
         .route("/v1/mqtt/forget", post(mqtt::forget))
@@ -79,7 +89,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                "no such path; here are /v1/status, /v1/apps, /v1/mqtt, /v1/reload, /v1/why and /v1/dead-letters",
+                "no such path; here are /v1/status, /v1/apps, /v1/mappings, /v1/mqtt, /v1/reload, /v1/why, /v1/why-mapping and /v1/dead-letters",
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -434,7 +444,8 @@ async fn with_package(
         check_size(announced, manifest_bytes)?;
     }
     let _one_at_a_time = api.installing.lock().await;
-    let package = read_body(body, manifest_bytes).await?;
+    let max = manifest_bytes + MAX_COMPONENT_BYTES;
+    let package = read_body(body, max, "package").await?;
     if package.len() < manifest_bytes {
         return Err(Refusal::new(
             StatusCode::BAD_REQUEST,
@@ -502,13 +513,14 @@ fn check_size(package_bytes: usize, manifest_bytes: usize) -> Result<(), Refusal
     Ok(())
 }
 
-async fn read_body(body: Body, manifest_bytes: usize) -> Result<Bytes, Refusal> {
-    let read = axum::body::to_bytes(body, manifest_bytes + MAX_COMPONENT_BYTES);
+/// `what` there must not be more of than `max` bytes.
+pub(super) async fn read_body(body: Body, max: usize, what: &str) -> Result<Bytes, Refusal> {
+    let read = axum::body::to_bytes(body, max);
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(package)) => Ok(package),
         Ok(Err(error)) if is_too_large(&error) => Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the component has more than {MAX_COMPONENT_BYTES} bytes"),
+            format!("the {what} has more than {max} bytes"),
         )),
         Ok(Err(error)) => Err(Refusal::new(
             StatusCode::BAD_REQUEST,
@@ -577,6 +589,7 @@ mod tests {
     use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
     use crate::event::{Event, Topic};
     use crate::gateway::{access_config, broker_config};
+    use crate::mappings::{Mappings, MappingsConfig};
     use crate::pipeline::{NotJournaled, Pipeline, PipelineConfig, Routes, Sink};
     use crate::store::{Store, StoreConfig};
     use crate::why::Why;
@@ -638,6 +651,19 @@ mod tests {
             store.clone(),
             dead_letters.clone(),
         );
+        let mappings = Mappings::open(
+            MappingsConfig {
+                preinstalled: None,
+                queue_events: 10,
+                max_batch_events: 10,
+            },
+            store.clone(),
+            routes.clone(),
+            Arc::new(NoSink),
+            Arc::new(|| {}),
+            dead_letters.clone(),
+        )
+        .unwrap();
         let apps = Apps::open(
             config,
             store,
@@ -657,9 +683,11 @@ mod tests {
             broker: broker.clone(),
             dead_letters: dead_letters.clone(),
             journal: None,
+            mappings: mappings.clone(),
         };
         let state = AdminState {
             apps,
+            mappings,
             broker,
             dead_letters: dead_letters.clone(),
             why: Arc::new(move |topic| why.answer(topic)),

@@ -18,6 +18,7 @@ use super::MANIFEST_LENGTH;
 use crate::apps::{AppInfo, LogLine};
 use crate::broker::Listed;
 use crate::dead_letters::{DeadLetterInfo, Retried};
+use crate::mappings::{MappingInfo, OutputStatus};
 use crate::why::Explanation;
 
 /// For what only looks something up.
@@ -245,6 +246,49 @@ impl Client {
         Ok(())
     }
 
+    /// All mappings, by name.
+    pub async fn mappings(&self) -> Result<Vec<MappingInfo>, ClientError> {
+        #[derive(Deserialize)]
+        struct MappingList {
+            mappings: Vec<MappingInfo>,
+        }
+        let list: MappingList = self
+            .request(Method::GET, "/v1/mappings", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(list.mappings)
+    }
+
+    pub async fn mapping(&self, name: &str) -> Result<MappingInfo, ClientError> {
+        self.request(Method::GET, &mapping_path(name), LOOK_UP_TIMEOUT)
+            .await
+    }
+
+    /// Installs a mapping; one of the same name is replaced, and its values are taken over.
+    pub async fn install_mapping(
+        &self,
+        name: &str,
+        config: &str,
+    ) -> Result<MappingInfo, ClientError> {
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(mapping_path(name))
+            .body(Full::new(Bytes::copy_from_slice(config.as_bytes())));
+        self.send(request, COMPILE_TIMEOUT).await
+    }
+
+    pub async fn remove_mapping(&self, name: &str) -> Result<(), ClientError> {
+        let _: serde_json::Value = self
+            .request(Method::DELETE, &mapping_path(name), LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(())
+    }
+
+    /// Why outputs of mappings were sent last, or were not: `NAME`, `NAME/VIRTUAL.PATH` or `VIRTUAL.PATH`.
+    pub async fn why_mapping(&self, path: &str) -> Result<Vec<OutputStatus>, ClientError> {
+        let path = with_query("/v1/why-mapping", &[("path", path)]);
+        self.request(Method::GET, &path, LOOK_UP_TIMEOUT).await
+    }
+
     /// What became of the last events on a topic, and why.
     pub async fn why(&self, topic: &str) -> Result<Explanation, ClientError> {
         let path = with_query("/v1/why", &[("topic", topic)]);
@@ -401,6 +445,12 @@ fn app_path(name: &str, rest: &str) -> String {
     let mut path = String::from("/v1/apps/");
     push_escaped(&mut path, name);
     path + rest
+}
+
+fn mapping_path(name: &str) -> String {
+    let mut path = String::from("/v1/mappings/");
+    push_escaped(&mut path, name);
+    path
 }
 
 fn with_query(path: &str, query: &[(&str, &str)]) -> String {

@@ -5,6 +5,7 @@
 
 mod api;
 mod client;
+mod mappings;
 mod mqtt;
 mod socket;
 
@@ -14,6 +15,7 @@ use crate::apps::Apps;
 use crate::broker::Broker;
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::event::Topic;
+use crate::mappings::Mappings;
 use crate::why::Explanation;
 
 pub use client::{Client, ClientError, DeadLetterList, Retry};
@@ -35,6 +37,7 @@ pub type RetryLetter = dyn Fn(&DeadLetter) -> Result<(), String> + Send + Sync;
 #[derive(Clone)]
 pub struct AdminState {
     pub apps: Apps,
+    pub mappings: Mappings,
     pub broker: Arc<Broker>,
     pub dead_letters: Arc<DeadLetters>,
     /// Hands a dead letter over again; else says why not. May wait for whoever gets it.

@@ -14,18 +14,26 @@ use crate::dead_letters::{DeadLetterInfo, MAX_PAYLOAD_BYTES, Retried};
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct DeadLettersArgs {
+    #[command(flatten)]
+    list: ListArgs,
+    #[command(subcommand)]
+    command: Option<DeadLettersCommand>,
+}
+
+#[derive(Args)]
+struct ListArgs {
     /// Only those whose topic matches
     #[arg(long, value_name = "FILTER")]
     topic: Option<String>,
     /// Show the last N
     #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 100)]
     last: usize,
-    #[command(subcommand)]
-    command: Option<DeadLettersCommand>,
 }
 
 #[derive(Subcommand)]
 enum DeadLettersCommand {
+    /// Show the last ones: what is done if nothing is said
+    List(ListArgs),
     /// Show one, whole
     Show {
         /// As `headgate dead-letters` shows it
@@ -68,9 +76,10 @@ async fn operate(
     client: &Client,
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
-    match args.command {
-        Some(DeadLettersCommand::Show { id }) => show(&client.dead_letter(id).await?, output)?,
-        Some(DeadLettersCommand::Retry(which)) => {
+    let command = args.command.unwrap_or(DeadLettersCommand::List(args.list));
+    match command {
+        DeadLettersCommand::Show { id } => show(&client.dead_letter(id).await?, output)?,
+        DeadLettersCommand::Retry(which) => {
             let which = match which.topic {
                 Some(filter) => Retry::Topic(filter),
                 None if which.all => Retry::All,
@@ -78,13 +87,11 @@ async fn operate(
             };
             return retried(&client.retry_dead_letters(&which).await?, output);
         }
-        None => list(
-            client
-                .dead_letters(args.topic.as_deref(), args.last)
-                .await?,
-            output,
-        )?,
-        Some(DeadLettersCommand::Purge) => {
+        DeadLettersCommand::List(ListArgs { topic, last }) => {
+            let letters = client.dead_letters(topic.as_deref(), last).await?;
+            list(letters, output)?;
+        }
+        DeadLettersCommand::Purge => {
             let removed = client.purge_dead_letters().await?;
             match output.json {
                 true => output.value(&serde_json::json!({ "removed": removed })),

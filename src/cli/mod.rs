@@ -15,6 +15,7 @@ mod demo;
 #[cfg_attr(not(feature = "compiler"), allow(dead_code))]
 mod events;
 mod journal;
+mod mapping;
 #[cfg(feature = "compiler")]
 mod moment;
 mod mqtt;
@@ -82,6 +83,9 @@ enum Command {
     /// Install and operate apps
     #[command(subcommand)]
     App(app::AppCommand),
+    /// Check, test, install and operate mappings
+    #[command(subcommand)]
+    Mapping(mapping::MappingCommand),
     Status(status::StatusArgs),
     #[command(flatten)]
     Mqtt(mqtt::MqttCommand),
@@ -132,6 +136,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run::run(args, &cli.global).map(succeed),
         Command::App(command) => app::run(command, &cli.global, &output).map(succeed),
+        Command::Mapping(command) => mapping::run(command, &cli.global, &output),
         Command::Status(args) => status::run(args, &cli.global, &output).map(succeed),
         Command::Mqtt(command) => mqtt::run(command, &cli.global, &output).map(succeed),
         Command::Send(args) => send::run(args, &cli.global, &output).map(succeed),

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::app::utc;
 use super::output::{Output, one_line, printable};
-use super::{Global, small_runtime};
+use super::{Global, mapping, small_runtime};
 use crate::event::Topic;
 use crate::pipeline::Step;
 use crate::why::{Explanation, meaning};
@@ -13,6 +13,8 @@ use crate::why::{Explanation, meaning};
 ///
 /// The running gateway remembers the last steps of the topics that it has seen lately. Of many events at once it
 /// notes only some.
+///
+/// mapping/NAME/VIRTUAL.PATH, mapping/NAME and mapping/VIRTUAL.PATH say it of the outputs of mappings.
 #[derive(Args)]
 pub(super) struct WhyArgs {
     /// Topic, without wildcards
@@ -22,7 +24,11 @@ pub(super) struct WhyArgs {
 
 pub(super) fn run(args: WhyArgs, global: &Global, output: &Output) -> anyhow::Result<()> {
     let client = global.client()?;
-    let explanation = small_runtime()?.block_on(client.why(args.topic.as_str()))?;
+    let runtime = small_runtime()?;
+    if let Some(path) = args.topic.as_str().strip_prefix("mapping/") {
+        return mapping::explain(&runtime.block_on(client.why_mapping(path))?, output);
+    }
+    let explanation = runtime.block_on(client.why(args.topic.as_str()))?;
     if output.json {
         return output.value(&explanation);
     }
@@ -79,6 +85,7 @@ fn facts(explanation: &Explanation, output: &Output) -> anyhow::Result<()> {
             format!("{} ({rule}); {durable}; {dedup}", explanation.lane.as_str()),
         ),
         ("apps", listed(apps.collect())),
+        ("mappings", listed(explanation.mappings.clone())),
         ("clients", listed(subscribers)),
         ("published by", listed(explanation.publishers.clone())),
     ] {

@@ -26,8 +26,8 @@ pub use schema::{json_schema, markdown};
 pub(crate) use suggest::nearest;
 pub use tree::{
     AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, IngestConfig, LogConfig,
-    MappingsConfig, MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig, TlsConfig,
-    WebSocketConfig, keys,
+    MappingsConfig, MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig,
+    TlsConfig, WebSocketConfig, keys,
 };
 pub use value::{
     AddressError, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, SizeError,

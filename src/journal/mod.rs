@@ -19,6 +19,7 @@ mod writer;
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -204,7 +205,7 @@ impl Journal {
                 failing: false,
                 closed: false,
             }),
-            tracker: Arc::new(Tracker::new(cursor)),
+            tracker: Arc::new(Tracker::new(cursor, next)),
             stats: Mutex::default(),
             opened_at: next,
             folder,
@@ -393,21 +394,31 @@ impl Recovered {
         journal: &Journal,
     ) -> io::Result<impl Iterator<Item = io::Result<(Vec<Record>, Receipt)>> + use<>> {
         let (journal, from, to) = (journal.clone(), self.from, self.to);
-        let chunks = Reading::open(&self.folder, from)?.filter_map(move |entry| match entry {
-            Ok(Entry::Events(mut records)) => {
-                records.retain(|record| (from..to).contains(&record.sequence));
-                let (first, last) = (records.first()?.sequence, records.last()?.sequence);
-                let receipt = journal.receipt();
-                receipt.begin(first, last + 1);
-                Some(Ok((records, receipt)))
+        let mut entries = Reading::open(&self.folder, from)?;
+        Ok(iter::from_fn(move || {
+            loop {
+                let mut records = match entries.next() {
+                    Some(Ok(Entry::Events(records))) => records,
+                    Some(Ok(Entry::Problem { segment, problem })) => {
+                        tracing::error!(segment = %segment.display(), "{problem}");
+                        continue;
+                    }
+                    Some(Err(error)) => return Some(Err(error)),
+                    None => Vec::new(),
+                };
+                // What comes from there on is of this run, and may be being written.
+                if records.first().is_none_or(|record| record.sequence >= to) {
+                    journal.shared.tracker.all_begun();
+                    return None;
+                }
+                records.retain(|record| record.sequence >= from);
+                if let (Some(first), Some(last)) = (records.first(), records.last()) {
+                    let receipt = journal.receipt();
+                    receipt.begin(first.sequence, last.sequence + 1);
+                    return Some(Ok((records, receipt)));
+                }
             }
-            Ok(Entry::Problem { segment, problem }) => {
-                tracing::error!(segment = %segment.display(), "{problem}");
-                None
-            }
-            Err(error) => Some(Err(error)),
-        });
-        Ok(chunks)
+        }))
     }
 }
 

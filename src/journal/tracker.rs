@@ -71,7 +71,13 @@ pub(super) struct Tracker(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// In the order of their sequences.
+    /// Of an earlier run, in the order of their sequences. While some of them have not begun, nothing behind them
+    /// counts.
+    again: VecDeque<Open>,
+    all_begun: bool,
+    /// The first sequence of this run.
+    own: u64,
+    /// Of this run, in the order of their sequences.
     open: VecDeque<Open>,
     /// All events before this one are finished.
     cursor: u64,
@@ -85,19 +91,34 @@ struct Open {
 }
 
 impl Tracker {
-    pub(super) fn new(cursor: u64) -> Tracker {
+    /// What is from `cursor` to `own` comes again, until [`Tracker::all_begun`].
+    pub(super) fn new(cursor: u64, own: u64) -> Tracker {
         Tracker(Mutex::new(State {
             cursor,
+            own,
+            all_begun: cursor >= own,
             ..State::default()
         }))
     }
 
     fn begin(&self, first: u64, next: u64) {
-        self.0.lock().open.push_back(Open {
+        let mut state = self.0.lock();
+        let open = Open {
             first,
             next,
             finished: false,
-        });
+        };
+        match first < state.own {
+            true => state.again.push_back(open),
+            false => state.open.push_back(open),
+        }
+    }
+
+    /// All of the earlier run that there is to come again has begun.
+    pub(super) fn all_begun(&self) {
+        let mut state = self.0.lock();
+        state.all_begun = true;
+        state.advance();
     }
 
     fn finish(&self, first: u64) {
@@ -105,13 +126,15 @@ impl Tracker {
         if state.frozen {
             return;
         }
-        let index = state.open.partition_point(|open| open.first < first);
-        if let Some(open) = state.open.get_mut(index) {
+        let all = match first < state.own {
+            true => &mut state.again,
+            false => &mut state.open,
+        };
+        let index = all.partition_point(|open| open.first < first);
+        if let Some(open) = all.get_mut(index) {
             open.finished = true;
         }
-        while let Some(open) = state.open.pop_front_if(|open| open.finished) {
-            state.cursor = open.next;
-        }
+        state.advance();
     }
 
     pub(super) fn cursor(&self) -> u64 {
@@ -124,13 +147,53 @@ impl Tracker {
     }
 }
 
+impl State {
+    fn advance(&mut self) {
+        if self.frozen {
+            return;
+        }
+        while let Some(open) = self.again.pop_front_if(|open| open.finished) {
+            self.cursor = open.next;
+        }
+        if !self.again.is_empty() || !self.all_begun {
+            return;
+        }
+        // What could not be read of the earlier run is not waited for.
+        self.cursor = self.cursor.max(self.own);
+        while let Some(open) = self.open.pop_front_if(|open| open.finished) {
+            self.cursor = open.next;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn what_is_made_of_events_that_come_again_does_not_count_before_all_of_these() {
+        let tracker = Arc::new(Tracker::new(5, 20));
+        let receipt = |first, next| {
+            let receipt = Receipt::new(tracker.clone());
+            receipt.begin(first, next);
+            receipt
+        };
+        let first = receipt(5, 8);
+        let made = receipt(20, 22);
+        drop(first);
+        drop(made);
+        assert_eq!(tracker.cursor(), 8);
+        let (second, third) = (receipt(8, 9), receipt(9, 19));
+        drop(third);
+        tracker.all_begun();
+        assert_eq!(tracker.cursor(), 8);
+        drop(second);
+        assert_eq!(tracker.cursor(), 22);
+    }
+
+    #[test]
     fn the_cursor_moves_over_what_is_finished_in_the_order_of_the_sequences() {
-        let tracker = Arc::new(Tracker::new(5));
+        let tracker = Arc::new(Tracker::new(5, 5));
         let receipt = |first, next| {
             let receipt = Receipt::new(tracker.clone());
             receipt.begin(first, next);
@@ -150,14 +213,14 @@ mod tests {
 
     #[test]
     fn what_never_came_into_the_journal_moves_nothing() {
-        let tracker = Arc::new(Tracker::new(5));
+        let tracker = Arc::new(Tracker::new(5, 5));
         drop(Receipt::new(tracker.clone()));
         assert_eq!(tracker.cursor(), 5);
     }
 
     #[test]
     fn what_was_dropped_before_somebody_could_handle_it_is_not_finished() {
-        let tracker = Arc::new(Tracker::new(0));
+        let tracker = Arc::new(Tracker::new(0, 0));
         let receipts = [(0, 1), (1, 2)].map(|(first, next)| {
             let receipt = Receipt::new(tracker.clone());
             receipt.begin(first, next);
@@ -170,7 +233,7 @@ mod tests {
 
     #[test]
     fn when_it_is_frozen_nothing_is_finished_any_more() {
-        let tracker = Arc::new(Tracker::new(0));
+        let tracker = Arc::new(Tracker::new(0, 0));
         let receipt = Receipt::new(tracker.clone());
         receipt.begin(0, 1);
         tracker.freeze();

@@ -5,9 +5,8 @@ use std::thread;
 
 use oxc_allocator::Allocator;
 use oxc_ast::ast::{
-    ComputedMemberExpression, Expression, IdentifierReference, ImportExpression,
-    NewExpression, Program, Statement, StaticMemberExpression, ThisExpression, UnaryExpression,
-    UnaryOperator,
+    ComputedMemberExpression, Expression, IdentifierReference, ImportExpression, NewExpression,
+    Program, Statement, StaticMemberExpression, ThisExpression, UnaryExpression, UnaryOperator,
 };
 use oxc_ast_visit::{Visit, walk};
 use oxc_diagnostics::OxcDiagnostic;
@@ -142,7 +141,9 @@ fn analyse_one(text: &str, aliases: &[&str]) -> Result<Analysed, Refusal> {
         ([], 1) => None,
         ([statement], 0) => Some(statement),
         (body, _) => {
-            let second = body.get(1).map(|second| second.span().start as usize - shift);
+            let second = body
+                .get(1)
+                .map(|second| second.span().start as usize - shift);
             return Err(refusal("multiple statements not allowed", second));
         }
     };
@@ -201,7 +202,8 @@ fn parse<'a>(allocator: &'a Allocator, text: &'a str) -> ParserReturn<'a> {
 fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analysed, Refusal> {
     let semantic = SemanticBuilder::new()
         .with_build_nodes(true)
-        .build(program).semantic;
+        .build(program)
+        .semantic;
     let scoping = semantic.scoping();
     let mut walk = Walk::default();
     walk.visit_program(program);
@@ -217,7 +219,12 @@ fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analys
             .iter()
             .map(|id| {
                 let reference = scoping.get_reference(*id);
-                let offset = semantic.nodes().get_node(reference.node_id()).kind().span().start;
+                let offset = semantic
+                    .nodes()
+                    .get_node(reference.node_id())
+                    .kind()
+                    .span()
+                    .start;
                 (reference.flags(), offset as usize)
             })
             .collect();
@@ -403,29 +410,112 @@ fn is(expression: &Expression<'_>, name: &str) -> bool {
 
 /// Names that are never sources, as upstream has them.
 pub(super) const BUILT_IN: &[&str] = &[
-    "undefined", "null", "true", "false", "Infinity", "NaN", "eval", "parseInt", "parseFloat", "isNaN",
-    "isFinite", "decodeURI", "decodeURIComponent", "encodeURI", "encodeURIComponent", "escape",
-    "unescape", "Object", "Function", "Array", "String", "Boolean", "Number", "Date", "RegExp", "Error",
-    "EvalError", "RangeError", "ReferenceError", "SyntaxError", "TypeError", "URIError", "Math", "JSON",
-    "Map", "Set", "WeakMap", "WeakSet", "Promise", "Symbol", "Proxy", "Reflect", "console",
+    "undefined",
+    "null",
+    "true",
+    "false",
+    "Infinity",
+    "NaN",
+    "eval",
+    "parseInt",
+    "parseFloat",
+    "isNaN",
+    "isFinite",
+    "decodeURI",
+    "decodeURIComponent",
+    "encodeURI",
+    "encodeURIComponent",
+    "escape",
+    "unescape",
+    "Object",
+    "Function",
+    "Array",
+    "String",
+    "Boolean",
+    "Number",
+    "Date",
+    "RegExp",
+    "Error",
+    "EvalError",
+    "RangeError",
+    "ReferenceError",
+    "SyntaxError",
+    "TypeError",
+    "URIError",
+    "Math",
+    "JSON",
+    "Map",
+    "Set",
+    "WeakMap",
+    "WeakSet",
+    "Promise",
+    "Symbol",
+    "Proxy",
+    "Reflect",
+    "console",
 ];
 
 /// Names that throw when they are called.
 const BLOCKED: &[&str] = &[
-    "eval", "Function", "require", "module", "exports", "__dirname", "__filename", "global",
-    "globalThis", "process", "setTimeout", "setInterval", "setImmediate", "clearTimeout",
-    "clearInterval", "clearImmediate", "console", "__proto__", "__defineGetter__", "__defineSetter__",
-    "__lookupGetter__", "__lookupSetter__", "constructor", "import", "importScripts", "Reflect",
-    "Proxy", "defineProperty", "getOwnPropertyDescriptor", "getPrototypeOf", "setPrototypeOf",
-    "escape", "unescape",
+    "eval",
+    "Function",
+    "require",
+    "module",
+    "exports",
+    "__dirname",
+    "__filename",
+    "global",
+    "globalThis",
+    "process",
+    "setTimeout",
+    "setInterval",
+    "setImmediate",
+    "clearTimeout",
+    "clearInterval",
+    "clearImmediate",
+    "console",
+    "__proto__",
+    "__defineGetter__",
+    "__defineSetter__",
+    "__lookupGetter__",
+    "__lookupSetter__",
+    "constructor",
+    "import",
+    "importScripts",
+    "Reflect",
+    "Proxy",
+    "defineProperty",
+    "getOwnPropertyDescriptor",
+    "getPrototypeOf",
+    "setPrototypeOf",
+    "escape",
+    "unescape",
 ];
 
 /// What the engine has besides: sources hide these.
 const AVAILABLE: &[&str] = &[
-    "AggregateError", "ArrayBuffer", "BigInt", "BigInt64Array", "BigUint64Array", "DataView",
-    "Float32Array", "Float64Array", "Int16Array", "Int32Array", "Int8Array", "Uint16Array",
-    "Uint32Array", "Uint8Array", "Uint8ClampedArray", "arguments", "hasOwnProperty",
-    "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString", "valueOf",
+    "AggregateError",
+    "ArrayBuffer",
+    "BigInt",
+    "BigInt64Array",
+    "BigUint64Array",
+    "DataView",
+    "Float32Array",
+    "Float64Array",
+    "Int16Array",
+    "Int32Array",
+    "Int8Array",
+    "Uint16Array",
+    "Uint32Array",
+    "Uint8Array",
+    "Uint8ClampedArray",
+    "arguments",
+    "hasOwnProperty",
+    "isPrototypeOf",
+    "propertyIsEnumerable",
+    "toLocaleString",
+    "toString",
+    "valueOf",
 ];
 
 /// Whether a source of this name can be read in an expression.

@@ -95,9 +95,12 @@ pub fn compile(source: &str, taints: bool, stack_bytes: usize) -> Result<Script,
     let runtime = Runtime::new().map_err(broken)?;
     runtime.set_memory_limit(MEMORY_BYTES);
     runtime.set_max_stack_size(stack_bytes);
-    let context =
-        Context::custom::<(intrinsic::Eval, intrinsic::RegExpCompiler, intrinsic::RegExp)>(&runtime)
-            .map_err(broken)?;
+    let context = Context::custom::<(
+        intrinsic::Eval,
+        intrinsic::RegExpCompiler,
+        intrinsic::RegExp,
+    )>(&runtime)
+    .map_err(broken)?;
     context.with(|ctx| {
         // SAFETY: the context is alive and entered.
         let bytecode = unsafe { Raw(ctx.as_raw().as_ptr()).compile(source) }?;
@@ -128,9 +131,9 @@ pub fn evaluate<'v>(
     ENGINE.with_borrow_mut(|slot| {
         let engine = match slot {
             Some(engine) => engine,
-            None => slot.insert(Engine::new().map_err(|error| {
-                Failure::NoEngine(error.to_string().into())
-            })?),
+            None => slot.insert(
+                Engine::new().map_err(|error| Failure::NoEngine(error.to_string().into()))?,
+            ),
         };
         let start = out.len();
         let result = engine.evaluate(&script.0, variables, time_limit, out);
@@ -250,23 +253,23 @@ impl Engine {
                 intrinsic::TypedArrays,
                 intrinsic::Promise,
             );
-            let unusable =
-                |error: rquickjs::Error| Failure::NoEngine(error.to_string().into());
+            let unusable = |error: rquickjs::Error| Failure::NoEngine(error.to_string().into());
             let context = Context::custom::<Intrinsics>(&self.runtime).map_err(unusable)?;
             self.clock.deadline.set(Instant::now() + SETUP_TIME);
             let hardened = hardening()
                 .map_err(|rejection| Failure::NoEngine(format!("{rejection:?}").into()))?;
-            context.with(|ctx| {
-                // SAFETY: the context is alive and entered.
-                unsafe {
-                    let raw = Raw(ctx.as_raw().as_ptr());
-                    let code = raw.load(&hardened.0.bytecode);
-                    let result = raw.run(code, &self.clock, SETUP_TIME);
-                    qjs::JS_FreeValue(raw.0, code);
-                    result.map(|value| qjs::JS_FreeValue(raw.0, value))
-                }
-            })
-            .map_err(|failure| Failure::NoEngine(failure.to_string().into()))?;
+            context
+                .with(|ctx| {
+                    // SAFETY: the context is alive and entered.
+                    unsafe {
+                        let raw = Raw(ctx.as_raw().as_ptr());
+                        let code = raw.load(&hardened.0.bytecode);
+                        let result = raw.run(code, &self.clock, SETUP_TIME);
+                        qjs::JS_FreeValue(raw.0, code);
+                        result.map(|value| qjs::JS_FreeValue(raw.0, value))
+                    }
+                })
+                .map_err(|failure| Failure::NoEngine(failure.to_string().into()))?;
             self.context = Some(context);
         }
         let context = self.context.as_ref().expect("made above");
@@ -300,20 +303,18 @@ impl Engine {
                 }
                 if result.is_ok() {
                     let code = self.loaded.script(raw, script);
-                    result = raw
-                        .run(code, &self.clock, time_limit)
-                        .and_then(|value| {
-                            let mut export = Export {
-                                raw,
-                                loaded: &mut self.loaded,
-                                clock: &self.clock,
-                                time_limit,
-                                out,
-                            };
-                            let result = export.top(value);
-                            qjs::JS_FreeValue(raw.0, value);
-                            result
-                        });
+                    result = raw.run(code, &self.clock, time_limit).and_then(|value| {
+                        let mut export = Export {
+                            raw,
+                            loaded: &mut self.loaded,
+                            clock: &self.clock,
+                            time_limit,
+                            out,
+                        };
+                        let result = export.top(value);
+                        qjs::JS_FreeValue(raw.0, value);
+                        result
+                    });
                 }
                 for atom in set {
                     qjs::JS_DeleteProperty(raw.0, global, atom, 0);
@@ -351,7 +352,8 @@ impl Loaded {
             Some(atom) => *atom,
             None => {
                 // SAFETY: as the caller promises.
-                let atom = unsafe { qjs::JS_NewAtomLen(raw.0, name.as_ptr().cast(), name.len() as _) };
+                let atom =
+                    unsafe { qjs::JS_NewAtomLen(raw.0, name.as_ptr().cast(), name.len() as _) };
                 self.atoms.insert(name.into(), atom);
                 atom
             }
@@ -740,18 +742,24 @@ impl Export<'_> {
                 qjs::JS_TAG_FLOAT64 => self.number(qjs::JS_VALUE_GET_FLOAT64(value))?,
                 qjs::JS_TAG_BOOL => {
                     let is = qjs::JS_VALUE_GET_BOOL(value);
-                    self.out.extend_from_slice(if is { b"true" } else { b"false" });
+                    self.out
+                        .extend_from_slice(if is { b"true" } else { b"false" });
                 }
                 qjs::JS_TAG_STRING | qjs::JS_TAG_STRING_ROPE => {
                     let out = &mut *self.out;
-                    if !self.raw.with_text(value, |text| payload::write_string(text, out)) {
+                    if !self
+                        .raw
+                        .with_text(value, |text| payload::write_string(text, out))
+                    {
                         return Err(self.raw.failure(self.clock, self.time_limit));
                     }
                 }
                 // Go writes a big.Int as a number of any length.
                 qjs::JS_TAG_BIG_INT | qjs::JS_TAG_SHORT_BIG_INT => {
                     let out = &mut *self.out;
-                    let fits = self.raw.with_text(value, |text| out.extend_from_slice(text.as_bytes()));
+                    let fits = self
+                        .raw
+                        .with_text(value, |text| out.extend_from_slice(text.as_bytes()));
                     if !fits {
                         return Err(self.raw.failure(self.clock, self.time_limit));
                     }

@@ -14,9 +14,7 @@ use oxc_ast::ast::{
 
 use super::engine::Failure;
 use super::payload;
-use super::value::{
-    NumberText, Value, compare_strings, string_to_number, to_fixed, to_int32,
-};
+use super::value::{NumberText, Value, compare_strings, string_to_number, to_fixed, to_int32};
 
 /// Deeper trees are left to the engine: this one is walked by recursion.
 const MAX_DEPTH: usize = 100;
@@ -135,9 +133,10 @@ impl<F: Fn(&str) -> Option<usize>> Compiler<'_, F> {
             },
             Expression::BinaryExpression(binary) => match binary.operator {
                 BinaryOperator::In | BinaryOperator::Instanceof => return None,
-                operator => {
-                    Node::Binary(operator, Box::new([node(&binary.left)?, node(&binary.right)?]))
-                }
+                operator => Node::Binary(
+                    operator,
+                    Box::new([node(&binary.left)?, node(&binary.right)?]),
+                ),
             },
             Expression::LogicalExpression(logical) => Node::Logical(
                 logical.operator,
@@ -157,12 +156,20 @@ impl<F: Fn(&str) -> Option<usize>> Compiler<'_, F> {
                         (!quasi.lone_surrogates).then(|| Box::from(cooked.as_str()))
                     })
                     .collect::<Option<_>>()?;
-                let nodes = template.expressions.iter().map(node).collect::<Option<_>>()?;
+                let nodes = template
+                    .expressions
+                    .iter()
+                    .map(node)
+                    .collect::<Option<_>>()?;
                 Node::Template(texts, nodes)
             }
-            Expression::SequenceExpression(sequence) => {
-                Node::Sequence(sequence.expressions.iter().map(node).collect::<Option<_>>()?)
-            }
+            Expression::SequenceExpression(sequence) => Node::Sequence(
+                sequence
+                    .expressions
+                    .iter()
+                    .map(node)
+                    .collect::<Option<_>>()?,
+            ),
             Expression::StaticMemberExpression(member) if !member.optional => {
                 let name = member.property.name.as_str();
                 if let Expression::Identifier(object) = &member.object
@@ -294,7 +301,13 @@ fn math(name: &str, arguments: Vec<Node>) -> Option<Node> {
         "floor" => f64::floor,
         "trunc" => f64::trunc,
         "round" => round,
-        "sign" => |x| if x == 0.0 || x.is_nan() { x } else { x.signum() },
+        "sign" => |x| {
+            if x == 0.0 || x.is_nan() {
+                x
+            } else {
+                x.signum()
+            }
+        },
         "fround" => |x| f64::from(x as f32),
         "sqrt" => f64::sqrt,
         "cbrt" => f64::cbrt,
@@ -343,7 +356,11 @@ fn min(a: f64, b: f64) -> f64 {
 /// Halves go up.
 fn round(number: f64) -> f64 {
     let floor = number.floor();
-    let rounded = if number - floor >= 0.5 { floor + 1.0 } else { floor };
+    let rounded = if number - floor >= 0.5 {
+        floor + 1.0
+    } else {
+        floor
+    };
     rounded.copysign(number)
 }
 
@@ -509,9 +526,8 @@ impl Convert {
 
 fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcome<'a> {
     use BinaryOperator as Op;
-    let numbers = |function: fn(f64, f64) -> f64| {
-        Ok(Val::Number(function(left.number()?, right.number()?)))
-    };
+    let numbers =
+        |function: fn(f64, f64) -> f64| Ok(Val::Number(function(left.number()?, right.number()?)));
     let bits = |function: fn(i32, i32) -> i32| {
         let (left, right) = (to_int32(left.number()?), to_int32(right.number()?));
         Ok(Val::Number(function(left, right).into()))
@@ -519,10 +535,7 @@ fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcom
     let order = |is: fn(Ordering) -> bool| {
         Ok(Val::Bool(match (&left, &right) {
             (Val::String(left), Val::String(right)) => is(compare_strings(left, right)),
-            _ => left
-                .number()?
-                .partial_cmp(&right.number()?)
-                .is_some_and(is),
+            _ => left.number()?.partial_cmp(&right.number()?).is_some_and(is),
         }))
     };
     match operator {

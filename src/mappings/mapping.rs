@@ -102,7 +102,10 @@ enum State {
     Missing(usize),
     TooOld(usize),
     Failed(Failure),
-    Resting { until_ms: u64, why: Failure },
+    Resting {
+        until_ms: u64,
+        why: Failure,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +135,7 @@ pub struct Sent {
 }
 
 /// Upstream's counters. The times are nanoseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Messages that have led to an output.
     pub messages_processed: u64,
@@ -173,7 +176,7 @@ pub struct OutputInfo<'a> {
 }
 
 /// Why an output was last emitted or was not; see `headgate why`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     pub path: String,
     pub topic: String,
@@ -185,7 +188,7 @@ pub struct Explanation {
     pub sources: Vec<SourceState>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LastEmission {
     pub at_ms: u64,
     pub timestamp_ms: i64,
@@ -193,14 +196,14 @@ pub struct LastEmission {
 }
 
 /// A source's value when an output was emitted.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Input {
     pub alias: String,
     pub value: String,
     pub timestamp_ms: i64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceState {
     pub alias: String,
     pub topic: String,
@@ -223,7 +226,10 @@ pub struct Stored {
 
 impl fast::Sources for Vec<Source> {
     fn source(&self, number: usize) -> Option<&Value> {
-        self[number].variable.as_ref().map(|variable| &variable.value)
+        self[number]
+            .variable
+            .as_ref()
+            .map(|variable| &variable.value)
     }
 }
 
@@ -566,7 +572,11 @@ impl Mapping {
         };
         statics.iter().copied().for_each(&mut evaluate);
         match touched {
-            [one] => sources[*one].dependents.iter().copied().for_each(&mut evaluate),
+            [one] => sources[*one]
+                .dependents
+                .iter()
+                .copied()
+                .for_each(&mut evaluate),
             several => {
                 let mut all: Vec<usize> = several
                     .iter()
@@ -662,6 +672,14 @@ impl Mapping {
 
     // ---- why
 
+    /// All sources, in the order of the file.
+    pub fn sources(&self, now_ms: u64) -> Vec<SourceState> {
+        self.sources
+            .iter()
+            .map(|source| source.state(now_ms))
+            .collect()
+    }
+
     /// Why the output of this path was last emitted or was not.
     pub fn explain(&self, path: &str, now_ms: u64) -> Option<Explanation> {
         let output = self.outputs.iter().find(|output| *output.path == *path)?;
@@ -737,13 +755,19 @@ impl Output {
         let result = match &self.analysed.fast {
             Some(node) => match node.evaluate(&Vec::new()) {
                 Ok(value) => value.write(&mut bytes),
-                Err(fast::GiveUp) => {
-                    engine::evaluate(&self.analysed.script, std::iter::empty(), time_limit, &mut bytes)
-                }
+                Err(fast::GiveUp) => engine::evaluate(
+                    &self.analysed.script,
+                    std::iter::empty(),
+                    time_limit,
+                    &mut bytes,
+                ),
             },
-            None => {
-                engine::evaluate(&self.analysed.script, std::iter::empty(), time_limit, &mut bytes)
-            }
+            None => engine::evaluate(
+                &self.analysed.script,
+                std::iter::empty(),
+                time_limit,
+                &mut bytes,
+            ),
         };
         self.constant = match result {
             // Perhaps another time: the machine may have been busy, or another script the cause.
@@ -869,7 +893,8 @@ impl Output {
         last.inputs.clear();
         for &number in &self.analysed.sources {
             let variable = sources[number].variable.clone();
-            last.inputs.extend(variable.map(|variable| (number, variable)));
+            last.inputs
+                .extend(variable.map(|variable| (number, variable)));
         }
     }
 }

@@ -9,8 +9,11 @@ mod config;
 mod engine;
 mod fast;
 mod mapping;
+mod metrics;
 mod payload;
+mod running;
 mod set;
+mod status;
 pub mod topic;
 mod value;
 mod yaml;
@@ -23,6 +26,8 @@ pub use mapping::{
     Stored, Variable,
 };
 pub use payload::Refusal;
+pub use running::{MAX_CONFIG_BYTES, Mappings, MappingsConfig, SOURCE, check_name};
 pub use set::Set;
+pub use status::{MappingError, MappingInfo, MappingsStatus, OutputStatus};
 pub use value::Value;
 pub use yaml::Place;

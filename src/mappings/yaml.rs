@@ -249,7 +249,10 @@ impl Loader {
                     if let Some(line) = open.keys.insert(key.text.clone(), key.place.line) {
                         return Err(YamlError {
                             place: key.place,
-                            message: format!("the key {} is there already, in line {line}", key.text),
+                            message: format!(
+                                "the key {} is there already, in line {line}",
+                                key.text
+                            ),
                         });
                     }
                     members.push((key, node));

@@ -21,7 +21,7 @@ pub(super) struct MappingDatabases {
 pub struct VariableChange<'a> {
     pub mapping: &'a str,
     pub source: &'a str,
-    pub value: Vec<u8>,
+    pub value: &'a [u8],
 }
 
 impl Store {
@@ -69,7 +69,7 @@ impl Store {
             for change in changes {
                 let key = full_key(change.mapping, change.source);
                 let variables = &self.inner.mappings.variables;
-                variables.put(txn, &key, &change.value)?;
+                variables.put(txn, &key, change.value)?;
             }
             Ok(())
         })
@@ -109,7 +109,7 @@ mod tests {
         let change = |mapping, source| VariableChange {
             mapping,
             source,
-            value: b"1".to_vec(),
+            value: b"1",
         };
         let changes = [change("a", "x"), change("a", "y"), change("ab", "x")];
         store.put_variables(&changes).unwrap();

@@ -390,10 +390,13 @@ impl Gateway {
                 let dropped: u64 = dropped.values().map(|count| count.as_u64().unwrap()).sum();
                 of("offered") == of("handled") + of("failed") + dropped + of("queued")
             });
-            if pipeline_adds_up && apps_add_up {
+            let of = |key: &str| get(&status["mappings"], key);
+            let mappings_add_up = of("offered") == of("handled") + of("dropped") + of("queued");
+            if pipeline_adds_up && apps_add_up && mappings_add_up {
                 return status;
             }
-            seen = serde_json::json!({ "pipeline": pipeline, "apps": apps });
+            let mappings = &status["mappings"];
+            seen = serde_json::json!({ "pipeline": pipeline, "apps": apps, "mappings": mappings });
             std::thread::sleep(Duration::from_millis(5));
         }
         panic!("the counters don't add up: {seen:#}");

@@ -24,6 +24,7 @@ mod journal;
 mod kept_state;
 mod lanes;
 mod loss;
+mod mappings;
 mod operations;
 mod persistence;
 mod preinstalled;
