@@ -928,7 +928,7 @@ impl Session {
                     .pubrec(publish.packet_id, PubRecReason::Success, out);
                 return;
             }
-            if self.unreleased.len() >= self.limits.receive_maximum.into() {
+            if self.unreleased.len() >= usize::from(self.limits.receive_maximum) {
                 effects.push(self.refuse(
                     DisconnectReasonCode::ReceiveMaximumExceeded,
                     "more unreleased QoS 2 messages than mqtt.receive_maximum",

@@ -11,7 +11,7 @@ mod fast;
 mod mapping;
 mod payload;
 mod set;
-pub mod topic;
+mod topic;
 mod value;
 mod yaml;
 
@@ -24,5 +24,9 @@ pub use mapping::{
 };
 pub use payload::Refusal;
 pub use set::Set;
+pub use topic::{to_mqtt, to_umh};
 pub use value::Value;
 pub use yaml::Place;
+
+#[cfg(test)]
+mod tests;
