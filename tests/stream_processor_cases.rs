@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use headgate::mappings::{Mapping, Metadata, topic};
+use headgate::mappings::{Mapping, Metadata, to_mqtt};
 use serde::Deserialize;
 
 const OUTPUT_TOPIC: &str = "umh.v1.corpA.plant-A.aawd";
@@ -260,7 +260,7 @@ fn judge(case: &Case) -> Judgement {
             .collect();
         if let Some(topic) = &input.topic {
             let taken = mapping.on_message(
-                &topic::to_mqtt(topic),
+                &to_mqtt(topic),
                 input.payload.as_bytes(),
                 Some(&metadata),
                 1_700_000_000_000 + number as u64,

@@ -5,6 +5,7 @@
 //! only lengths, sequence numbers and times are looked at.
 #![deny(unsafe_code)]
 
+pub mod allocations;
 mod contest;
 mod crowd;
 mod durable;
@@ -13,6 +14,7 @@ mod hosting;
 mod ingest;
 mod lanes;
 pub mod load;
+mod mappings;
 pub mod process;
 pub mod reading;
 pub mod report;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use headgate_bench::allocations::Counting;
 use headgate_bench::load::{Load, Pace, Span};
 use headgate_bench::report::{self, Machine};
 use headgate_bench::server::Mosquitto;
@@ -16,7 +17,7 @@ use headgate_bench::suite::{self, Part, Suite};
 
 /// As the gateway has it: a part of it runs in this process.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counting<mimalloc::MiMalloc> = Counting(mimalloc::MiMalloc);
 
 #[derive(Parser)]
 #[command(about = "Benchmarks of Headgate, with a load generator of its own")]

@@ -68,6 +68,8 @@ pub enum Part {
     Durable,
     /// Hand-over between threads, duplicates, QoS 0 into the tap, the realtime lane.
     Lanes,
+    /// Mappings, from bytes to bytes.
+    Mappings,
     /// Frames over TCP to an outlet that does nothing.
     Ingest,
     /// Memory and start of a gateway with 100 apps.
@@ -111,6 +113,7 @@ impl Suite {
             Part::ColdStart => self.cold_starts().map(|section| vec![section]),
             Part::Durable => self.durable().map(|section| vec![section]),
             Part::Lanes => self.lanes(),
+            Part::Mappings => self.mappings(),
             Part::Ingest => self.ingest().map(|section| vec![section]),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),

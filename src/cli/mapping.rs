@@ -14,7 +14,9 @@ use super::output::{Output, one_line, printable};
 use super::{FAILED, Global, small_runtime};
 use crate::admin::Client;
 use crate::event::unix_time_ns;
-use crate::mappings::{MAX_CONFIG_BYTES, Mapping, MappingInfo, OutputStatus, Warning, topic};
+use crate::mappings::{
+    MAX_CONFIG_BYTES, Mapping, MappingInfo, OutputStatus, Warning, to_mqtt, to_umh,
+};
 use crate::regular_file::RegularFile;
 
 /// Longest file of cases, in bytes.
@@ -275,13 +277,13 @@ fn outputs_of(config: &str, file: &str, inputs: &[Message]) -> anyhow::Result<Ve
     let mut all = Vec::new();
     for Message { topic, payload } in inputs {
         let now_ms = unix_time_ns() / 1_000_000;
-        let topic = topic::to_mqtt(topic);
+        let topic = to_mqtt(topic);
         // What can't be read leads to nothing, as in a gateway.
         let _ = mapping.on_message(&topic, payload.as_bytes(), None, now_ms, &mut sent);
         let mut outputs: Vec<_> = sent
             .drain(..)
             .map(|sent| Message {
-                topic: topic::to_umh(sent.topic.as_str()),
+                topic: to_umh(sent.topic.as_str()),
                 payload: String::from_utf8_lossy(&sent.payload).into_owned(),
             })
             .collect();
@@ -296,7 +298,7 @@ fn differences(come: &[Vec<Message>], wanted: &[Vec<Message>], shape_only: bool)
         let mut seen: Vec<_> = messages
             .iter()
             .map(|message| Message {
-                topic: topic::to_umh(&message.topic),
+                topic: to_umh(&message.topic),
                 payload: match shape_only {
                     true => String::new(),
                     false => message.payload.clone(),

@@ -590,14 +590,19 @@ impl Mapping {
         if scratch.parts.is_empty() {
             return;
         }
-        // One allocation for all payloads.
-        let all = Bytes::copy_from_slice(&scratch.bytes);
+        // One allocation for all payloads; the last one needs no share in it.
+        let mut rest = Bytes::copy_from_slice(&scratch.bytes);
         let mut start = 0;
         counters.outputs_generated += scratch.parts.len() as u64;
         for &(output, end) in &scratch.parts {
+            let payload = if end == scratch.bytes.len() {
+                std::mem::take(&mut rest)
+            } else {
+                rest.split_to(end - start)
+            };
             sent.push(Sent {
                 topic: outputs[output].topic.clone(),
-                payload: all.slice(start..end),
+                payload,
                 metadata: metadata.cloned(),
                 output,
             });

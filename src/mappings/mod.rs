@@ -1,8 +1,8 @@
-//! Mappings: upstream's stream processor, without its I/O. Messages of a Unified Namespace go in,
+//! Mappings: upstream's stream processor. Messages of a Unified Namespace go in,
 //! values that JavaScript expressions make of them come out.
 //!
-//! `docs/mappings.md` is for users, and says where it differs from upstream. [`Set`] is what a gateway
-//! runs; [`Mapping`] is one file of it. Nothing here knows a clock, a store or a broker.
+//! `docs/mappings.md` is for users, and says where it differs from upstream. [`Mapping`] is one file, [`Set`]
+//! all of them; neither knows a clock, a store or a broker. [`Mappings`] runs a set in a gateway.
 
 mod analysis;
 mod config;
@@ -14,7 +14,7 @@ mod payload;
 mod running;
 mod set;
 mod status;
-pub mod topic;
+mod topic;
 mod value;
 mod yaml;
 
@@ -29,5 +29,9 @@ pub use payload::Refusal;
 pub use running::{MAX_CONFIG_BYTES, Mappings, MappingsConfig, SOURCE, check_name};
 pub use set::Set;
 pub use status::{MappingError, MappingInfo, MappingsStatus, OutputStatus};
+pub use topic::{to_mqtt, to_umh};
 pub use value::Value;
 pub use yaml::Place;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+mod agreement;
+mod bad_input;
+mod behaviour;
