@@ -1015,6 +1015,7 @@ impl Control {
         };
         let apps: Vec<_> = self.shared.apps.read().values().cloned().collect();
         apps.iter().for_each(|app| app.wait_until_drained(deadline));
+        apps.iter().for_each(|app| app.wait_until_synced(deadline));
         before_dropping();
         let let_go = deadline.max(Instant::now()) + LET_GO;
         apps.iter().for_each(|app| app.halt(let_go));

@@ -58,10 +58,11 @@ impl fmt::Debug for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Some(first) = self.first.get()
-            && !self.abandoned.load(Ordering::Relaxed)
-        {
-            self.tracker.finish(*first);
+        if let Some(first) = self.first.get() {
+            match self.abandoned.load(Ordering::Relaxed) {
+                true => self.tracker.abandon(*first),
+                false => self.tracker.finish(*first),
+            }
         }
     }
 }
@@ -75,6 +76,8 @@ struct State {
     open: VecDeque<Open>,
     /// All events before this one are finished.
     cursor: u64,
+    /// The first that is never finished: what comes behind it makes no difference any more.
+    stuck_at: Option<u64>,
     frozen: bool,
 }
 
@@ -93,11 +96,14 @@ impl Tracker {
     }
 
     fn begin(&self, first: u64, next: u64) {
-        self.0.lock().open.push_back(Open {
-            first,
-            next,
-            finished: false,
-        });
+        let mut state = self.0.lock();
+        if state.stuck_at.is_none() {
+            state.open.push_back(Open {
+                first,
+                next,
+                finished: false,
+            });
+        }
     }
 
     fn finish(&self, first: u64) {
@@ -106,11 +112,22 @@ impl Tracker {
             return;
         }
         let index = state.open.partition_point(|open| open.first < first);
-        if let Some(open) = state.open.get_mut(index) {
+        let open = state.open.get_mut(index);
+        if let Some(open) = open.filter(|open| open.first == first) {
             open.finished = true;
         }
         while let Some(open) = state.open.pop_front_if(|open| open.finished) {
             state.cursor = open.next;
+        }
+    }
+
+    /// What began there is never finished.
+    fn abandon(&self, first: u64) {
+        let mut state = self.0.lock();
+        let index = state.open.partition_point(|open| open.first < first);
+        if index < state.open.len() {
+            state.open.truncate(index);
+            state.stuck_at = Some(first);
         }
     }
 
@@ -166,6 +183,15 @@ mod tests {
         receipts[0].hold().abandon();
         drop(receipts);
         assert_eq!(tracker.cursor(), 0);
+        for first in 2..1000 {
+            let receipt = Receipt::new(tracker.clone());
+            receipt.begin(first, first + 1);
+        }
+        assert_eq!(tracker.cursor(), 0);
+        assert!(
+            tracker.0.lock().open.is_empty(),
+            "nothing piles up behind it"
+        );
     }
 
     #[test]
