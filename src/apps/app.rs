@@ -558,6 +558,11 @@ impl App {
         });
     }
 
+    /// Waits until all that it keeps is on disk.
+    pub(super) fn wait_until_synced(&self, deadline: Instant) {
+        self.services.state.wait_until_synced(deadline);
+    }
+
     /// Waits until all that waits is done and accounted for, or the app has failed too often to go
     /// on at once.
     #[cfg(feature = "compiler")]
@@ -787,6 +792,8 @@ impl App {
         match result {
             Ok(outputs) => {
                 let batch = &report.batch;
+                let receipts = batch.iter().filter_map(|event| event.receipt.as_ref());
+                self.services.state.hold(receipts);
                 let received = batch.iter().map(|event| event.received).min();
                 let hops = batch.iter().map(|event| event.hops).max();
                 report.published = self.publish(

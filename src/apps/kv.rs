@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::event::Receipt;
 use crate::store::{MAX_APP_KEY_BYTES, Store, StoreError};
 
 /// Longest key, without the bucket's name.
@@ -42,6 +43,10 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Most receipts of events that wait until what was made of them is on disk; beyond that, the events come again
+/// at the next start.
+const MAX_RECEIPTS: usize = 65_536;
 
 /// So many more keys than there are entries may wait to be written (they were removed); with more,
 /// it is less to write all entries anew.
@@ -97,6 +102,8 @@ struct Contents {
     /// Counts the calls that have changed something, and how many of them are on disk.
     version: u64,
     durable: u64,
+    /// Of the events of calls that are not on disk yet, as far as they are not being written.
+    receipts: Vec<Arc<dyn Receipt>>,
     /// Is in the writer's queue.
     queued: bool,
     /// The writer is at it.
@@ -379,6 +386,36 @@ impl AppState {
         }
     }
 
+    /// The call that has just been committed was about events with these receipts: they are finished when
+    /// what it has written is on disk.
+    pub(super) fn hold<'a>(&self, receipts: impl Iterator<Item = &'a Arc<dyn Receipt>>) {
+        let mut contents = self.contents.lock();
+        if contents.durable == contents.version {
+            return;
+        }
+        for receipt in receipts {
+            if contents.receipts.len() >= MAX_RECEIPTS {
+                receipt.abandon();
+            } else if !contents
+                .receipts
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, receipt))
+            {
+                contents.receipts.push(receipt.clone());
+            }
+        }
+    }
+
+    /// Waits until all is on disk.
+    pub(super) fn wait_until_synced(&self, deadline: Instant) {
+        let mut contents = self.contents.lock();
+        while contents.durable < contents.version && !contents.closed {
+            if self.written.wait_until(&mut contents, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
     /// Nothing of this app is written from here on, and nothing is being written when this returns.
     pub(super) fn close(&self) {
         let mut contents = self.contents.lock();
@@ -433,22 +470,32 @@ impl AppState {
             version: contents.version,
             replace: pending.replace.then(|| contents.entries.clone()),
             changes: pending.changes,
+            receipts: std::mem::take(&mut contents.receipts),
         })
     }
 
-    fn end_writing(self: &Arc<Self>, written: Written, is_durable: bool) {
+    fn end_writing(self: &Arc<Self>, mut written: Written, is_durable: bool) {
         let mut contents = self.contents.lock();
         contents.writing = false;
         let mut enlist = false;
         if is_durable {
             contents.durable = written.version;
-        } else if !contents.closed {
-            contents.pending.add_earlier(written);
+            if written.version == contents.version {
+                // Some may have come while it was being written.
+                written.receipts.append(&mut contents.receipts);
+            }
+        } else {
+            contents.receipts.append(&mut written.receipts);
+        }
+        if !is_durable && !contents.closed {
+            contents.pending.add_earlier(&mut written);
             contents.bound_pending();
             enlist = !std::mem::replace(&mut contents.queued, true);
         }
         drop(contents);
         self.written.notify_all();
+        // Their events are finished.
+        drop(written);
         if enlist {
             self.writer.queue.lock().apps.push(self.clone());
         }
@@ -492,9 +539,9 @@ impl Contents {
 
 impl Pending {
     /// Adds what could not be written, where nothing else is wanted since.
-    fn add_earlier(&mut self, earlier: Written) {
+    fn add_earlier(&mut self, earlier: &mut Written) {
         self.replace |= earlier.replace.is_some();
-        for (key, value) in earlier.changes {
+        for (key, value) in std::mem::take(&mut earlier.changes) {
             self.changes.entry(key).or_insert(value);
         }
     }
@@ -505,6 +552,7 @@ struct Written {
     version: u64,
     changes: BTreeMap<Key, Option<Value>>,
     replace: Option<Kept>,
+    receipts: Vec<Arc<dyn Receipt>>,
 }
 
 impl Writer {
@@ -866,6 +914,47 @@ mod tests {
         assert_eq!(kept.stored().len(), 1);
         let reopened = kept.kv.open(&"app".into());
         assert_eq!(reopened.usage().keys, 1);
+    }
+
+    /// Says at its end how many keys were on disk then.
+    struct Told(Store, Arc<Mutex<Option<usize>>>);
+
+    impl std::fmt::Debug for Told {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Told")
+        }
+    }
+
+    impl Receipt for Told {
+        fn abandon(&self) {}
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            *self.1.lock() = Some(self.0.app_state("app").unwrap().len());
+        }
+    }
+
+    #[test]
+    fn an_event_is_finished_when_what_its_call_has_written_is_on_disk() {
+        let kept = kept();
+        for call in 1..=3 {
+            let ended = Arc::<Mutex<Option<usize>>>::default();
+            let told: Arc<dyn Receipt> = Arc::new(Told(kept.store.clone(), ended.clone()));
+            kept.call(&[(&format!("b\0{call}"), Some(b""))]);
+            kept.state.hold([&told, &told].into_iter());
+            drop(told);
+            kept.until("the end", |_| ended.lock().is_some());
+            assert_eq!(*ended.lock(), Some(call));
+        }
+        // One that has written nothing waits for nothing.
+        let ended = Arc::<Mutex<Option<usize>>>::default();
+        let told: Arc<dyn Receipt> = Arc::new(Told(kept.store.clone(), ended.clone()));
+        kept.until_synced();
+        kept.call(&[]);
+        kept.state.hold([&told].into_iter());
+        drop(told);
+        assert_eq!(*ended.lock(), Some(3));
     }
 
     #[derive(Clone, Debug)]

@@ -730,10 +730,11 @@ impl Control {
             Some(folder) => preinstalled::scan(folder)?,
             None => Vec::new(),
         };
-        let stopped = self.store.stopped_preinstalled()?;
+        let desired = self.store.preinstalled()?;
         for folder in folders {
-            let is_stopped = stopped.contains(&folder.name);
-            uncompiled.extend(self.start_one_preinstalled(folder, is_stopped, &mut used));
+            let desired = desired.get(&folder.name).copied();
+            let desired = desired.unwrap_or(Desired::Running);
+            uncompiled.extend(self.start_one_preinstalled(folder, desired, &mut used));
         }
         let stored = self.store.apps()?;
         let records = stored.iter().filter_map(|(_, record)| record.as_ref().ok());
@@ -773,7 +774,7 @@ impl Control {
     fn start_one_preinstalled(
         &self,
         folder: AppFolder,
-        is_stopped: bool,
+        desired: Desired,
         used: &mut Vec<ComponentId>,
     ) -> Option<(Arc<App>, u64)> {
         let name = folder.name.clone();
@@ -802,8 +803,7 @@ impl Control {
         if matches!(code, Code::Component(_)) {
             used.push(component);
         }
-        if is_stopped {
-            app.halt(Instant::now());
+        if !begin(&app, desired) {
             return None;
         }
         if let Err(error) = self.readable(&app) {
@@ -853,13 +853,8 @@ impl Control {
         if let Some(previous) = &record.previous {
             self.remember_previous(&app, previous, record.on_trial);
         }
-        match record.desired {
-            Desired::Running => {}
-            Desired::Paused => app.start_paused(true),
-            Desired::Stopped => {
-                app.halt(Instant::now());
-                return None;
-            }
+        if !begin(&app, record.desired) {
+            return None;
         }
         if let Err(error) = self.readable(&app) {
             app.quarantine(error.to_string(), None);
@@ -954,10 +949,7 @@ impl Control {
         let name = app.info().name;
         match app.package().origin() {
             Origin::Installed => self.store.set_desired(&name, desired)?,
-            Origin::Preinstalled => {
-                let is_stopped = desired == Desired::Stopped;
-                self.store.set_preinstalled_stopped(&name, is_stopped)?;
-            }
+            Origin::Preinstalled => self.store.set_preinstalled(&name, desired)?,
         }
         Ok(())
     }
@@ -1022,6 +1014,7 @@ impl Control {
         };
         let apps: Vec<_> = self.shared.apps.read().values().cloned().collect();
         apps.iter().for_each(|app| app.wait_until_drained(deadline));
+        apps.iter().for_each(|app| app.wait_until_synced(deadline));
         before_dropping();
         let let_go = deadline.max(Instant::now()) + LET_GO;
         apps.iter().for_each(|app| app.halt(let_go));
@@ -1094,6 +1087,16 @@ fn load(
         Code::Precompiled { path, file } => loader.precompiled(name, &path, &file),
         Code::Component(bytes) => loader.load(name, ComponentId::of(&bytes), &bytes),
     }
+}
+
+/// Has an app begin as it is wanted to be. Whether it is to be loaded.
+fn begin(app: &App, desired: Desired) -> bool {
+    match desired {
+        Desired::Running => {}
+        Desired::Paused => app.start_paused(true),
+        Desired::Stopped => app.halt(Instant::now()),
+    }
+    desired != Desired::Stopped
 }
 
 /// Loads an app that is marked as starting, and starts it unless somebody has stopped it since.

@@ -58,10 +58,11 @@ impl fmt::Debug for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Some(first) = self.first.get()
-            && !self.abandoned.load(Ordering::Relaxed)
-        {
-            self.tracker.finish(*first);
+        if let Some(first) = self.first.get() {
+            match self.abandoned.load(Ordering::Relaxed) {
+                true => self.tracker.abandon(*first),
+                false => self.tracker.finish(*first),
+            }
         }
     }
 }
@@ -81,6 +82,8 @@ struct State {
     open: VecDeque<Open>,
     /// All events before this one are finished.
     cursor: u64,
+    /// The first that is never finished: what comes behind it makes no difference any more.
+    stuck_at: Option<u64>,
     frozen: bool,
 }
 
@@ -103,14 +106,12 @@ impl Tracker {
 
     fn begin(&self, first: u64, next: u64) {
         let mut state = self.0.lock();
-        let open = Open {
-            first,
-            next,
-            finished: false,
-        };
-        match first < state.own {
-            true => state.again.push_back(open),
-            false => state.open.push_back(open),
+        if state.stuck_at.is_none_or(|stuck| first < stuck) {
+            state.all_with(first).push_back(Open {
+                first,
+                next,
+                finished: false,
+            });
         }
     }
 
@@ -126,15 +127,22 @@ impl Tracker {
         if state.frozen {
             return;
         }
-        let all = match first < state.own {
-            true => &mut state.again,
-            false => &mut state.open,
-        };
+        let all = state.all_with(first);
         let index = all.partition_point(|open| open.first < first);
-        if let Some(open) = all.get_mut(index) {
+        if let Some(open) = all.get_mut(index).filter(|open| open.first == first) {
             open.finished = true;
         }
         state.advance();
+    }
+
+    /// What began there is never finished.
+    fn abandon(&self, first: u64) {
+        let mut state = self.0.lock();
+        if state.stuck_at.is_none_or(|stuck| first < stuck) {
+            state.stuck_at = Some(first);
+            state.again.retain(|open| open.first < first);
+            state.open.retain(|open| open.first < first);
+        }
     }
 
     pub(super) fn cursor(&self) -> u64 {
@@ -148,6 +156,13 @@ impl Tracker {
 }
 
 impl State {
+    fn all_with(&mut self, first: u64) -> &mut VecDeque<Open> {
+        match first < self.own {
+            true => &mut self.again,
+            false => &mut self.open,
+        }
+    }
+
     fn advance(&mut self) {
         if self.frozen {
             return;
@@ -155,7 +170,8 @@ impl State {
         while let Some(open) = self.again.pop_front_if(|open| open.finished) {
             self.cursor = open.next;
         }
-        if !self.again.is_empty() || !self.all_begun {
+        let is_stuck = self.stuck_at.is_some_and(|stuck| stuck < self.own);
+        if !self.again.is_empty() || !self.all_begun || is_stuck {
             return;
         }
         // What could not be read of the earlier run is not waited for.
@@ -228,6 +244,32 @@ mod tests {
         });
         receipts[0].hold().abandon();
         drop(receipts);
+        assert_eq!(tracker.cursor(), 0);
+        for first in 2..1000 {
+            let receipt = Receipt::new(tracker.clone());
+            receipt.begin(first, first + 1);
+        }
+        assert_eq!(tracker.cursor(), 0);
+        assert!(
+            tracker.0.lock().open.is_empty(),
+            "nothing piles up behind it"
+        );
+    }
+
+    #[test]
+    fn behind_what_comes_again_and_is_never_finished_nothing_is() {
+        let tracker = Arc::new(Tracker::new(0, 10));
+        let receipt = |first, next| {
+            let receipt = Receipt::new(tracker.clone());
+            receipt.begin(first, next);
+            receipt
+        };
+        let (again, own) = (receipt(0, 10), receipt(10, 20));
+        tracker.all_begun();
+        again.hold().abandon();
+        drop(again);
+        drop(own);
+        drop(receipt(20, 30));
         assert_eq!(tracker.cursor(), 0);
     }
 

@@ -30,6 +30,9 @@ pub const MAX_CONFIG_BYTES: usize = 4 << 20;
 /// How often the values that have changed are written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
+/// Events of the journal that wait for a store that can't be written.
+const MAX_RECEIPTS: usize = 10_000;
+
 /// Who has published, where it is not one app: no app can have this name.
 pub const SOURCE: &str = "mapping/*";
 
@@ -650,8 +653,16 @@ impl Shared {
         let written = self.store.put_variables(&changes);
         match &written {
             Ok(()) => pending.clear(),
-            // They are not finished before the values are there.
-            Err(_) => receipts.iter().for_each(|receipt| receipt.abandon()),
+            // They are not finished before the values are there; too many of them, not in this run.
+            Err(_) if receipts.len() > MAX_RECEIPTS => {
+                receipts.iter().for_each(|receipt| receipt.abandon());
+            }
+            Err(_) => self
+                .inside
+                .lock()
+                .receipts
+                .splice(..0, receipts)
+                .for_each(drop),
         }
         written
     }

@@ -274,6 +274,7 @@ impl Pipeline {
                 windows: Windows::default(),
                 controller: Controller::new(config.thresholds),
                 next_cycle: None,
+                overflowed: 0,
                 cache: FxHashMap::default(),
             }),
             look_again: AtomicBool::new(false),
@@ -812,6 +813,8 @@ struct Router {
     controller: Controller,
     /// When the controller looks next. None: there is nothing to look at.
     next_cycle: Option<Instant>,
+    /// Realtime events for which the ring had no room, when the controller looked last.
+    overflowed: u64,
     /// The outlets for a topic, as indices into `gates`.
     cache: FxHashMap<Topic, Box<[u32]>>,
 }
@@ -1062,9 +1065,11 @@ impl Router {
         if self.next_cycle.is_none_or(|next| now < next) {
             return;
         }
-        let waiting = shared.queued(Lane::Realtime) as usize;
+        let overflowed = &shared.counters[Lane::Realtime].overflowed;
+        let overflowed = overflowed.load(Ordering::Relaxed);
         let mut load = Load {
-            waiting,
+            waiting: shared.queued(Lane::Realtime) as usize,
+            dropped: overflowed - std::mem::replace(&mut self.overflowed, overflowed),
             ..Load::default()
         };
         for gate in &self.gates {

@@ -391,3 +391,25 @@ fn windows_of_large_events_close_early_rather_than_take_all_memory() {
     house.wait_until("all", |house| house.bench.count() == 200);
     house.adds_up();
 }
+
+#[test]
+fn realtime_events_for_which_the_lane_has_no_room_are_strain() {
+    let house = house(PipelineConfig {
+        realtime_queue_events: 4,
+        ..PipelineConfig::default()
+    });
+    house.wait_until("strain", |house| {
+        // Nobody routes meanwhile: each of these takes the place of the one before.
+        let router = house.pipeline.shared.router.lock();
+        for _ in 0..3 {
+            house.send("now/a", &["x"; 4]);
+        }
+        drop(router);
+        house.send("now/a", &["x"]);
+        house.pipeline.pressure() == Pressure::Critical
+    });
+    house.wait_until("recovery", |house| {
+        house.pipeline.pressure() == Pressure::Healthy
+    });
+    house.adds_up();
+}

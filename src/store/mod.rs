@@ -10,7 +10,7 @@ mod mappings;
 mod mqtt;
 mod versions;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -37,7 +37,7 @@ const SCHEMA_VERSION: u32 = 1;
 /// Under this key in the database `meta` stands the schema version, as four bytes, little-endian.
 const SCHEMA_KEY: &str = "schema";
 
-/// Twelve today (`open_databases` has them), and room for those that later versions bring.
+/// Thirteen today (`open_databases` has them), and room for those that later versions bring.
 const MAX_DATABASES: u32 = 32;
 
 /// Where the store is and how big it may grow.
@@ -54,6 +54,8 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
+type NamesDatabase = Database<'static, Str, Unit>;
+
 struct Inner {
     path: PathBuf,
     map_bytes: usize,
@@ -63,7 +65,9 @@ struct Inner {
     /// App name → [`AppRecord`] as JSON.
     apps: Database<'static, Str, Bytes>,
     /// Names of the preinstalled apps that are to stay stopped; nothing is kept with them.
-    stopped: Database<'static, Str, Unit>,
+    stopped: NamesDatabase,
+    /// Of those that are to stay paused.
+    paused: NamesDatabase,
     app_state: AppStateDatabase,
     mappings: MappingDatabases,
     mqtt: MqttDatabases,
@@ -239,6 +243,7 @@ impl Store {
             app_state,
             mappings,
             variables,
+            paused,
         ] = open_databases(config, &env)?;
         let store = Store {
             inner: Arc::new(Inner {
@@ -248,6 +253,7 @@ impl Store {
                 components,
                 apps: apps.remap_key_type(),
                 stopped: stopped.remap_types(),
+                paused: paused.remap_types(),
                 app_state,
                 mappings: MappingDatabases {
                     configs: mappings.remap_key_type(),
@@ -375,23 +381,38 @@ impl Store {
         })
     }
 
-    /// Notes whether a preinstalled app is to stay stopped. Such an app need not exist: when it
-    /// comes back with another version of the system, what was said of it still counts.
-    pub fn set_preinstalled_stopped(&self, name: &str, stopped: bool) -> Result<(), StoreError> {
-        self.write(|txn| match stopped {
-            true => self.inner.stopped.put(txn, name, &()),
-            false => self.inner.stopped.delete(txn, name).map(|_| ()),
+    /// Notes what is wanted of a preinstalled app. Such an app need not exist: when it comes back with
+    /// another version of the system, what was said of it still counts.
+    pub fn set_preinstalled(&self, name: &str, desired: Desired) -> Result<(), StoreError> {
+        self.write(|txn| {
+            for (state, names) in self.preinstalled_names() {
+                match state == desired {
+                    true => names.put(txn, name, &())?,
+                    false => names.delete(txn, name).map(drop)?,
+                }
+            }
+            Ok(())
         })
     }
 
-    /// The preinstalled apps that are to stay stopped.
-    pub fn stopped_preinstalled(&self) -> Result<BTreeSet<String>, StoreError> {
+    /// What is wanted of preinstalled apps that are not to run.
+    pub fn preinstalled(&self) -> Result<BTreeMap<String, Desired>, StoreError> {
         let txn = self.read()?;
-        let stopped = self.inner.stopped.iter(&txn).map_err(|e| self.error(e))?;
-        stopped
-            .map(|entry| entry.map(|(name, ())| name.to_owned()))
-            .collect::<Result<_, _>>()
-            .map_err(|e| self.error(e))
+        let mut found = BTreeMap::new();
+        for (state, names) in self.preinstalled_names() {
+            for entry in names.iter(&txn).map_err(|e| self.error(e))? {
+                let (name, ()) = entry.map_err(|e| self.error(e))?;
+                found.insert(name.to_owned(), state);
+            }
+        }
+        Ok(found)
+    }
+
+    fn preinstalled_names(&self) -> [(Desired, NamesDatabase); 2] {
+        [
+            (Desired::Stopped, self.inner.stopped),
+            (Desired::Paused, self.inner.paused),
+        ]
     }
 
     fn remove_unused_components(&self, txn: &mut RwTxn) -> heed::Result<Vec<ComponentId>> {
@@ -489,7 +510,7 @@ impl Store {
 fn open_databases(
     config: &StoreConfig,
     env: &Env<WithoutTls>,
-) -> Result<[Database<'static, Bytes, Bytes>; 11], StoreError> {
+) -> Result<[Database<'static, Bytes, Bytes>; 12], StoreError> {
     let error = |error| database_error(&config.path, config.map_bytes, error);
     let txn = env.write_txn().map_err(error)?;
     let opened = env
@@ -520,6 +541,7 @@ fn open_databases(
                 create("app_state")?,
                 create("mappings")?,
                 create("mapping_variables")?,
+                create("paused_preinstalled")?,
             ]))
         })
         .map_err(error)?;

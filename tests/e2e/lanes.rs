@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::apps::built;
+use crate::apps::{Package, built, keeper};
 use crate::gateway::{Gateway, Home, eventually};
 use crate::wire::{PUBACK, Wire, packet, publish_packet, string};
 
@@ -113,12 +113,36 @@ fn duplicates_are_known_after_a_restart_and_after_kill_9() {
     assert_eq!(gateway.json(&["journal", "stat"])["next"], 3);
 }
 
+/// The payloads in the journal, in the order of their sequences.
+fn journaled_payloads(home: &Home) -> Vec<String> {
+    let output = home
+        .command(&["journal", "tail", "-n", "10000000", "--json"])
+        .output()
+        .unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["payload"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect()
+}
+
 /// Sends each number until it is acknowledged, as a client does that has lost its connection.
-fn resend_until_acknowledged(gateway: &Gateway, client: usize, next: &mut u64, done: &AtomicU64) {
+fn resend_until_acknowledged(
+    gateway: &Gateway,
+    client: usize,
+    topic: &str,
+    payload: impl Fn(u64) -> String,
+    next: &mut u64,
+    done: &AtomicU64,
+) {
     let mut wire = Wire::connect(gateway, &format!("publisher{client}"));
     loop {
-        let payload = format!("{client}-{next}");
-        wire.send_while_open(&publish_packet("relay/x", payload.as_bytes(), 1, 7));
+        wire.send_while_open(&publish_packet(topic, payload(*next).as_bytes(), 1, 7));
         match wire.next_or_end() {
             Some(packet) => assert_eq!(packet.kind(), PUBACK),
             None => return,
@@ -144,7 +168,10 @@ fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_eve
         thread::scope(|scope| {
             for (client, next) in next.iter_mut().enumerate() {
                 let (gateway, done) = (&gateway, &done);
-                scope.spawn(move || resend_until_acknowledged(gateway, client, next, done));
+                let payload = move |number| format!("{client}-{number}");
+                scope.spawn(move || {
+                    resend_until_acknowledged(gateway, client, "relay/x", payload, next, done);
+                });
             }
             while done.load(Ordering::SeqCst) < 10 + 5 * round {
                 thread::yield_now();
@@ -154,20 +181,7 @@ fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_eve
         home = gateway.kill();
         reported += done.into_inner();
     }
-    let output = home
-        .command(&["journal", "tail", "-n", "10000000", "--json"])
-        .output()
-        .unwrap();
-    let lines = String::from_utf8(output.stdout).unwrap();
-    let payloads: Vec<_> = lines
-        .lines()
-        .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["payload"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        })
-        .collect();
+    let payloads = journaled_payloads(&home);
     let distinct: HashSet<_> = payloads.iter().collect();
     assert_eq!(distinct.len(), payloads.len(), "one is there twice");
     for (client, next) in next.into_iter().enumerate() {
@@ -183,6 +197,120 @@ fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_eve
     assert!((reported..=reported + 4 * 50).contains(&(payloads.len() as u64)));
     let verified = home.command(&["journal", "verify"]).output().unwrap();
     assert!(verified.status.success());
+}
+
+/// Increments a key of its own for each event; see `src/apps/tests/keeper.wat`.
+fn counting(client: usize, number: u64) -> String {
+    format!("i{client}-{number}")
+}
+
+/// How many events were delivered again at this start.
+fn delivered_again(gateway: &Gateway) -> u64 {
+    let log = gateway.log();
+    let mut lines = log.lines();
+    let line = lines.find(|line| line.contains("delivered again what no app had finished"));
+    line.map_or(0, |line| {
+        let (_, count) = line.split_once("events=").unwrap();
+        count.split(' ').next().unwrap().parse().unwrap()
+    })
+}
+
+#[test]
+fn an_app_that_counts_has_counted_each_event_however_often_the_gateway_is_killed() {
+    const CLIENTS: usize = 4;
+    const KILLS: u64 = 50;
+    let mut home = home("[[rule]]\ntopics = ['keeper/#']\ndedup = 'content'\n");
+    let manifest = "name = \"keeper\"\nversion = \"1.0.0\"\ncomponent = \"app.wasm\"\n\
+                    subscribe = [\"keeper/in\"]\npublish = [\"out\"]\n";
+    let package = Package::new(manifest, keeper());
+    let mut next = [0; CLIENTS];
+    let (mut acknowledged, mut again) = (0, 0);
+    let begin = |home: &Home, again: &mut u64| {
+        let gateway = home.start();
+        let running = |app: &Value| app["state"] == "running" && app["counters"]["queued"] == 0;
+        // What comes again comes before anything new.
+        let status = gateway.assert_adds_up();
+        let app = gateway.until_app("keeper", "what came again", running);
+        let known = delivered_again(&gateway);
+        assert_eq!(lane(&status, "transactional")["handed_over"], known);
+        assert_eq!(app["counters"]["handled"], known);
+        *again += known;
+        gateway
+    };
+    for kill in 0..KILLS {
+        let gateway = match kill {
+            0 => {
+                let gateway = home.start();
+                gateway.install(package.path());
+                gateway
+            }
+            _ => begin(&home, &mut again),
+        };
+        let done = AtomicU64::new(0);
+        // Some time after this many: as random as threads are.
+        let enough = 10 + kill * 37 % 150;
+        thread::scope(|scope| {
+            for (client, next) in next.iter_mut().enumerate() {
+                let (gateway, done) = (&gateway, &done);
+                let payload = move |number| counting(client, number);
+                scope.spawn(move || {
+                    resend_until_acknowledged(gateway, client, "keeper/in", payload, next, done);
+                });
+            }
+            while done.load(Ordering::SeqCst) < enough {
+                thread::yield_now();
+            }
+            gateway.signal(libc::SIGKILL);
+        });
+        home = gateway.kill();
+        acknowledged += done.into_inner();
+    }
+    let gateway = begin(&home, &mut again);
+    let stat = eventually("all finished", || {
+        let stat = gateway.json(&["journal", "stat"]);
+        (stat["finished"] == stat["next"]).then_some(stat)
+    });
+    let journaled = stat["next"].as_u64().unwrap();
+    let payloads = journaled_payloads(gateway.home());
+    let distinct: HashSet<_> = payloads.iter().cloned().collect();
+    assert_eq!(distinct.len(), payloads.len(), "one is there twice");
+    for (client, next) in next.into_iter().enumerate() {
+        for number in 0..next {
+            let payload = counting(client, number);
+            assert!(
+                distinct.contains(&payload),
+                "{payload} was acknowledged and is lost"
+            );
+        }
+    }
+    // How often each was counted.
+    let mut wire = Wire::connect(&gateway, "reader");
+    wire.subscribe("out", 0);
+    let mut asking = Wire::connect(&gateway, "asking");
+    let mut handled = 0;
+    for payload in &distinct {
+        asking.send(&publish_packet(
+            "keeper/in",
+            format!("g{}", &payload[1..]).as_bytes(),
+            0,
+            0,
+        ));
+        let message = wire.next_message();
+        let count = std::str::from_utf8(message.payload())
+            .unwrap()
+            .parse::<u64>();
+        let count = count.unwrap_or_else(|_| panic!("{payload} was acknowledged and not counted"));
+        handled += count;
+    }
+    println!(
+        "{KILLS} kills: {acknowledged} acknowledged, {journaled} in the journal, {handled} counted; {again} were \
+         delivered again"
+    );
+    assert!((acknowledged..=acknowledged + KILLS * CLIENTS as u64).contains(&journaled));
+    assert_eq!(journaled, distinct.len() as u64);
+    assert!((journaled..=journaled + again).contains(&handled));
+    assert!(gateway.cli(&["journal", "verify"]).status.success());
+    gateway.assert_adds_up();
 }
 
 #[test]

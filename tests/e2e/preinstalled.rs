@@ -24,7 +24,7 @@ fn home(apps: &[&str]) -> (Home, PathBuf) {
 }
 
 #[test]
-fn they_run_at_once_and_what_was_stopped_stays_stopped_after_kill_9() {
+fn they_run_at_once_and_what_was_stopped_or_paused_stays_so_after_kill_9() {
     let (home, _) = home(&["overheat-alarm", "unit-convert"]);
     let gateway = home.start();
     let alarm = mosquitto::subscribe(&gateway, &["-t", "alarms/#", "-C", "1"]);
@@ -44,6 +44,14 @@ fn they_run_at_once_and_what_was_stopped_stays_stopped_after_kill_9() {
     let gateway = gateway.kill().start();
     assert_eq!(gateway.app("overheat-alarm")["state"], "running");
     assert_eq!(gateway.app("unit-convert")["state"], "stopped");
+    gateway.json(&["app", "pause", "overheat-alarm"]);
+    gateway.json(&["app", "start", "unit-convert"]);
+    gateway.json(&["app", "pause", "unit-convert"]);
+    gateway.json(&["app", "resume", "unit-convert"]);
+
+    let gateway = gateway.kill().start();
+    assert_eq!(gateway.app("overheat-alarm")["state"], "paused");
+    assert_eq!(gateway.app("unit-convert")["state"], "running");
     let error = gateway.cli_error(&["app", "remove", "unit-convert"]);
     assert!(error.contains("is part of the system"), "{error}");
 }

@@ -266,7 +266,8 @@ pub fn check_delivered_again(
     unfinished: usize,
 ) -> Result<()> {
     gateway::until_ready(machine)?;
-    gateway::until_app(machine, UNIT_CONVERT, "running")?;
+    gateway::until_app(machine, UNIT_CONVERT, "paused")?;
+    machine.run(&format!("{headgate} app resume {UNIT_CONVERT}"))?;
     let what = format!("{unfinished} events to be delivered again");
     machine.until(&what, SOON, |machine| {
         let handled = gateway::events(machine, UNIT_CONVERT, "handled")?;
