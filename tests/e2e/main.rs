@@ -15,6 +15,7 @@ mod bad_apps;
 mod bad_packets;
 mod bad_starts;
 mod clients;
+mod clock;
 mod dashboards;
 mod dead_letters;
 mod defects;
