@@ -26,6 +26,7 @@ mod kept_state;
 mod lanes;
 mod loss;
 mod operations;
+mod overload;
 mod persistence;
 mod preinstalled;
 mod restarts;
