@@ -201,6 +201,7 @@
               pkgs.cargo-deny
               pkgs.clippy
               pkgs.deadnix
+              pkgs.libfaketime
               pkgs.mosquitto
               pkgs.nixfmt-rs
               pkgs.python3

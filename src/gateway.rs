@@ -26,6 +26,7 @@ use crate::config::{
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
 use crate::event::{Event, Lane};
+use crate::ingest::frame::largest_frame;
 use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
 use crate::mappings::{MappingError, Mappings, MappingsConfig};
@@ -613,6 +614,7 @@ pub fn broker_config(config: &Config) -> BrokerConfig {
         max_retained_bytes: mqtt.max_retained_bytes,
         max_total_subscriptions: mqtt.max_total_subscriptions,
         max_incoming_bytes: mqtt.max_incoming_bytes,
+        largest_incoming: largest_frame(config.ingest.max_frame_bytes).max(mqtt.max_packet_bytes),
         max_messages_per_s: mqtt.max_messages_per_s,
         max_bytes_per_s: mqtt.max_bytes_per_s,
         max_total_bytes_per_s: mqtt.max_total_bytes_per_s,

@@ -11,6 +11,7 @@ use super::Shared;
 use super::access::{Identity, Login, LoginRefused, Permissions};
 use super::certificate::CertificateNames;
 use super::intake::Intake;
+use super::large_packets::Places;
 use crate::dead_letters::{DeadLetter, Reason};
 use crate::event::Topic;
 
@@ -95,6 +96,11 @@ impl Door {
         letters.add(Reason::Denied, now, || {
             DeadLetter::new(Reason::Denied, client, topic, payload, 1)
         });
+    }
+
+    /// Where there is room for what is large and on its way in: that of MQTT clients, too.
+    pub(crate) fn places(&self) -> &Places {
+        &self.shared.places
     }
 
     /// Whether a line about a client may be logged: as many as MQTT has, together with it.

@@ -1,7 +1,10 @@
-//! Large packets on their way in. A connection keeps what it has of a packet until it has come in
+//! Large packets, and frames of other edges, on their way in. A connection keeps what it has of a packet until it has come in
 //! whole, so all together could keep more than there is memory. Before it reads on in a large one, a
 //! connection needs a place for what comes, and waits its turn without reading. A place is for what has
 //! come in, not for what was announced: who holds much has sent much.
+//!
+//! Where all have a part of a packet, and none a place for the rest, nobody would get on: so there is one
+//! place for a whole packet besides, for one after the other of those who wait.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,16 +21,21 @@ const BYTES_PER_S: usize = 16 * 1024;
 
 /// Places for so many bytes.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     kibibytes: Arc<Semaphore>,
+    /// For one whole packet.
+    whole: Arc<Semaphore>,
     /// What a packet may take longer than its size explains.
     patience: Duration,
 }
 
 impl Places {
-    pub fn new(bytes: usize, patience: Duration) -> Places {
+    /// No packet is larger than `largest`, for one of which there is room in any case.
+    pub fn new(bytes: usize, largest: usize, patience: Duration) -> Places {
+        let parts = kibibytes(bytes.saturating_sub(largest));
         Places {
-            kibibytes: Arc::new(Semaphore::new(kibibytes(bytes) as usize)),
+            kibibytes: Arc::new(Semaphore::new(parts as usize)),
+            whole: Arc::new(Semaphore::new(1)),
             patience,
         }
     }
@@ -39,7 +47,7 @@ fn kibibytes(bytes: usize) -> u32 {
 
 /// What a connection has for the packet that it is reading.
 #[derive(Default)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// None: the packet is small, or there is none.
     packet: Option<LargePacket>,
 }
@@ -50,10 +58,18 @@ struct LargePacket {
     until: Instant,
     /// For as much as has been read of it, and the next read.
     permit: Option<OwnedSemaphorePermit>,
+    /// For all of it, whatever `permit` is for.
+    whole: Option<OwnedSemaphorePermit>,
     turn: Option<Turn>,
 }
 
-type Turn = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
+type Turn = Pin<Box<dyn Future<Output = Granted> + Send>>;
+
+/// What a connection has waited for.
+pub(crate) enum Granted {
+    Part(OwnedSemaphorePermit),
+    Whole(OwnedSemaphorePermit),
+}
 
 impl Place {
     /// A packet of `size` bytes has begun and `bytes` of it are there; no size if nothing has begun.
@@ -66,6 +82,7 @@ impl Place {
             size,
             until: now + places.patience + Duration::from_secs((size / BYTES_PER_S) as u64),
             permit: None,
+            whole: None,
             turn: None,
         });
         let has = packet
@@ -77,21 +94,25 @@ impl Place {
             false => kibibytes((bytes + LARGE).min(packet.size)),
         };
         let missing = wants.saturating_sub(has as u32);
-        if missing == 0 || packet.turn.is_some() {
+        if missing == 0 || packet.turn.is_some() || packet.whole.is_some() {
             return;
         }
-        let semaphore = places.kibibytes.clone();
-        match semaphore.clone().try_acquire_many_owned(missing) {
-            Ok(permit) => packet.take(permit),
-            Err(_) => {
-                // Those who have to wait give up before those who make them wait: what they hold is
-                // what others wait for.
-                packet.until = packet.until.min(now + places.patience);
-                packet.turn = Some(Box::pin(async move {
-                    let turn = semaphore.acquire_many_owned(missing).await;
-                    turn.expect("the semaphore is never closed")
-                }));
-            }
+        let (parts, whole) = (places.kibibytes.clone(), places.whole.clone());
+        if let Ok(permit) = parts.clone().try_acquire_many_owned(missing) {
+            packet.take(Granted::Part(permit));
+        } else if let Ok(permit) = whole.clone().try_acquire_owned() {
+            packet.take(Granted::Whole(permit));
+        } else {
+            // Those who have to wait give up before those who make them wait: what they hold is
+            // what others wait for.
+            packet.until = packet.until.min(now + places.patience);
+            packet.turn = Some(Box::pin(async move {
+                const OPEN: &str = "the semaphore is never closed";
+                tokio::select! {
+                    permit = parts.acquire_many_owned(missing) => Granted::Part(permit.expect(OPEN)),
+                    permit = whole.acquire_owned() => Granted::Whole(permit.expect(OPEN)),
+                }
+            }));
         }
     }
 
@@ -106,7 +127,7 @@ impl Place {
     }
 
     /// Waits until it is this connection's turn, if it waits for one. May be dropped at any time.
-    pub async fn turn(&mut self) -> OwnedSemaphorePermit {
+    pub async fn turn(&mut self) -> Granted {
         match self.packet.as_mut().and_then(|packet| packet.turn.as_mut()) {
             Some(turn) => turn.await,
             None => std::future::pending().await,
@@ -114,10 +135,10 @@ impl Place {
     }
 
     /// It is this connection's turn.
-    pub fn take(&mut self, permit: OwnedSemaphorePermit, places: &Places, now: Instant) {
+    pub fn take(&mut self, granted: Granted, places: &Places, now: Instant) {
         if let Some(packet) = &mut self.packet {
             packet.turn = None;
-            packet.take(permit);
+            packet.take(granted);
             let time = Duration::from_secs((packet.size / BYTES_PER_S) as u64);
             packet.until = now + places.patience + time;
         }
@@ -130,6 +151,13 @@ impl Place {
         }
     }
 
+    /// The gateway has not let the client send for so long.
+    pub fn put_off(&mut self, by: Duration) {
+        if let Some(packet) = &mut self.packet {
+            packet.until += by;
+        }
+    }
+
     /// When the packet has taken too long.
     pub fn deadline(&self) -> Option<Instant> {
         self.packet.as_ref().map(|packet| packet.until)
@@ -137,10 +165,11 @@ impl Place {
 }
 
 impl LargePacket {
-    fn take(&mut self, permit: OwnedSemaphorePermit) {
-        match &mut self.permit {
-            Some(held) => held.merge(permit),
-            None => self.permit = Some(permit),
+    fn take(&mut self, granted: Granted) {
+        match (granted, &mut self.permit) {
+            (Granted::Whole(permit), _) => self.whole = Some(permit),
+            (Granted::Part(permit), Some(held)) => held.merge(permit),
+            (Granted::Part(permit), None) => self.permit = Some(permit),
         }
     }
 }
@@ -154,7 +183,7 @@ mod tests {
     #[tokio::test]
     async fn who_finds_no_place_gets_one_when_another_leaves() {
         let now = Instant::now();
-        let places = Places::new(300 * 1024, PATIENCE);
+        let places = Places::new(300 * 1024, 320 * 1024, PATIENCE);
         let (mut first, mut second) = (Place::default(), Place::default());
         first.adjust(Some(320 * 1024), 150 * 1024, &places, now);
         assert_eq!(
@@ -174,10 +203,41 @@ mod tests {
         assert!(!second.is_wanted());
     }
 
+    #[tokio::test]
+    async fn where_all_have_a_part_one_after_the_other_gets_the_whole() {
+        let now = Instant::now();
+        let places = Places::new(1100 * 1024, 320 * 1024, PATIENCE);
+        let mut all = [(); 5].map(|()| Place::default());
+        // Four have half of it each, and there is no room for the other halves.
+        for place in &mut all {
+            place.adjust(Some(320 * 1024), 100 * 1024, &places, now);
+        }
+        for place in &mut all {
+            if !place.is_wanted() {
+                place.adjust(Some(320 * 1024), 250 * 1024, &places, now);
+            }
+        }
+        let mut done = 0;
+        while done < all.len() {
+            let ready = all
+                .iter_mut()
+                .position(|place| place.packet.is_some() && !place.is_wanted());
+            let ready = ready.expect("somebody gets on");
+            all[ready].leave();
+            done += 1;
+            for place in all.iter_mut().filter(|place| place.is_wanted()) {
+                if let Ok(granted) = tokio::time::timeout(Duration::ZERO, place.turn()).await {
+                    place.take(granted, &places, now);
+                    place.adjust(Some(320 * 1024), 250 * 1024, &places, now);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_place_is_for_what_has_come_in_and_given_back_after_the_packet() {
         let now = Instant::now();
-        let places = Places::new(300 * 1024, PATIENCE);
+        let places = Places::new(500 * 1024, 200 * 1024, PATIENCE);
         let mut place = Place::default();
         place.adjust(Some(200 * 1024), 100, &places, now);
         assert_eq!(

@@ -62,7 +62,6 @@ use access::{Access, AccessError, Identity};
 use archive::{Archive, Restored};
 use doorway::Doorway;
 use fanout::{Fanout, Publisher, Subscriber};
-use large_packets::Places;
 use listener::ListenerStats;
 use mailbox::{Bounds, Mailbox, Mailboxes};
 use message::{Delivery, Message, SessionKey};
@@ -80,6 +79,7 @@ pub use listener::{Listener, Protocols, Transport};
 pub use tls::{ClientFiles, TlsError, TlsFiles};
 pub use tls_reload::TlsReloader;
 
+pub(crate) use large_packets::{Place, Places};
 pub(crate) use link::Link;
 
 /// Connections beyond `max_connections` that may be between accept and CONNECT, so that a full
@@ -117,6 +117,8 @@ pub struct BrokerConfig {
     pub max_total_subscriptions: usize,
     /// Of all clients together, in large packets that have not come in whole.
     pub max_incoming_bytes: usize,
+    /// Size of the largest packet, or frame of another edge.
+    pub largest_incoming: usize,
     /// Per client. 0: no limit.
     pub max_messages_per_s: u32,
     /// Per client. 0: no limit.
@@ -259,9 +261,9 @@ impl Broker {
                 config.max_total_bytes_per_s,
                 Instant::now(),
             )),
-            // One packet must always have a place.
             places: Places::new(
-                config.max_incoming_bytes.max(config.max_packet_bytes),
+                config.max_incoming_bytes,
+                config.largest_incoming,
                 config.write_timeout,
             ),
             stats: Stats::default(),

@@ -145,8 +145,8 @@ section! {
         max_retained_messages: usize = integer(0, 10_000_000), Preset::Text("100000");
         /// Most bytes of retained messages: topics, payloads, properties and bookkeeping.
         max_retained_bytes: usize = bytes(0, 64 * GIB), Preset::Text("64MiB");
-        /// Most bytes of packets over 64 KiB that are on their way in, of all clients together; the
-        /// others wait their turn. One packet of max_packet_bytes always may.
+        /// Most bytes of packets over 64 KiB that are on their way in, of all clients together, with
+        /// frames of ingest; the others wait their turn. One packet of max_packet_bytes always may.
         max_incoming_bytes: usize = bytes(64 * KIB, 64 * GIB), Preset::Text("64MiB");
         /// Most messages a second that one client may publish; it is read more slowly beyond that.
         /// 0 sets no limit.

@@ -16,7 +16,7 @@ use super::frame::{Code, Hello, Refusal};
 use super::session::{Event, Session, Step};
 use super::socket::Socket;
 use super::{Phase, Shared};
-use crate::broker::{Door, Entrant, Intake, LoginRefused};
+use crate::broker::{Door, Entrant, Intake, LoginRefused, Place};
 use crate::pipeline::DedupKey;
 
 /// A client that is connected.
@@ -24,6 +24,8 @@ struct Connection {
     socket: Socket,
     session: Session,
     input: BytesMut,
+    /// For a large frame that has begun.
+    place: Place,
     output: Vec<u8>,
     intake: Intake,
     /// Who it is, once it is let in.
@@ -64,6 +66,7 @@ pub(super) async fn serve(socket: Socket, peer: SocketAddr, shared: Arc<Shared>)
         socket,
         session: Session::new(shared.config.max_frame_bytes),
         input: BytesMut::new(),
+        place: Place::default(),
         output: Vec::new(),
         intake: shared.door.intake(),
         entrant: None,
@@ -97,13 +100,15 @@ impl Connection {
     async fn turn(&mut self) -> Result<(), End> {
         self.read().await?;
         let outcome = self.take().await;
-        self.intake.flush_events(Instant::now());
+        let taken = Instant::now();
+        self.intake.flush_events(taken);
         self.intake.settled().await;
         self.session.taken(&mut self.output);
         outcome?;
         let written = self.socket.write(&mut self.output).await;
         written.map_err(|error| End::Gone(format!("write failed: {error}")))?;
         self.intake.eased().await;
+        self.place.put_off(taken.elapsed());
         Ok(())
     }
 
@@ -112,7 +117,11 @@ impl Connection {
         loop {
             let deadline = self.deadline();
             let count = tokio::select! {
-                read = self.socket.read(&mut self.input) => read,
+                read = self.socket.read(&mut self.input), if !self.place.is_wanted() => read,
+                permit = self.place.turn(), if self.place.is_wanted() => {
+                    self.place.take(permit, shared.door.places(), Instant::now());
+                    continue;
+                }
                 () = shared.reaches(Phase::Draining) => {
                     return Err(Refusal::new(Code::ShuttingDown, "the gateway is shutting down").into());
                 }
@@ -147,7 +156,9 @@ impl Connection {
     fn deadline(&self) -> Option<(Instant, Refusal)> {
         let config = &self.shared.config;
         let refusal = |text: &str| Refusal::new(Code::TimedOut, text);
-        let idle = (!config.idle_timeout.is_zero()).then(|| {
+        // While it waits for its turn it can't be heard.
+        let listens = !config.idle_timeout.is_zero() && !self.place.is_wanted();
+        let idle = listens.then(|| {
             let text = "nothing has come for ingest.idle_timeout_s";
             (Instant::now() + config.idle_timeout, refusal(text))
         });
@@ -163,7 +174,11 @@ impl Connection {
                 (since + config.handshake_timeout, refusal(text))
             }),
         };
-        [idle, login]
+        let frame = self.place.deadline().map(|at| {
+            let text = "a large frame has not come in whole in time";
+            (at, refusal(text))
+        });
+        [idle, login, frame]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
@@ -215,6 +230,12 @@ impl Connection {
                 Err(refusal) => break Err(refusal),
             }
         };
+        if accepted + denied > 0 {
+            self.place.leave();
+        }
+        let begun = self.session.begun_size(&self.input);
+        let places = self.shared.door.places();
+        self.place.adjust(begun, self.input.len(), places, now);
         let stats = &self.shared.stats;
         stats.accepted.fetch_add(accepted, Relaxed);
         stats.denied.fetch_add(denied, Relaxed);

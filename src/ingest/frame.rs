@@ -262,6 +262,17 @@ pub fn whole_frames(
     Ok(whole)
 }
 
+/// How many bytes the frame has with which `input` begins, if that is there yet.
+pub fn begun_size(input: &[u8]) -> Option<usize> {
+    let head = input.first_chunk::<LENGTH_BYTES>()?;
+    Some(LENGTH_BYTES + number(head) as usize)
+}
+
+/// How many bytes a frame has at the most, of which the length may be up to `max_frame_bytes`.
+pub fn largest_frame(max_frame_bytes: usize) -> usize {
+    LENGTH_BYTES + max_frame_bytes
+}
+
 /// The first frame of `frames`, which are whole and not empty, and its size.
 pub fn first_frame(frames: &Bytes, version: Version) -> Result<(Frame<'_>, usize), Refusal> {
     let end = LENGTH_BYTES + number(frames) as usize;

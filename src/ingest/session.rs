@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 
 use super::frame::{
-    Answer, Code, Hello, MAGIC, Priority, Refusal, Version, first_frame, whole_frames,
+    Answer, Code, Hello, MAGIC, Priority, Refusal, Version, begun_size, first_frame, whole_frames,
 };
 use crate::broker::Permissions;
 use crate::event::Topic;
@@ -162,6 +162,15 @@ impl Session {
             true => Step::Event(event),
             false => Step::Denied(event),
         })
+    }
+
+    /// How many bytes the frame has that begins with what [`Session::next`] has left; none if nothing has
+    /// begun that could be large.
+    pub fn begun_size(&self, input: &[u8]) -> Option<usize> {
+        match self.state {
+            State::Admitted(..) => begun_size(input),
+            _ => None,
+        }
     }
 
     /// Lets the client in that waits for it.

@@ -423,15 +423,17 @@ impl Recovered {
 }
 
 impl Recovered {
-    /// The keys of events that were appended in the last `window`, oldest first, each with its age.
+    /// The keys of events that were appended in the last `window`, oldest first, each with its age. That is
+    /// by the wall clock, which may have been set: no event is older than one that came before it.
     pub fn keys(
         &self,
         window: Duration,
     ) -> io::Result<impl Iterator<Item = io::Result<([u8; 16], Duration)>> + use<>> {
         let now = unix_time_ns();
         let since = now.saturating_sub(window.as_nanos() as u64);
-        let from = segment::first_since(&segment::list(&self.folder)?, since);
+        let from = segment::first_since(&segment::list(&self.folder)?, since, now);
         let entries = Reading::open(&self.folder, from)?;
+        let mut youngest_ns = u64::MAX;
         let keys = entries.flat_map(move |entry| {
             let records = match entry {
                 Ok(Entry::Events(records)) => records.into_iter().map(Ok).collect(),
@@ -439,14 +441,23 @@ impl Recovered {
                 Ok(Entry::Problem { .. }) => Vec::new(),
                 Err(error) => vec![Err(error)],
             };
-            records.into_iter().filter_map(move |record| match record {
-                Ok(record) => {
-                    // One from a time to come, by a clock that was wrong, is as good as new.
-                    let age = Duration::from_nanos(now.saturating_sub(record.timestamp_ns));
-                    Some(Ok((record.key?, age)))
-                }
+            let aged = records.into_iter().map(|record| {
+                let record = record?;
+                let age_ns = match now.checked_sub(record.timestamp_ns) {
+                    Some(age_ns) => {
+                        youngest_ns = youngest_ns.min(age_ns);
+                        youngest_ns
+                    }
+                    // From a time to come, by a clock that was wrong: as good as new.
+                    None => 0,
+                };
+                Ok((record.key, Duration::from_nanos(age_ns)))
+            });
+            aged.filter_map(|record| match record {
+                Ok((key, age)) => Some(Ok((key?, age))),
                 Err(error) => Some(Err(error)),
             })
+            .collect::<Vec<_>>()
         });
         Ok(keys)
     }

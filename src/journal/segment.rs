@@ -71,12 +71,20 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// The sequence of the first event of the segment in which events of this time may begin, in nanoseconds
-/// since 1970.
-pub(super) fn first_since(segments: &[Segment], time_ns: u64) -> u64 {
-    // What can't be read says nothing of its time.
-    let begun = |segment: &&Segment| segment.begun_ns.is_some_and(|begun| begun <= time_ns);
-    let segment = segments.iter().rev().find(begun).or(segments.first());
+/// The sequence of the first event of the segment in which events since this time may begin, in nanoseconds
+/// since 1970: the one before the first that was begun later. The clock may have been set: what it said of a
+/// time that is still to come counts only where nothing else does.
+pub(super) fn first_since(segments: &[Segment], since_ns: u64, now_ns: u64) -> u64 {
+    let begun = |later: std::ops::RangeInclusive<u64>| {
+        // What can't be read says nothing of its time.
+        let is_later = |segment: &Segment| segment.begun_ns.is_some_and(|ns| later.contains(&ns));
+        segments.iter().position(is_later)
+    };
+    let later = begun(since_ns + 1..=now_ns).or_else(|| begun(now_ns..=u64::MAX));
+    let readable = |segment: &Segment| segment.begun_ns.is_some();
+    let before = later.unwrap_or(segments.len()).saturating_sub(1);
+    let before = segments.iter().take(before + 1).rposition(readable);
+    let segment = before.map_or(segments.first(), |at| segments.get(at));
     segment.map_or(0, |segment| segment.first)
 }
 

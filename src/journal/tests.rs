@@ -605,6 +605,36 @@ fn keys_come_back_with_their_age_and_only_as_old_as_they_are_wanted() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_and_put_right_makes_no_key_older_than_one_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder);
+    config.segment_bytes = 1;
+    let (journal, _) = open(&config);
+    let now = unix_time_ns();
+    let topic = Topic::new("plant/a").unwrap();
+    // Half an hour ago, and then by a clock that was three hours late.
+    for (key, minutes_ago) in [(1, 30), (2, 200), (3, 190)] {
+        let mut records = Records::default();
+        let at = now - minutes_ago * 60_000_000_000;
+        records.push(&topic, b"x", at, Some([key; 16]));
+        let receipt = journal.receipt();
+        let next = journal.try_append(&records, &receipt).unwrap();
+        assert!(synced(&journal, next));
+    }
+    journal.freeze();
+    journal.close();
+    let (journal, recovered) = open(&config);
+    let keys = recovered.keys(Duration::from_secs(3_600)).unwrap();
+    let keys: Vec<_> = keys.map(Result::unwrap).collect();
+    let found: Vec<_> = keys
+        .iter()
+        .map(|(key, age)| (key[0], age.as_secs() / 60))
+        .collect();
+    assert_eq!(found, [(1, 30), (2, 30), (3, 30)]);
+    journal.close();
+}
+
+#[test]
 fn keys_are_looked_for_from_the_segment_on_in_which_their_time_begins() {
     let folder = tempfile::tempdir().unwrap();
     let path = |first| segment::path(folder.path(), first);
@@ -613,12 +643,27 @@ fn keys_are_looked_for_from_the_segment_on_in_which_their_time_begins() {
     }
     let first_since = |time| {
         let segments = segment::list(folder.path()).unwrap();
-        segment::first_since(&segments, time)
+        segment::first_since(&segments, time, 2000)
     };
     assert_eq!(first_since(50), 0);
     assert_eq!(first_since(199), 0);
     assert_eq!(first_since(200), 10);
     assert_eq!(first_since(1000), 20);
+    // Begun when the clock was late: what came before it may be of that time, too.
+    let segments = |begun: &[u64]| {
+        for (index, time) in begun.iter().enumerate() {
+            let first = 10 * index as u64;
+            fs::write(path(first), frame::segment_header(first, *time)).unwrap();
+        }
+    };
+    segments(&[300, 100, 200]);
+    assert_eq!(first_since(250), 0);
+    // Begun when it was early.
+    segments(&[100, 5000, 200]);
+    assert_eq!(first_since(150), 10);
+    segments(&[100, 5000, 6000]);
+    assert_eq!(first_since(150), 0);
+    segments(&[100, 200, 300]);
     // Of one that can't be read, nobody knows.
     fs::write(path(20), b"rubbish").unwrap();
     assert_eq!(first_since(1000), 10);

@@ -146,7 +146,7 @@ impl DedupWindow {
     }
 
     /// Takes over a key of an earlier run, `age` after it came. To be called in the order of their ages,
-    /// oldest first, before anything is claimed.
+    /// oldest first, before anything is claimed: behind one that is out of order, the others count for as long.
     pub fn restore(&self, key: DedupKey, age: Duration) {
         let mut shard = self.shard(key).lock();
         let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);

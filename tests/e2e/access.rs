@@ -22,7 +22,7 @@ const BAD_LOGIN: (u8, u8) = (0x86, 4);
 const NOT_AUTHORIZED: (u8, u8) = (0x87, 5);
 const TOO_OFTEN: (u8, u8) = (0x9f, 3);
 
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 fn home() -> Home {
     Home::new()
@@ -82,7 +82,7 @@ fn codes(gateway: &Gateway, login: Option<(&str, &str)>) -> (u8, u8) {
     (code(gateway, 5, login), code(gateway, 4, login))
 }
 
-fn logged_in(gateway: &Gateway, id: &str, login: (&str, &str)) -> Wire {
+pub fn logged_in(gateway: &Gateway, id: &str, login: (&str, &str)) -> Wire {
     let mut wire = Wire::open(gateway);
     wire.send(&connect(5, id, Some(login)));
     wire.accepted();
@@ -117,7 +117,7 @@ fn assert_logged_out(packet: Packet) {
     );
 }
 
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     now.as_secs()
 }
@@ -130,7 +130,7 @@ fn token(header: Value, claims: Value, secret: &[u8]) -> String {
     format!("{message}.{}", URL_SAFE_NO_PAD.encode(sign))
 }
 
-fn hs256(claims: Value) -> String {
+pub fn hs256(claims: Value) -> String {
     token(json!({ "alg": "HS256" }), claims, SECRET.as_bytes())
 }
 

@@ -8,11 +8,21 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use headgate::ingest::frame::{Answer, Code, Hello, Priority, write_frame};
-use serde_json::Value;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use headgate::ingest::frame::{Answer, Code, Hello, Priority, write_frame};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::Value;
+use socket2::SockRef;
+
+use crate::access::{SECRET, hs256, now_s};
 use crate::apps::built;
 use crate::gateway::{Gateway, Home, PATIENCE, eventually, finished};
+use crate::overload::resident;
+use crate::tls::{Authority, mutual};
 use crate::wire::Wire;
 
 fn home() -> Home {
@@ -53,9 +63,14 @@ fn v1(topic: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 fn v2(id: u64, topic: &str, payload: &str) -> Vec<u8> {
+    frame(Priority::Medium, id, topic, payload)
+}
+
+/// Of version 2.
+pub fn frame(priority: Priority, id: u64, topic: &str, payload: &str) -> Vec<u8> {
     let mut frame = Vec::new();
     let (topic, payload) = (topic.as_bytes(), payload.as_bytes());
-    write_frame(Priority::Medium, Some(id), topic, payload, &mut frame);
+    write_frame(priority, Some(id), topic, payload, &mut frame);
     frame
 }
 
@@ -67,7 +82,7 @@ fn hello(name: &str, token: &str) -> Vec<u8> {
 }
 
 /// One connection.
-struct Producer {
+pub struct Producer {
     socket: TcpStream,
     input: Vec<u8>,
 }
@@ -83,14 +98,14 @@ impl Producer {
     }
 
     /// With version 2.
-    fn greet(gateway: &Gateway, name: &str) -> Producer {
+    pub fn greet(gateway: &Gateway, name: &str) -> Producer {
         let mut producer = Producer::connect(gateway);
         producer.send(&hello(name, ""));
         assert!(matches!(producer.next(), Some(Answer::Welcome { .. })));
         producer
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).unwrap();
     }
 
@@ -112,7 +127,7 @@ impl Producer {
     }
 
     /// Waits until all up to `id` is acknowledged.
-    fn until_acknowledged(&mut self, id: u64) {
+    pub fn until_acknowledged(&mut self, id: u64) {
         loop {
             match self.next() {
                 Some(Answer::Ack { id: acknowledged }) if acknowledged >= id => return,
@@ -719,4 +734,263 @@ fn send_says_where_nobody_listens() {
     let output = home.command(&["send"]).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("--address"), "{error}");
+}
+
+#[test]
+fn a_connection_ends_with_its_token_and_what_came_before_is_acknowledged() {
+    for io_uring in ["true", "false"] {
+        let home = home()
+            .set("mqtt.auth.anonymous", "never")
+            .set("mqtt.auth.jwt_key", "secret")
+            .set("ingest.io_uring", io_uring);
+        fs::write(home.path().join("secret"), SECRET).unwrap();
+        let gateway = home.start();
+        // Tokens count for half a minute longer than they say.
+        let ends_in = |seconds: i64| {
+            let end = now_s() as i64 - 30 + seconds;
+            hs256(serde_json::json!({ "sub": "press", "exp": end }))
+        };
+        let mut producer = Producer::connect(&gateway);
+        producer.send(&hello("press", &ends_in(3)));
+        assert!(matches!(producer.next(), Some(Answer::Welcome { .. })));
+        producer.send(&v2(1, "plant/a", "x"));
+        producer.until_acknowledged(1);
+        // In the middle of a frame.
+        producer.send(&v2(2, "plant/a", "x")[..9]);
+        let (code, text) = producer.until_refused();
+        assert_eq!(code, Code::NotAuthorized as u8);
+        assert_eq!(text, "the token has expired");
+        let mut late = Producer::connect(&gateway);
+        late.send(&hello("press", &ends_in(0)));
+        assert_eq!(late.until_refused().0, Code::NotAuthorized as u8);
+        let status = gateway.assert_adds_up();
+        assert_eq!(status["ingest"]["accepted"], 1);
+    }
+}
+
+#[test]
+fn who_is_silent_for_too_long_has_to_go_and_who_says_something_stays() {
+    for io_uring in ["true", "false"] {
+        let gateway = home()
+            .set("ingest.idle_timeout_s", 1)
+            .set("ingest.io_uring", io_uring)
+            .start();
+        let mut silent = Producer::greet(&gateway, "silent");
+        let mut half = Producer::greet(&gateway, "half");
+        half.send(&v2(1, "plant/a", "x")[..9]);
+        let mut busy = Producer::greet(&gateway, "busy");
+        let mut old = Producer::connect(&gateway);
+        old.send(&v1(b"plant/a", b"x"));
+        let began = Instant::now();
+        let mut id = 0;
+        while began.elapsed() < Duration::from_secs(3) {
+            id += 1;
+            busy.send(&v2(id, "plant/a", "x"));
+            busy.until_acknowledged(id);
+            thread::sleep(Duration::from_millis(100));
+        }
+        for producer in [&mut silent, &mut half] {
+            let (code, text) = producer.until_refused();
+            assert_eq!(code, Code::TimedOut as u8);
+            assert!(text.contains("ingest.idle_timeout_s"), "{text}");
+        }
+        assert_eq!(old.next(), None);
+        let status = gateway.assert_adds_up();
+        assert_eq!(status["ingest"]["connections"], 1, "the busy one");
+        assert_eq!(status["ingest"]["accepted"], id + 1);
+    }
+}
+
+#[test]
+fn a_client_certificate_lets_in_takes_the_place_of_a_token_and_can_be_revoked() {
+    let authority = Authority::new("plant");
+    let home = mutual("optional", &authority)
+        .set("mqtt.auth.anonymous", "never")
+        .set("mqtt.auth.acl_file", "acl")
+        .set("mqtt.tls.client_crl", "revoked.pem")
+        .set("ingest.tls_listen", "127.0.0.1:0");
+    fs::write(
+        home.path().join("acl"),
+        "[[rule]]\nusers = [\"press\"]\nallow = [\"publish\"]\ntopics = [\"press/#\"]\n",
+    )
+    .unwrap();
+    fs::write(home.path().join("revoked.pem"), authority.revoke(&[9])).unwrap();
+    let gateway = home.start();
+    authority.issue(&home, "press", |params| {
+        params.serial_number = Some(vec![7].into())
+    });
+    Authority::new("plant").issue(&home, "stranger", |_| {});
+    let greet = |name: Option<&str>| {
+        let mut stream = tls_stream(&gateway, name);
+        let _ = stream.write_all(&hello("press", ""));
+        stream
+    };
+    // Read whole answers until there are no more.
+    let rest = |stream: &mut TlsStream| {
+        let mut bytes = Vec::new();
+        // A reset or an alert is an end, too.
+        let _ = stream.read_to_end(&mut bytes);
+        bytes
+    };
+    let refused = |bytes: &[u8]| {
+        matches!(
+            Answer::first(bytes), Ok(Some((Answer::Refused { code, .. }, _))) if code == Code::NotAuthorized as u8
+        )
+    };
+    assert!(
+        refused(&rest(&mut greet(None))),
+        "neither token nor certificate"
+    );
+    assert_eq!(
+        rest(&mut greet(Some("stranger"))),
+        b"",
+        "no handshake of TLS"
+    );
+    let mut press = greet(Some("press"));
+    press.write_all(&v2(1, "press/a", "x")).unwrap();
+    press.write_all(&v2(2, "oven/a", "x")).unwrap();
+    let counted = |status: &Value| {
+        [
+            status["ingest"]["accepted"].clone(),
+            status["ingest"]["denied"].clone(),
+        ]
+    };
+    gateway.until_status("both", counted, [1, 1].map(Value::from));
+    // From the moment at which it is listed.
+    fs::write(home.path().join("revoked.pem"), authority.revoke(&[7])).unwrap();
+    gateway.json(&["reload"]);
+    let mut answers = &rest(&mut press)[..];
+    let mut last = None;
+    while let Ok(Some((answer, size))) = Answer::first(answers) {
+        answers = &answers[size..];
+        last = Some(answer);
+    }
+    let code = match last {
+        Some(Answer::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(code, Code::NotAuthorized as u8);
+    assert_eq!(rest(&mut greet(Some("press"))), b"");
+}
+
+type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+/// To the listener with TLS, with the certificate of that name.
+fn tls_stream(gateway: &Gateway, name: Option<&str>) -> TlsStream {
+    let read = |kind: &str| {
+        let name = name.expect("asked for with a name only");
+        fs::read(gateway.home().path().join(format!("{name}.{kind}"))).unwrap()
+    };
+    let mut trusted = RootCertStore::empty();
+    let own = fs::read(gateway.home().path().join("mqtt.crt")).unwrap();
+    trusted
+        .add(CertificateDer::from_pem_slice(&own).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(trusted);
+    let config = match name {
+        None => config.with_no_client_auth(),
+        Some(_) => {
+            let certificate = CertificateDer::from_pem_slice(&read("crt")).unwrap();
+            let key = PrivateKeyDer::from_pem_slice(&read("key")).unwrap();
+            config
+                .with_client_auth_cert(vec![certificate], key)
+                .unwrap()
+        }
+    };
+    let status = gateway.status();
+    let address = status["ingest"]["tls_listen"].as_str().unwrap();
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let server = "localhost".try_into().unwrap();
+    StreamOwned::new(
+        ClientConnection::new(Arc::new(config), server).unwrap(),
+        socket,
+    )
+}
+
+#[test]
+fn a_thousand_large_frames_that_never_end_take_no_more_memory_than_they_may() {
+    const CLIENTS: usize = 1_000;
+    let gateway = home()
+        .set("ingest.max_connections", CLIENTS + 10)
+        .set("mqtt.write_timeout_ms", 2_000)
+        .start();
+    let mut other = Producer::greet(&gateway, "other");
+    let before = resident(&gateway);
+    let large = v2(1, "plant/a", &"x".repeat(1_000_000));
+    let half_received = &large[..large.len() - 1];
+    let mut clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let producer = Producer::greet(&gateway, &format!("client{client}"));
+            // So that what the gateway does not read stays with us.
+            SockRef::from(&producer.socket)
+                .set_send_buffer_size(16 << 10)
+                .unwrap();
+            producer.socket.set_nonblocking(true).unwrap();
+            (producer.socket, 0)
+        })
+        .collect();
+    let (mut most, mut id) = (0, 0);
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !clients.is_empty() {
+        assert!(Instant::now() < deadline, "{} stay", clients.len());
+        clients.retain_mut(|(socket, sent)| {
+            while *sent < half_received.len() {
+                match socket.write(&half_received[*sent..]) {
+                    Ok(count) => *sent += count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(_) => return false,
+                }
+            }
+            // The gateway says why it closes, and then that it does.
+            match socket.read(&mut [0; 1024]) {
+                Ok(0) => false,
+                Ok(_) => true,
+                Err(error) => error.kind() == ErrorKind::WouldBlock,
+            }
+        });
+        // Meanwhile others go on.
+        id += 1;
+        other.send(&v2(id, "plant/a", "x"));
+        other.until_acknowledged(id);
+        most = most.max(resident(&gateway).saturating_sub(before));
+    }
+    let status = gateway.status();
+    println!(
+        "{CLIENTS} connections have sent {} bytes; {} MiB more at the most; {id} other frames meanwhile",
+        status["ingest"]["bytes"],
+        most >> 20
+    );
+    // mqtt.max_incoming_bytes, and for each connection what it may have without a place.
+    assert!(most < (64 << 20) + CLIENTS as u64 * (192 << 10), "{most}");
+    // There is room again.
+    other.send(&v2(id + 1, "plant/a", &"x".repeat(1_000_000)));
+    other.until_acknowledged(id + 1);
+    assert_eq!(status["ingest"]["accepted"], id);
+    assert_eq!(status["ingest"]["errors"], CLIENTS);
+    gateway.assert_adds_up();
+}
+
+#[test]
+fn large_frames_come_in_one_after_the_other_where_there_is_room_for_one() {
+    let gateway = home()
+        .set("mqtt.max_incoming_bytes", "64KiB")
+        .set("mqtt.max_packet_bytes", "64KiB")
+        .start();
+    let large = v2(1, "plant/a", &"x".repeat(1_000_000));
+    thread::scope(|scope| {
+        for client in 0..10 {
+            let (gateway, large) = (&gateway, &large);
+            scope.spawn(move || {
+                let mut producer = Producer::greet(gateway, &format!("client{client}"));
+                producer.send(large);
+                producer.until_acknowledged(1);
+            });
+        }
+    });
+    assert_eq!(gateway.assert_adds_up()["ingest"]["accepted"], 10);
 }

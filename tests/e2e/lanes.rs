@@ -1,13 +1,13 @@
 //! Rules, lanes and duplicates, as publishers and the subscribers of what apps make see them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use serde_json::Value;
 
-use crate::apps::{Package, built, keeper};
+use crate::apps::{Package, built};
 use crate::gateway::{Gateway, Home, eventually};
 use crate::wire::{PUBACK, Wire, packet, publish_packet, string};
 
@@ -113,8 +113,8 @@ fn duplicates_are_known_after_a_restart_and_after_kill_9() {
     assert_eq!(gateway.json(&["journal", "stat"])["next"], 3);
 }
 
-/// The payloads in the journal, in the order of their sequences.
-fn journaled_payloads(home: &Home) -> Vec<String> {
+/// One field of all events in the journal, in the order of their sequences.
+fn journal(home: &Home, field: &str) -> Vec<String> {
     let output = home
         .command(&["journal", "tail", "-n", "10000000", "--json"])
         .output()
@@ -123,7 +123,7 @@ fn journaled_payloads(home: &Home) -> Vec<String> {
     lines
         .lines()
         .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["payload"]
+            serde_json::from_str::<Value>(line).unwrap()[field]
                 .as_str()
                 .unwrap()
                 .to_owned()
@@ -135,14 +135,14 @@ fn journaled_payloads(home: &Home) -> Vec<String> {
 fn resend_until_acknowledged(
     gateway: &Gateway,
     client: usize,
-    topic: &str,
-    payload: impl Fn(u64) -> String,
+    event: impl Fn(u64) -> (String, String),
     next: &mut u64,
     done: &AtomicU64,
 ) {
     let mut wire = Wire::connect(gateway, &format!("publisher{client}"));
     loop {
-        wire.send_while_open(&publish_packet(topic, payload(*next).as_bytes(), 1, 7));
+        let (topic, payload) = event(*next);
+        wire.send_while_open(&publish_packet(topic, payload.as_bytes(), 1, 7));
         match wire.next_or_end() {
             Some(packet) => assert_eq!(packet.kind(), PUBACK),
             None => return,
@@ -168,9 +168,9 @@ fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_eve
         thread::scope(|scope| {
             for (client, next) in next.iter_mut().enumerate() {
                 let (gateway, done) = (&gateway, &done);
-                let payload = move |number| format!("{client}-{number}");
+                let event = move |number| ("relay/x".into(), format!("{client}-{number}"));
                 scope.spawn(move || {
-                    resend_until_acknowledged(gateway, client, "relay/x", payload, next, done);
+                    resend_until_acknowledged(gateway, client, event, next, done);
                 });
             }
             while done.load(Ordering::SeqCst) < 10 + 5 * round {
@@ -181,7 +181,7 @@ fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_eve
         home = gateway.kill();
         reported += done.into_inner();
     }
-    let payloads = journaled_payloads(&home);
+    let payloads = journal(&home, "payload");
     let distinct: HashSet<_> = payloads.iter().collect();
     assert_eq!(distinct.len(), payloads.len(), "one is there twice");
     for (client, next) in next.into_iter().enumerate() {
@@ -199,9 +199,9 @@ fn clients_that_resend_to_a_gateway_that_is_killed_again_and_again_have_each_eve
     assert!(verified.status.success());
 }
 
-/// Increments a key of its own for each event; see `src/apps/tests/keeper.wat`.
+/// The topic of an event of which `meter-total` keeps how often it came.
 fn counting(client: usize, number: u64) -> String {
-    format!("i{client}-{number}")
+    format!("plant/{client}-{number}/count")
 }
 
 /// How many events were delivered again at this start.
@@ -219,10 +219,17 @@ fn delivered_again(gateway: &Gateway) -> u64 {
 fn an_app_that_counts_has_counted_each_event_however_often_the_gateway_is_killed() {
     const CLIENTS: usize = 4;
     const KILLS: u64 = 50;
-    let mut home = home("[[rule]]\ntopics = ['keeper/#']\ndedup = 'content'\n");
-    let manifest = "name = \"keeper\"\nversion = \"1.0.0\"\ncomponent = \"app.wasm\"\n\
-                    subscribe = [\"keeper/in\"]\npublish = [\"out\"]\n";
-    let package = Package::new(manifest, keeper());
+    let mut home = home("[[rule]]\ntopics = ['plant/#']\ndedup = 'content'\n");
+    let folder = built("meter-total");
+    let manifest = fs::read_to_string(folder.join("manifest.toml")).unwrap();
+    let manifest = manifest.replace("publish_every_s = 10", "publish_every_s = 1");
+    let package = Package::new(
+        &format!(
+            "component = \"app.wasm\"\n{manifest}\n[limits]\npublish_per_batch = 100000\n\
+             kv_per_batch = 100000\nkv_bytes = 16777216\nbatch_deadline_ms = 10000\n"
+        ),
+        fs::read(folder.join("meter-total.wasm")).unwrap(),
+    );
     let mut next = [0; CLIENTS];
     let (mut acknowledged, mut again) = (0, 0);
     let begin = |home: &Home, again: &mut u64| {
@@ -230,10 +237,11 @@ fn an_app_that_counts_has_counted_each_event_however_often_the_gateway_is_killed
         let running = |app: &Value| app["state"] == "running" && app["counters"]["queued"] == 0;
         // What comes again comes before anything new.
         let status = gateway.assert_adds_up();
-        let app = gateway.until_app("keeper", "what came again", running);
+        let app = gateway.until_app("meter-total", "what came again", running);
         let known = delivered_again(&gateway);
         assert_eq!(lane(&status, "transactional")["handed_over"], known);
-        assert_eq!(app["counters"]["handled"], known);
+        // Its timer rings, too.
+        assert!(app["counters"]["handled"].as_u64() >= Some(known));
         *again += known;
         gateway
     };
@@ -248,13 +256,13 @@ fn an_app_that_counts_has_counted_each_event_however_often_the_gateway_is_killed
         };
         let done = AtomicU64::new(0);
         // Some time after this many: as random as threads are.
-        let enough = 10 + kill * 37 % 150;
+        let enough = 10 + kill * 37 % 70;
         thread::scope(|scope| {
             for (client, next) in next.iter_mut().enumerate() {
                 let (gateway, done) = (&gateway, &done);
-                let payload = move |number| counting(client, number);
+                let event = move |number| (counting(client, number), "1".into());
                 scope.spawn(move || {
-                    resend_until_acknowledged(gateway, client, "keeper/in", payload, next, done);
+                    resend_until_acknowledged(gateway, client, event, next, done);
                 });
             }
             while done.load(Ordering::SeqCst) < enough {
@@ -271,37 +279,39 @@ fn an_app_that_counts_has_counted_each_event_however_often_the_gateway_is_killed
         (stat["finished"] == stat["next"]).then_some(stat)
     });
     let journaled = stat["next"].as_u64().unwrap();
-    let payloads = journaled_payloads(gateway.home());
-    let distinct: HashSet<_> = payloads.iter().cloned().collect();
-    assert_eq!(distinct.len(), payloads.len(), "one is there twice");
+    let topics = journal(gateway.home(), "topic");
+    let distinct: HashSet<_> = topics.iter().cloned().collect();
+    assert_eq!(distinct.len(), topics.len(), "one is there twice");
     for (client, next) in next.into_iter().enumerate() {
         for number in 0..next {
-            let payload = counting(client, number);
+            let topic = counting(client, number);
             assert!(
-                distinct.contains(&payload),
-                "{payload} was acknowledged and is lost"
+                distinct.contains(&topic),
+                "{topic} was acknowledged and is lost"
             );
         }
     }
-    // How often each was counted.
-    let mut wire = Wire::connect(&gateway, "reader");
-    wire.subscribe("out", 0);
+    // It publishes a total when something has been added to it.
+    let mut reader = Wire::connect(&gateway, "reader");
+    reader.subscribe("totals/#", 0);
     let mut asking = Wire::connect(&gateway, "asking");
-    let mut handled = 0;
-    for payload in &distinct {
-        asking.send(&publish_packet(
-            "keeper/in",
-            format!("g{}", &payload[1..]).as_bytes(),
-            0,
-            0,
-        ));
-        let message = wire.next_message();
-        let count = std::str::from_utf8(message.payload())
-            .unwrap()
-            .parse::<u64>();
-        let count = count.unwrap_or_else(|_| panic!("{payload} was acknowledged and not counted"));
-        handled += count;
+    let mut counted = HashMap::new();
+    for some in topics.chunks(500) {
+        for topic in some {
+            asking.send(&publish_packet(topic, b"0", 0, 0));
+        }
+        while !some.iter().all(|topic| counted.contains_key(topic)) {
+            let message = reader.next_message();
+            let times: u64 = std::str::from_utf8(message.payload())
+                .unwrap()
+                .parse()
+                .unwrap();
+            let topic = message.topic().strip_prefix("totals/").unwrap();
+            assert!(times >= 1, "{topic} was acknowledged and is not counted");
+            counted.insert(topic.to_owned(), times);
+        }
     }
+    let handled: u64 = counted.values().sum();
     println!(
         "{KILLS} kills: {acknowledged} acknowledged, {journaled} in the journal, {handled} counted; {again} were \
          delivered again"

@@ -80,6 +80,19 @@ impl Subscriber {
             .expect("mosquitto_sub prints a message")
     }
 
+    /// What it has printed and nobody has looked at.
+    pub fn lines_so_far(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a call that touches no memory. The process is this test's own child and has not been waited
+        // for, so its id is still its.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::kill(self.process.id() as i32, signal) };
+        assert_eq!(result, 0);
+    }
+
     /// As `kill -9` does it.
     pub fn kill(self) {}
 

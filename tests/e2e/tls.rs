@@ -208,12 +208,12 @@ fn a_gateway_can_listen_with_tls_alone() {
 }
 
 /// Who vouches for clients.
-struct Authority {
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub fn new(name: &str) -> Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -224,7 +224,7 @@ impl Authority {
     }
 
     /// Writes NAME.crt and NAME.key; the arguments by which mosquitto's clients use them.
-    fn issue(
+    pub fn issue(
         &self,
         home: &Home,
         name: &str,
@@ -244,7 +244,7 @@ impl Authority {
             .collect()
     }
 
-    fn revoke(&self, serial: &[u8]) -> String {
+    pub fn revoke(&self, serial: &[u8]) -> String {
         let now = date_time_ymd(2026, 1, 1);
         let list = CertificateRevocationListParams {
             this_update: now,
@@ -271,7 +271,7 @@ fn gets_in(gateway: &Gateway, args: &[String]) -> bool {
     finished(child, PATIENCE).status.success()
 }
 
-fn mutual(wanted: &str, authority: &Authority) -> Home {
+pub fn mutual(wanted: &str, authority: &Authority) -> Home {
     let home = home()
         .set("mqtt.tls.client_certificates", wanted)
         .set("mqtt.tls.client_ca", "clients.crt");
