@@ -276,6 +276,16 @@ impl Client {
         self.send(request, COMPILE_TIMEOUT).await
     }
 
+    /// The configuration of a mapping.
+    pub async fn mapping_config(&self, name: &str) -> Result<String, ClientError> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(mapping_path(name) + "/config")
+            .body(Full::default());
+        let answer = self.answer(request, LOOK_UP_TIMEOUT).await?;
+        String::from_utf8(answer.body().to_vec()).map_err(|error| self.broke_off(error))
+    }
+
     pub async fn remove_mapping(&self, name: &str) -> Result<(), ClientError> {
         let _: serde_json::Value = self
             .request(Method::DELETE, &mapping_path(name), LOOK_UP_TIMEOUT)

@@ -260,10 +260,8 @@ impl Mappings {
 
     /// The configuration, as it was handed in.
     pub fn config(&self, name: &str) -> Result<String, MappingError> {
-        let found = self.shared.store.mappings()?;
-        let text = found.into_iter().find(|(stored, _)| stored == name);
-        let text = text.and_then(|(_, text)| String::from_utf8(text).ok());
-        text.ok_or_else(|| MappingError::NotFound(name.to_owned()))
+        let shared = &self.shared;
+        stored_config(&shared.store, shared.config.preinstalled.as_deref(), name)
     }
 
     /// Why outputs were sent last, or were not. `path` is `NAME`, `NAME/VIRTUAL.PATH`, or a virtual path of any
@@ -766,6 +764,34 @@ fn status_of(name: &str, mapping: &Mapping, path: &str, now_ms: u64) -> Option<O
     })
 }
 
+/// The configuration of a mapping, as it was handed in, or as it is in the folder of those that are part of the
+/// system.
+pub fn stored_config(
+    store: &Store,
+    preinstalled: Option<&Path>,
+    name: &str,
+) -> Result<String, MappingError> {
+    check_name(name)?;
+    let path = preinstalled.map(|folder| folder.join(file_name(name)));
+    if let Some(path) = path.filter(|path| path.exists()) {
+        return read(&path).map_err(|error| MappingError::DoesNotRun {
+            name: name.to_owned(),
+            error,
+        });
+    }
+    let mut found = store.mappings()?.into_iter();
+    let text = found.find_map(|(stored, text)| (stored == name).then_some(text));
+    let text = text.and_then(|text| String::from_utf8(text).ok());
+    text.ok_or_else(|| MappingError::NotFound(name.to_owned()))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let bytes = RegularFile::open(path, 0)
+        .and_then(|file| file.read(MAX_CONFIG_BYTES as u64))
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 /// Lower-case letters, digits and hyphens, 64 at the most; no hyphen first.
 pub fn check_name(name: &str) -> Result<(), MappingError> {
     let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -798,15 +824,9 @@ fn preinstalled(folder: &Path) -> Result<Vec<(String, Result<String, String>)>, 
             tracing::warn!(path = %path.display(), "not called NAME.yaml: this is no mapping");
             continue;
         };
-        let read = check_name(name)
-            .map_err(|error| error.to_string())
-            .and_then(|()| {
-                let bytes = RegularFile::open(&path, 0)
-                    .and_then(|file| file.read(MAX_CONFIG_BYTES as u64))
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
-                String::from_utf8(bytes).map_err(|error| format!("{}: {error}", path.display()))
-            });
-        found.push((name.to_owned(), read));
+        let is_name = check_name(name).map_err(|error| error.to_string());
+        let text = is_name.and_then(|()| read(&path));
+        found.push((name.to_owned(), text));
     }
     Ok(found)
 }

@@ -335,6 +335,54 @@ fn mappings_that_are_part_of_the_system_run_and_one_that_is_wrong_says_so_and_ke
 }
 
 #[test]
+fn a_replay_says_what_a_mapping_made_yesterday_and_what_another_version_would_have_made() {
+    let gateway = Home::new().set("journal.topics", "umh/#").start();
+    install(&gateway, "pump", &["double: press * 2"]);
+    for value in ["1", "2", "3"] {
+        publish(&gateway, "press", value);
+    }
+    let other = file(
+        gateway.home(),
+        "other.yaml",
+        &["double: press * 2 + (press > 2)"],
+    );
+    let other = other.to_str().unwrap();
+    let replay = |home: &Home, args: &[&str]| {
+        let args = [&["journal", "replay", "mapping/pump"], args].concat();
+        let output = home.command(&args).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_for_people(&errors);
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            errors,
+        )
+    };
+    let (code, made, summary) = replay(gateway.home(), &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let values: Vec<_> = made
+        .lines()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let payload: Value = serde_json::from_str(line["payload"].as_str().unwrap()).unwrap();
+            payload["value"].clone()
+        })
+        .collect();
+    assert_eq!(values, [2, 4, 6]);
+    // Of what it made then, three are in the journal, too.
+    assert!(summary.contains("6 events, 3 skipped"), "{summary}");
+    // Also beside no gateway, from what it has left.
+    let home = gateway.terminate().home;
+    let (code, difference, _) = replay(&home, &["--diff", other, "--batch", "1"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        difference.contains("-") && difference.contains(r#"\"value\":7"#),
+        "{difference}"
+    );
+    assert!(!difference.contains(r#"\"value\":4"#), "{difference}");
+}
+
+#[test]
 fn cases_are_made_and_run_without_a_gateway() {
     let home = Home::new();
     let pump = file(

@@ -92,8 +92,9 @@ pub(super) fn run(args: TestArgs, output: &Output) -> anyhow::Result<()> {
         bail!("{} does not run: {}", package.name, state(&started.app));
     }
 
-    let (taken, skipped): (Vec<&Line>, Vec<&Line>) =
-        lines.iter().partition(|line| tryout.takes(&line.topic));
+    let (taken, skipped): (Vec<&Line>, Vec<&Line>) = lines
+        .iter()
+        .partition(|line| tryout.takes(line.topic.as_str()));
     for line in &skipped {
         eprintln!(
             "{source}, line {}: skipped: the app does not subscribe to {}",

@@ -1,9 +1,11 @@
-//! `headgate journal replay`: an app is handed what the journal has, and nobody gets what it makes of it.
+//! `headgate journal replay`: an app, or a mapping, is handed what the journal has, and nobody gets what it makes of it.
+
+mod mapping;
 
 use std::collections::BTreeSet;
 use std::mem;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -26,15 +28,18 @@ use crate::event::{Event, Topic, TopicFilter, unix_time_ns};
 use crate::journal::{Entry, Reading, Record};
 use crate::store::{Store, StoreConfig};
 
+/// Before a mapping's name.
+const MAPPING: &str = "mapping/";
+
 /// A batch is handed over with so many bytes at the latest.
 const BATCH_BYTES: usize = 4 << 20;
 
 /// Topics that a difference names.
 const TOPICS_NAMED: usize = 3;
 
-/// Hand an app what the journal has, and print what it would publish
+/// Hand an app or a mapping what the journal has, and print what it would publish
 ///
-/// Publishes nothing, and changes nothing: the app runs here, as with `headgate app test`, beside the gateway or
+/// Publishes nothing, and changes nothing: it runs here, as with `headgate app test`, beside the gateway or
 /// without one. It begins with nothing kept; its timers run by the clock, while the events come as fast as it
 /// takes them, with the timestamps that they have in the journal.
 ///
@@ -46,13 +51,13 @@ const TOPICS_NAMED: usize = 3;
 /// are any.
 #[derive(Args)]
 pub(in crate::cli) struct ReplayArgs {
-    /// Name of an app that is installed. Needs no gateway that runs
+    /// Name of an app that is installed, or mapping/NAME. Needs no gateway that runs
     #[arg(required_unless_present = "package")]
     app: Option<String>,
-    /// Take the app from here instead: folder or component, as `headgate app test` takes them
+    /// Take it from here instead: folder or component, as `headgate app test` takes them, or a mapping's .yaml
     #[arg(long, value_name = "PATH")]
     package: Option<PathBuf>,
-    /// Compare with another version: folder or component, as `headgate app test` takes them
+    /// Compare with another version: folder or component, as `headgate app test` takes them, or a mapping's .yaml
     #[arg(long, value_name = "PATH")]
     diff: Option<PathBuf>,
     #[command(flatten)]
@@ -103,22 +108,36 @@ pub(in crate::cli) fn run(
         times: args.since.unwrap_or(0)..=args.until.unwrap_or(u64::MAX),
         topic: args.topic,
     };
-    let first = match &args.package {
-        Some(path) => package(path, None)?,
-        None => installed(args.app.as_deref().unwrap_or_default(), global)?,
+    let first = match (&args.package, args.app.as_deref()) {
+        (Some(path), name) => Subject::read(path, name)?,
+        (None, name) => match name.unwrap_or_default() {
+            name if name.starts_with(MAPPING) => mapping::installed(name, global)?,
+            name => Subject::App(installed(name, global)?),
+        },
     };
-    if let Some(name) = args.app.filter(|name| *name != first.name) {
-        bail!("the package is of app {}, and not of {name}", first.name);
-    }
-    let other = args.diff.as_deref().map(|path| package(path, None));
-    let packages: Vec<_> = [Some(first), other.transpose()?]
+    let other = args.diff.as_deref().map(|path| Subject::read(path, None));
+    let subjects: Vec<_> = [Some(first), other.transpose()?]
         .into_iter()
         .flatten()
         .collect();
     let writer = Writer::new();
-    let start = |package| Version::start(package, args.batch as usize, packages.len() > 1, &writer);
+    let is_compared = subjects.len() > 1;
+    let start = |subject| -> anyhow::Result<Box<dyn Version>> {
+        Ok(match subject {
+            Subject::App(package) => {
+                let batch = args.batch as usize;
+                Box::new(AppVersion::start(&package, batch, is_compared, &writer)?)
+            }
+            Subject::Mapping { name, config } => {
+                Box::new(mapping::MappingVersion::start(name, &config, is_compared)?)
+            }
+        })
+    };
     let mut replay = Replay {
-        versions: packages.iter().map(start).collect::<anyhow::Result<_>>()?,
+        versions: subjects
+            .into_iter()
+            .map(start)
+            .collect::<anyhow::Result<_>>()?,
         writer,
         output,
         max_batch: args.batch as usize,
@@ -157,6 +176,36 @@ pub(in crate::cli) fn run(
         );
     }
     replay.end()
+}
+
+/// What is handed events.
+enum Subject {
+    App(Package),
+    Mapping {
+        /// With [`MAPPING`] before it, or the file's.
+        name: String,
+        config: String,
+    },
+}
+
+impl Subject {
+    /// `name`: what it is to be called.
+    fn read(path: &Path, name: Option<&str>) -> anyhow::Result<Subject> {
+        if path
+            .extension()
+            .is_some_and(|end| end == "yaml" || end == "yml")
+        {
+            if let Some(name) = name.filter(|name| !name.starts_with(MAPPING)) {
+                bail!("{} is a mapping's file, and {name} an app", path.display());
+            }
+            return mapping::read(path);
+        }
+        let package = package(path, None)?;
+        if let Some(name) = name.filter(|name| *name != package.name) {
+            bail!("the package is of app {}, and not of {name}", package.name);
+        }
+        Ok(Subject::App(package))
+    }
 }
 
 /// The package of an installed app: from the gateway, or from what that has left on disk.
@@ -239,8 +288,24 @@ fn event(record: &Record) -> Event {
     }
 }
 
-/// One version of the app.
-struct Version {
+/// One version of what is handed events.
+trait Version {
+    fn takes(&self, topic: &str) -> bool;
+
+    fn name(&self) -> String;
+
+    /// Returns whether it goes on.
+    fn hand_over(&mut self, batch: &[(u64, Event)], writer: &Writer) -> bool;
+
+    /// Lines of what it has published, and of what it failed with, since the last call.
+    fn take_made(&mut self) -> Vec<String>;
+
+    /// Prints a summary; of so many `events` in the range. Returns how many were not handled.
+    fn end(self: Box<Self>, events: usize, output: &Output) -> anyhow::Result<u64>;
+}
+
+/// Of an app.
+struct AppVersion {
     tryout: Tryout,
     report: Report,
     is_compared: bool,
@@ -252,18 +317,18 @@ struct Version {
     handed_over: usize,
 }
 
-impl Version {
+impl AppVersion {
     fn start(
         package: &Package,
         batch: usize,
         is_compared: bool,
         writer: &Writer,
-    ) -> anyhow::Result<Version> {
+    ) -> anyhow::Result<AppVersion> {
         // It is somebody's own machine and time that the compiler takes.
         let compiler = Compiler::InProcess;
         let mut tryout = Tryout::start(&package.manifest, &package.component, batch, compiler)?;
         let started = tryout.started();
-        let mut version = Version {
+        let mut version = AppVersion {
             tryout,
             report: Report::default(),
             is_compared,
@@ -280,25 +345,6 @@ impl Version {
             bail!("{} does not run: {}", version.name(), state(&version.app));
         }
         Ok(version)
-    }
-
-    fn name(&self) -> String {
-        format!("{} {}", self.app.name, printable(&self.app.version))
-    }
-
-    /// Returns whether it goes on.
-    fn hand_over(&mut self, batch: &[(u64, Event)], writer: &Writer) -> bool {
-        let takes = |(_, event): &&(u64, Event)| self.tryout.takes(&event.topic);
-        let wanted: Vec<_> = batch.iter().filter(takes).cloned().collect();
-        if wanted.is_empty() {
-            return true;
-        }
-        self.taken += wanted.len();
-        let events = wanted.iter().map(|(_, event)| event.clone()).collect();
-        let outcome = self.tryout.hand_over(events);
-        self.handed_over += wanted.len();
-        self.note(&outcome, &wanted, writer);
-        outcome.goes_on()
     }
 
     fn note(&mut self, outcome: &Outcome, events: &[(u64, Event)], writer: &Writer) {
@@ -322,9 +368,63 @@ impl Version {
     }
 }
 
+impl Version for AppVersion {
+    fn takes(&self, topic: &str) -> bool {
+        self.tryout.takes(topic)
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}", self.app.name, printable(&self.app.version))
+    }
+
+    fn hand_over(&mut self, batch: &[(u64, Event)], writer: &Writer) -> bool {
+        let takes = |(_, event): &&(u64, Event)| self.takes(event.topic.as_str());
+        let wanted: Vec<_> = batch.iter().filter(takes).cloned().collect();
+        if wanted.is_empty() {
+            return true;
+        }
+        self.taken += wanted.len();
+        let events = wanted.iter().map(|(_, event)| event.clone()).collect();
+        let outcome = self.tryout.hand_over(events);
+        self.handed_over += wanted.len();
+        self.note(&outcome, &wanted, writer);
+        outcome.goes_on()
+    }
+
+    fn take_made(&mut self) -> Vec<String> {
+        mem::take(&mut self.made)
+    }
+
+    fn end(self: Box<Self>, events: usize, output: &Output) -> anyhow::Result<u64> {
+        let name = self.name();
+        let AppVersion {
+            tryout,
+            app,
+            taken,
+            handed_over,
+            ..
+        } = *self;
+        drop(tryout);
+        let summary = Summary {
+            app: &app.name,
+            version: &app.version,
+            events,
+            skipped: events - taken,
+            not_handed_over: taken - handed_over,
+            counters: &app.counters,
+            memory_pages: app.memory_pages,
+        };
+        summary.print(output)?;
+        if app.state != AppState::Running {
+            bail!("{name} fails too often to go on: {}", state(&app));
+        }
+        Ok(app.counters.failed + app.counters.dropped.total())
+    }
+}
+
 /// One version, or two of which the outputs are compared.
 struct Replay<'a> {
-    versions: Vec<Version>,
+    versions: Vec<Box<dyn Version>>,
     writer: Writer,
     output: &'a Output,
     max_batch: usize,
@@ -342,8 +442,8 @@ impl Replay<'_> {
     /// Returns whether all versions go on.
     fn take(&mut self, record: &Record) -> anyhow::Result<bool> {
         self.events += 1;
-        let wants = |version: &Version| version.tryout.takes(&record.topic);
-        if self.versions.iter().any(wants) {
+        let topic = record.topic.as_str();
+        if self.versions.iter().any(|version| version.takes(topic)) {
             self.batch_bytes += record.topic.as_str().len() + record.payload.len();
             self.batch.push((record.sequence, event(record)));
         }
@@ -361,8 +461,8 @@ impl Replay<'_> {
             goes_on &= version.hand_over(&batch, &self.writer);
         }
         self.batches += usize::from(!batch.is_empty());
-        let made = |version: &mut Version| mem::take(&mut version.made);
-        let made: Vec<_> = self.versions.iter_mut().map(made).collect();
+        let versions = self.versions.iter_mut();
+        let made: Vec<_> = versions.map(|version| version.take_made()).collect();
         match &made[..] {
             [before, after] => self.compare(&batch, before, after)?,
             _ => print(made.into_iter().flatten(), self.output)?,
@@ -414,25 +514,10 @@ impl Replay<'_> {
     }
 
     fn end(self) -> anyhow::Result<ExitCode> {
-        let names: Vec<_> = self.versions.iter().map(Version::name).collect();
+        let names: Vec<_> = self.versions.iter().map(|version| version.name()).collect();
         let mut lost = 0;
-        for (version, name) in self.versions.into_iter().zip(&names) {
-            let Version { tryout, app, .. } = version;
-            drop(tryout);
-            let summary = Summary {
-                app: &app.name,
-                version: &app.version,
-                events: self.events,
-                skipped: self.events - version.taken,
-                not_handed_over: version.taken - version.handed_over,
-                counters: &app.counters,
-                memory_pages: app.memory_pages,
-            };
-            summary.print(self.output)?;
-            if app.state != AppState::Running {
-                bail!("{name} fails too often to go on: {}", state(&app));
-            }
-            lost = app.counters.failed + app.counters.dropped.total();
+        for version in self.versions {
+            lost = version.end(self.events, self.output)?;
         }
         if let [before, after] = &names[..] {
             let (batches, differing) = (self.batches, self.differing);
