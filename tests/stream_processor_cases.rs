@@ -160,8 +160,8 @@ const NOTHING: &str = "nothing";
 
 /// Upstream overlooks sources, so it never emits, or without waiting for all values.
 fn reads_more(context: &Context, difference: &Difference) -> bool {
-    let overlooks = context.upstream_reads.is_subset(&context.reads)
-        && context.upstream_reads != context.reads;
+    let overlooks =
+        context.upstream_reads.is_subset(&context.reads) && context.upstream_reads != context.reads;
     let is_consequence = difference.input.is_none()
         || difference.upstream == NOTHING
         || difference.headgate == NOTHING && difference.is_waiting;
@@ -180,7 +180,8 @@ fn judge(case: &Case) -> Judgement {
         uncovered: Vec::new(),
         rows: BTreeSet::new(),
     };
-    let (mut mapping, warnings) = match (Mapping::load(&yaml(case), &case.name), &case.config_error) {
+    let (mut mapping, warnings) = match (Mapping::load(&yaml(case), &case.name), &case.config_error)
+    {
         (Err(error), None) => {
             judgement
                 .uncovered
@@ -297,8 +298,10 @@ fn judge(case: &Case) -> Judgement {
                 differences.push(Difference {
                     path: path.clone(),
                     input: Some(number),
-                    upstream: upstream.map_or(NOTHING.to_owned(), |(payload, meta)| payload + &meta),
-                    headgate: headgate.map_or(NOTHING.to_owned(), |(payload, meta)| payload + &meta),
+                    upstream: upstream
+                        .map_or(NOTHING.to_owned(), |(payload, meta)| payload + &meta),
+                    headgate: headgate
+                        .map_or(NOTHING.to_owned(), |(payload, meta)| payload + &meta),
                     is_waiting: !reads[path.as_str()].is_subset(&known),
                 });
             }
@@ -357,7 +360,9 @@ const SHARED_WORDS: &[&str] = &[
     "function expressions are not allowed in mappings",
 ];
 
-fn meta<'a>(pairs: impl IntoIterator<Item = (impl AsRef<str> + 'a, impl AsRef<str> + 'a)>) -> String {
+fn meta<'a>(
+    pairs: impl IntoIterator<Item = (impl AsRef<str> + 'a, impl AsRef<str> + 'a)>,
+) -> String {
     let sorted: BTreeMap<String, String> = pairs
         .into_iter()
         .map(|(key, value)| (key.as_ref().to_owned(), value.as_ref().to_owned()))
@@ -408,7 +413,8 @@ fn yaml(case: &Case) -> String {
 }
 
 fn cases(file: &Path) -> Vec<Case> {
-    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let text =
+        fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     text.lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
@@ -441,7 +447,10 @@ fn run(file: &Path) {
         file.display(),
         cases.len(),
     );
-    assert_eq!(failed, 0, "cases that differ and are in no row of the table");
+    assert_eq!(
+        failed, 0,
+        "cases that differ and are in no row of the table"
+    );
 }
 
 #[test]
@@ -452,7 +461,10 @@ fn stream_processor_cases() {
         None => {
             let file = project().join("../shared/data/stream_processor_cases.jsonl");
             if !file.exists() {
-                println!("{} is not there: only the project's own cases ran", file.display());
+                println!(
+                    "{} is not there: only the project's own cases ran",
+                    file.display()
+                );
                 return;
             }
             file
@@ -483,7 +495,10 @@ fn each_row_of_the_table_still_has_its_difference() {
 #[test]
 fn the_table_in_the_documentation_has_the_same_rows() {
     let text = fs::read_to_string(project().join("docs/mappings.md")).unwrap();
-    let documented: Vec<&str> = text.lines().filter(|line| line.starts_with("| D")).collect();
+    let documented: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("| D"))
+        .collect();
     let ids: Vec<&str> = documented
         .iter()
         .map(|line| line.split('|').nth(1).unwrap().trim())
@@ -492,7 +507,11 @@ fn the_table_in_the_documentation_has_the_same_rows() {
     assert_eq!(ids, rows);
     for (row, line) in ROWS.iter().zip(documented) {
         for example in row.examples {
-            assert!(line.contains(example), "{}: {example:?} is not in {line}", row.id);
+            assert!(
+                line.contains(example),
+                "{}: {example:?} is not in {line}",
+                row.id
+            );
         }
     }
 }

@@ -59,8 +59,7 @@ impl Suite {
     }
 
     fn one_mapping(&self) -> Result<Section> {
-        let [mut pump, mut single, mut pump_engine, mut single_engine] =
-            <[Measured; 4]>::default();
+        let [mut pump, mut single, mut pump_engine, mut single_engine] = <[Measured; 4]>::default();
         for _ in 0..self.rounds {
             self.measure(PUMP, 4, true, &mut pump)?;
             self.measure(SINGLE, 1, true, &mut single)?;
@@ -90,8 +89,12 @@ impl Suite {
                 Line::new("pump model, engine only", "messages/s", pump_engine.rate)
                     .with_floor(floor(150e3)),
                 Line::new("pump model, engine only, p95", "µs", pump_engine.p95),
-                Line::new("single mapping, engine only", "messages/s", single_engine.rate)
-                    .with_floor(floor(150e3)),
+                Line::new(
+                    "single mapping, engine only",
+                    "messages/s",
+                    single_engine.rate,
+                )
+                .with_floor(floor(150e3)),
             ],
         })
     }
@@ -139,7 +142,9 @@ impl Suite {
             take(number)?;
             times.saturating_record(began.elapsed().as_nanos() as u64);
         }
-        measured.p95.push(times.value_at_quantile(0.95) as f64 / 1e3);
+        measured
+            .p95
+            .push(times.value_at_quantile(0.95) as f64 / 1e3);
         Ok(())
     }
 

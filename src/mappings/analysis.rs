@@ -5,9 +5,10 @@ use std::thread;
 
 use oxc_allocator::Allocator;
 use oxc_ast::ast::{
-    ComputedMemberExpression, Expression, IdentifierReference, ImportExpression,
-    NewExpression, Program, Statement, StaticMemberExpression, ThisExpression, UnaryExpression,
-    UnaryOperator,
+    ArrowFunctionExpression, BigIntLiteral, ComputedMemberExpression, DoWhileStatement, Expression,
+    ForInStatement, ForOfStatement, ForStatement, FunctionBody, IdentifierReference,
+    ImportExpression, NewExpression, Program, Statement, StaticMemberExpression, ThisExpression,
+    UnaryExpression, UnaryOperator, WhileStatement,
 };
 use oxc_ast_visit::{Visit, walk};
 use oxc_diagnostics::OxcDiagnostic;
@@ -32,6 +33,10 @@ const GATE_STACK_BYTES: usize = 2 << 20;
 /// Longest text that the second parser gets if the first has refused it (for its better message): all
 /// of it may be brackets.
 const MAX_UNGATED_BYTES: usize = 4 << 10;
+
+/// Longest expression with big integers. One operation on two of a million bits takes a third of a
+/// second, which nothing can stop, so there must not be many in a row.
+const MAX_BIG_INTEGER_BYTES: usize = 256;
 
 /// An expression that can run.
 #[derive(Debug)]
@@ -104,6 +109,12 @@ fn analyse_one(text: &str, aliases: &[&str]) -> Result<Analysed, Refusal> {
             None,
         ));
     }
+    if text.contains(engine::TICK) {
+        return Err(refusal(
+            format!("the name {} is not available", engine::TICK),
+            None,
+        ));
+    }
     // Upstream analyses `(text)`, else `text`, and runs `text`.
     let in_brackets = format!("({text}\n)");
     let as_it_is = engine::compile(text, false, GATE_STACK_BYTES);
@@ -142,7 +153,9 @@ fn analyse_one(text: &str, aliases: &[&str]) -> Result<Analysed, Refusal> {
         ([], 1) => None,
         ([statement], 0) => Some(statement),
         (body, _) => {
-            let second = body.get(1).map(|second| second.span().start as usize - shift);
+            let second = body
+                .get(1)
+                .map(|second| second.span().start as usize - shift);
             return Err(refusal("multiple statements not allowed", second));
         }
     };
@@ -201,12 +214,24 @@ fn parse<'a>(allocator: &'a Allocator, text: &'a str) -> ParserReturn<'a> {
 fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analysed, Refusal> {
     let semantic = SemanticBuilder::new()
         .with_build_nodes(true)
-        .build(program).semantic;
+        .build(program)
+        .semantic;
     let scoping = semantic.scoping();
     let mut walk = Walk::default();
     walk.visit_program(program);
     if let Some(offset) = walk.import {
         return Err(refusal("import is not available", Some(offset)));
+    }
+    if let Some(offset) = walk.uses_big_integers
+        && text.len() > MAX_BIG_INTEGER_BYTES
+    {
+        return Err(refusal(
+            format!(
+                "an expression with big integers has {MAX_BIG_INTEGER_BYTES} bytes at most: each \
+                 operation on them may take long"
+            ),
+            Some(offset),
+        ));
     }
     let mut sources = Vec::new();
     let mut findings = Vec::new();
@@ -217,7 +242,12 @@ fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analys
             .iter()
             .map(|id| {
                 let reference = scoping.get_reference(*id);
-                let offset = semantic.nodes().get_node(reference.node_id()).kind().span().start;
+                let offset = semantic
+                    .nodes()
+                    .get_node(reference.node_id())
+                    .kind()
+                    .span()
+                    .start;
                 (reference.flags(), offset as usize)
             })
             .collect();
@@ -282,7 +312,7 @@ fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analys
     }
     findings.sort_by_key(|finding| finding.offset);
     let taints = writes || walk.taints || expression.is_none() && program.directives.is_empty();
-    let script = engine::compile(text, taints, GATE_STACK_BYTES)
+    let script = engine::compile(&with_ticks(text, walk.ticks), taints, GATE_STACK_BYTES)
         .map_err(|rejection| refusal(format!("{rejection:?}"), None))?;
     let source = |name: &str| {
         (!BUILT_IN.contains(&name))
@@ -339,9 +369,87 @@ struct Walk {
     import: Option<usize>,
     typeof_only: Vec<String>,
     blocked_builtins: Vec<(String, usize)>,
+    /// What to insert where, so that the time is looked at on each call and each turn of a loop.
+    ticks: Vec<(usize, &'static str)>,
+    uses_big_integers: Option<usize>,
+}
+
+/// Puts the calls in that look at the time.
+fn with_ticks(text: &str, mut ticks: Vec<(usize, &'static str)>) -> String {
+    // Stable: what opens and what closes at the same place was found in this order.
+    ticks.sort_by_key(|(offset, _)| *offset);
+    let mut result = String::with_capacity(text.len() + ticks.len() * 20);
+    let mut start = 0;
+    for (offset, insertion) in ticks {
+        result.push_str(&text[start..offset]);
+        result.push_str(insertion);
+        start = offset;
+    }
+    result + &text[start..]
+}
+
+impl Walk {
+    fn tick_in_loop(&mut self, body: &Statement<'_>) {
+        let span = body.span();
+        self.ticks.push((span.start as usize, "{$headgate_tick();"));
+        self.ticks.push((span.end as usize, "}"));
+    }
 }
 
 impl<'a> Visit<'a> for Walk {
+    fn visit_function_body(&mut self, body: &FunctionBody<'a>) {
+        let start = body
+            .directives
+            .last()
+            .map_or(body.span.start + 1, |directive| directive.span.end);
+        self.ticks.push((start as usize, ";$headgate_tick();"));
+        walk::walk_function_body(self, body);
+    }
+
+    fn visit_arrow_function_expression(&mut self, arrow: &ArrowFunctionExpression<'a>) {
+        let inner = match arrow.get_expression() {
+            Some(inner) => inner.span(),
+            None => return walk::walk_arrow_function_expression(self, arrow),
+        };
+        self.visit_formal_parameters(&arrow.params);
+        self.ticks
+            .push((inner.start as usize, "($headgate_tick(),"));
+        if let Some(inner) = arrow.get_expression() {
+            self.visit_expression(inner);
+        }
+        self.ticks.push((inner.end as usize, ")"));
+    }
+
+    fn visit_for_statement(&mut self, statement: &ForStatement<'a>) {
+        walk::walk_for_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_for_in_statement(&mut self, statement: &ForInStatement<'a>) {
+        walk::walk_for_in_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_for_of_statement(&mut self, statement: &ForOfStatement<'a>) {
+        walk::walk_for_of_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_while_statement(&mut self, statement: &WhileStatement<'a>) {
+        walk::walk_while_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_do_while_statement(&mut self, statement: &DoWhileStatement<'a>) {
+        walk::walk_do_while_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_big_int_literal(&mut self, literal: &BigIntLiteral<'a>) {
+        self.uses_big_integers
+            .get_or_insert(literal.span.start as usize);
+    }
+
     fn visit_this_expression(&mut self, _: &ThisExpression) {
         // It may be the global object.
         self.taints = true;
@@ -365,6 +473,10 @@ impl<'a> Visit<'a> for Walk {
     /// `Date` and `Math` as such are volatile; the harmless ways to use them do not come to this.
     fn visit_identifier_reference(&mut self, identifier: &IdentifierReference<'a>) {
         let name = identifier.name.as_str();
+        if name == "BigInt" {
+            self.uses_big_integers
+                .get_or_insert(identifier.span.start as usize);
+        }
         self.is_volatile |= matches!(name, "Date" | "Math");
         if BUILT_IN.contains(&name) && BLOCKED.contains(&name) {
             self.blocked_builtins
@@ -403,29 +515,112 @@ fn is(expression: &Expression<'_>, name: &str) -> bool {
 
 /// Names that are never sources, as upstream has them.
 pub(super) const BUILT_IN: &[&str] = &[
-    "undefined", "null", "true", "false", "Infinity", "NaN", "eval", "parseInt", "parseFloat", "isNaN",
-    "isFinite", "decodeURI", "decodeURIComponent", "encodeURI", "encodeURIComponent", "escape",
-    "unescape", "Object", "Function", "Array", "String", "Boolean", "Number", "Date", "RegExp", "Error",
-    "EvalError", "RangeError", "ReferenceError", "SyntaxError", "TypeError", "URIError", "Math", "JSON",
-    "Map", "Set", "WeakMap", "WeakSet", "Promise", "Symbol", "Proxy", "Reflect", "console",
+    "undefined",
+    "null",
+    "true",
+    "false",
+    "Infinity",
+    "NaN",
+    "eval",
+    "parseInt",
+    "parseFloat",
+    "isNaN",
+    "isFinite",
+    "decodeURI",
+    "decodeURIComponent",
+    "encodeURI",
+    "encodeURIComponent",
+    "escape",
+    "unescape",
+    "Object",
+    "Function",
+    "Array",
+    "String",
+    "Boolean",
+    "Number",
+    "Date",
+    "RegExp",
+    "Error",
+    "EvalError",
+    "RangeError",
+    "ReferenceError",
+    "SyntaxError",
+    "TypeError",
+    "URIError",
+    "Math",
+    "JSON",
+    "Map",
+    "Set",
+    "WeakMap",
+    "WeakSet",
+    "Promise",
+    "Symbol",
+    "Proxy",
+    "Reflect",
+    "console",
 ];
 
 /// Names that throw when they are called.
-const BLOCKED: &[&str] = &[
-    "eval", "Function", "require", "module", "exports", "__dirname", "__filename", "global",
-    "globalThis", "process", "setTimeout", "setInterval", "setImmediate", "clearTimeout",
-    "clearInterval", "clearImmediate", "console", "__proto__", "__defineGetter__", "__defineSetter__",
-    "__lookupGetter__", "__lookupSetter__", "constructor", "import", "importScripts", "Reflect",
-    "Proxy", "defineProperty", "getOwnPropertyDescriptor", "getPrototypeOf", "setPrototypeOf",
-    "escape", "unescape",
+pub(super) const BLOCKED: &[&str] = &[
+    "eval",
+    "Function",
+    "require",
+    "module",
+    "exports",
+    "__dirname",
+    "__filename",
+    "global",
+    "globalThis",
+    "process",
+    "setTimeout",
+    "setInterval",
+    "setImmediate",
+    "clearTimeout",
+    "clearInterval",
+    "clearImmediate",
+    "console",
+    "__proto__",
+    "__defineGetter__",
+    "__defineSetter__",
+    "__lookupGetter__",
+    "__lookupSetter__",
+    "constructor",
+    "import",
+    "importScripts",
+    "Reflect",
+    "Proxy",
+    "defineProperty",
+    "getOwnPropertyDescriptor",
+    "getPrototypeOf",
+    "setPrototypeOf",
+    "escape",
+    "unescape",
 ];
 
 /// What the engine has besides: sources hide these.
 const AVAILABLE: &[&str] = &[
-    "AggregateError", "ArrayBuffer", "BigInt", "BigInt64Array", "BigUint64Array", "DataView",
-    "Float32Array", "Float64Array", "Int16Array", "Int32Array", "Int8Array", "Uint16Array",
-    "Uint32Array", "Uint8Array", "Uint8ClampedArray", "arguments", "hasOwnProperty",
-    "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString", "valueOf",
+    "AggregateError",
+    "ArrayBuffer",
+    "BigInt",
+    "BigInt64Array",
+    "BigUint64Array",
+    "DataView",
+    "Float32Array",
+    "Float64Array",
+    "Int16Array",
+    "Int32Array",
+    "Int8Array",
+    "Uint16Array",
+    "Uint32Array",
+    "Uint8Array",
+    "Uint8ClampedArray",
+    "arguments",
+    "hasOwnProperty",
+    "isPrototypeOf",
+    "propertyIsEnumerable",
+    "toLocaleString",
+    "toString",
+    "valueOf",
 ];
 
 /// Whether a source of this name can be read in an expression.

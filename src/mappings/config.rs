@@ -241,7 +241,9 @@ impl Reader {
         if let Err(what) = topic::check_location(output_topic) {
             self.warn(
                 place_of("output_topic"),
-                format!("output_topic {output_topic} is not as the Unified Namespace has it: {what}"),
+                format!(
+                    "output_topic {output_topic} is not as the Unified Namespace has it: {what}"
+                ),
             );
         }
         let mut sources = sources
@@ -340,9 +342,10 @@ impl Reader {
                 Kind::Scalar(scalar) => match scalar.resolve() {
                     Resolved::String(text) => (text.to_owned(), Some(scalar.clone())),
                     Resolved::Bool(is) => (is.to_string(), None),
-                    Resolved::Number(number) => {
-                        (super::value::NumberText::new(number).as_str().to_owned(), None)
-                    }
+                    Resolved::Number(number) => (
+                        super::value::NumberText::new(number).as_str().to_owned(),
+                        None,
+                    ),
                     Resolved::Null => {
                         return problem(
                             node.place,

@@ -12,11 +12,9 @@ use oxc_ast::ast::{
     Argument, BinaryOperator, CallExpression, Expression, LogicalOperator, UnaryOperator,
 };
 
-use super::engine::Failure;
+use super::engine::{Failure, MAX_RESULT_BYTES};
 use super::payload;
-use super::value::{
-    NumberText, Value, compare_strings, string_to_number, to_fixed, to_int32,
-};
+use super::value::{NumberText, Value, compare_strings, string_to_number, to_fixed, to_int32};
 
 /// Deeper trees are left to the engine: this one is walked by recursion.
 const MAX_DEPTH: usize = 100;
@@ -135,9 +133,10 @@ impl<F: Fn(&str) -> Option<usize>> Compiler<'_, F> {
             },
             Expression::BinaryExpression(binary) => match binary.operator {
                 BinaryOperator::In | BinaryOperator::Instanceof => return None,
-                operator => {
-                    Node::Binary(operator, Box::new([node(&binary.left)?, node(&binary.right)?]))
-                }
+                operator => Node::Binary(
+                    operator,
+                    Box::new([node(&binary.left)?, node(&binary.right)?]),
+                ),
             },
             Expression::LogicalExpression(logical) => Node::Logical(
                 logical.operator,
@@ -157,12 +156,20 @@ impl<F: Fn(&str) -> Option<usize>> Compiler<'_, F> {
                         (!quasi.lone_surrogates).then(|| Box::from(cooked.as_str()))
                     })
                     .collect::<Option<_>>()?;
-                let nodes = template.expressions.iter().map(node).collect::<Option<_>>()?;
+                let nodes = template
+                    .expressions
+                    .iter()
+                    .map(node)
+                    .collect::<Option<_>>()?;
                 Node::Template(texts, nodes)
             }
-            Expression::SequenceExpression(sequence) => {
-                Node::Sequence(sequence.expressions.iter().map(node).collect::<Option<_>>()?)
-            }
+            Expression::SequenceExpression(sequence) => Node::Sequence(
+                sequence
+                    .expressions
+                    .iter()
+                    .map(node)
+                    .collect::<Option<_>>()?,
+            ),
             Expression::StaticMemberExpression(member) if !member.optional => {
                 let name = member.property.name.as_str();
                 if let Expression::Identifier(object) = &member.object
@@ -294,7 +301,13 @@ fn math(name: &str, arguments: Vec<Node>) -> Option<Node> {
         "floor" => f64::floor,
         "trunc" => f64::trunc,
         "round" => round,
-        "sign" => |x| if x == 0.0 || x.is_nan() { x } else { x.signum() },
+        "sign" => |x| {
+            if x == 0.0 || x.is_nan() {
+                x
+            } else {
+                x.signum()
+            }
+        },
         "fround" => |x| f64::from(x as f32),
         "sqrt" => f64::sqrt,
         "cbrt" => f64::cbrt,
@@ -343,7 +356,11 @@ fn min(a: f64, b: f64) -> f64 {
 /// Halves go up.
 fn round(number: f64) -> f64 {
     let floor = number.floor();
-    let rounded = if number - floor >= 0.5 { floor + 1.0 } else { floor };
+    let rounded = if number - floor >= 0.5 {
+        floor + 1.0
+    } else {
+        floor
+    };
     rounded.copysign(number)
 }
 
@@ -409,6 +426,7 @@ impl Node {
                 for (node, text) in nodes.iter().zip(texts) {
                     node.evaluate(sources)?.append_to(&mut result)?;
                     result.push_str(text);
+                    bounded(&result)?;
                 }
                 Val::String(Cow::Owned(result))
             }
@@ -509,9 +527,8 @@ impl Convert {
 
 fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcome<'a> {
     use BinaryOperator as Op;
-    let numbers = |function: fn(f64, f64) -> f64| {
-        Ok(Val::Number(function(left.number()?, right.number()?)))
-    };
+    let numbers =
+        |function: fn(f64, f64) -> f64| Ok(Val::Number(function(left.number()?, right.number()?)));
     let bits = |function: fn(i32, i32) -> i32| {
         let (left, right) = (to_int32(left.number()?), to_int32(right.number()?));
         Ok(Val::Number(function(left, right).into()))
@@ -519,10 +536,7 @@ fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcom
     let order = |is: fn(Ordering) -> bool| {
         Ok(Val::Bool(match (&left, &right) {
             (Val::String(left), Val::String(right)) => is(compare_strings(left, right)),
-            _ => left
-                .number()?
-                .partial_cmp(&right.number()?)
-                .is_some_and(is),
+            _ => left.number()?.partial_cmp(&right.number()?).is_some_and(is),
         }))
     };
     match operator {
@@ -532,11 +546,13 @@ fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcom
             (Val::String(left), right) => {
                 let mut text = left.into_owned();
                 right.append_to(&mut text)?;
+                bounded(&text)?;
                 Ok(Val::String(Cow::Owned(text)))
             }
             (left, Val::String(right)) => {
                 let mut text = left.text()?.into_owned();
                 text.push_str(&right);
+                bounded(&text)?;
                 Ok(Val::String(Cow::Owned(text)))
             }
             (left, right) => Ok(Val::Number(left.number()? + right.number()?)),
@@ -566,6 +582,14 @@ fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcom
         }
         Op::In | Op::Instanceof => Err(GiveUp),
     }
+}
+
+/// Longer texts are the engine's, whose memory is bounded.
+fn bounded(text: &str) -> Result<(), GiveUp> {
+    if text.len() > MAX_RESULT_BYTES {
+        return Err(GiveUp);
+    }
+    Ok(())
 }
 
 fn is_same(left: &Val<'_>, right: &Val<'_>) -> Result<bool, GiveUp> {

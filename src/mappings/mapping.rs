@@ -102,7 +102,10 @@ enum State {
     Missing(usize),
     TooOld(usize),
     Failed(Failure),
-    Resting { until_ms: u64, why: Failure },
+    Resting {
+        until_ms: u64,
+        why: Failure,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -223,7 +226,10 @@ pub struct Stored {
 
 impl fast::Sources for Vec<Source> {
     fn source(&self, number: usize) -> Option<&Value> {
-        self[number].variable.as_ref().map(|variable| &variable.value)
+        self[number]
+            .variable
+            .as_ref()
+            .map(|variable| &variable.value)
     }
 }
 
@@ -566,7 +572,11 @@ impl Mapping {
         };
         statics.iter().copied().for_each(&mut evaluate);
         match touched {
-            [one] => sources[*one].dependents.iter().copied().for_each(&mut evaluate),
+            [one] => sources[*one]
+                .dependents
+                .iter()
+                .copied()
+                .for_each(&mut evaluate),
             several => {
                 let mut all: Vec<usize> = several
                     .iter()
@@ -742,13 +752,19 @@ impl Output {
         let result = match &self.analysed.fast {
             Some(node) => match node.evaluate(&Vec::new()) {
                 Ok(value) => value.write(&mut bytes),
-                Err(fast::GiveUp) => {
-                    engine::evaluate(&self.analysed.script, std::iter::empty(), time_limit, &mut bytes)
-                }
+                Err(fast::GiveUp) => engine::evaluate(
+                    &self.analysed.script,
+                    std::iter::empty(),
+                    time_limit,
+                    &mut bytes,
+                ),
             },
-            None => {
-                engine::evaluate(&self.analysed.script, std::iter::empty(), time_limit, &mut bytes)
-            }
+            None => engine::evaluate(
+                &self.analysed.script,
+                std::iter::empty(),
+                time_limit,
+                &mut bytes,
+            ),
         };
         self.constant = match result {
             // Perhaps another time: the machine may have been busy, or another script the cause.
@@ -874,7 +890,8 @@ impl Output {
         last.inputs.clear();
         for &number in &self.analysed.sources {
             let variable = sources[number].variable.clone();
-            last.inputs.extend(variable.map(|variable| (number, variable)));
+            last.inputs
+                .extend(variable.map(|variable| (number, variable)));
         }
     }
 }

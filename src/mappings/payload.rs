@@ -30,7 +30,9 @@ pub enum Refusal {
     NotAnObject,
     #[error("a number in value is too large for a double")]
     NumberTooLarge,
-    #[error("timestamp_ms must be a whole number of milliseconds, written without point and exponent")]
+    #[error(
+        "timestamp_ms must be a whole number of milliseconds, written without point and exponent"
+    )]
     BadTimestamp,
     #[error("missing or invalid timestamp_ms")]
     MissingTimestamp,
@@ -396,7 +398,9 @@ impl<'a> Reader<'a> {
                     let second = self.four_hex()?;
                     if (0xdc00..0xe000).contains(&second) {
                         let code = 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00);
-                        return Ok(char::from_u32(code).expect("a pair of surrogates is a character"));
+                        return Ok(
+                            char::from_u32(code).expect("a pair of surrogates is a character")
+                        );
                     }
                     self.at = behind;
                 }
@@ -439,8 +443,11 @@ impl<'a> Gathered<'a> {
     fn insert(&mut self, key: Cow<'a, str>, value: Value) {
         if self.members.len() == Self::MANY && self.places.is_none() {
             let known = self.members.iter().enumerate();
-            self.places =
-                Some(known.map(|(place, (key, _))| (Cow::Owned(key.to_string()), place)).collect());
+            self.places = Some(
+                known
+                    .map(|(place, (key, _))| (Cow::Owned(key.to_string()), place))
+                    .collect(),
+            );
         }
         let place = match &self.places {
             Some(places) => places.get(&key).copied(),

@@ -68,7 +68,8 @@ impl Set {
     }
 
     pub fn get(&self, name: &str) -> Option<&Mapping> {
-        self.entry(*self.by_name.get(name)?).map(|(_, mapping)| mapping)
+        self.entry(*self.by_name.get(name)?)
+            .map(|(_, mapping)| mapping)
     }
 
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Mapping> {
@@ -130,7 +131,9 @@ impl Set {
 
     /// When [`Set::on_time`] has something to do.
     pub fn next_time(&self) -> Option<u64> {
-        self.iter().filter_map(|(_, mapping)| mapping.next_time()).min()
+        self.iter()
+            .filter_map(|(_, mapping)| mapping.next_time())
+            .min()
     }
 
     pub fn on_time(&mut self, now_ms: u64, sent: &mut Vec<Sent>) {

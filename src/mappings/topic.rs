@@ -43,7 +43,9 @@ pub fn check(topic: &str) -> Result<(), &'static str> {
         .iter()
         .find(|part| part.starts_with('_'));
     match contract {
-        None => Err("it has no data contract: a part that starts with an underscore, before the last"),
+        None => {
+            Err("it has no data contract: a part that starts with an underscore, before the last")
+        }
         Some(&"_") => Err("its data contract has no name"),
         Some(_) => Ok(()),
     }

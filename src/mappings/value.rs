@@ -98,9 +98,14 @@ impl NumberText {
 pub(super) fn is_js_whitespace(c: char) -> bool {
     matches!(
         c,
-        '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ' | '\u{a0}' | '\u{1680}'
-            | '\u{2000}'..='\u{200a}' | '\u{2028}' | '\u{2029}' | '\u{202f}' | '\u{205f}'
-            | '\u{3000}' | '\u{feff}'
+        '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ' | '\u{a0}' | '\u{1680}' | '\u{2000}'
+            ..='\u{200a}'
+                | '\u{2028}'
+                | '\u{2029}'
+                | '\u{202f}'
+                | '\u{205f}'
+                | '\u{3000}'
+                | '\u{feff}'
     )
 }
 
@@ -120,7 +125,10 @@ pub(super) fn string_to_number(text: &str) -> Option<f64> {
         };
         if radix != 10 {
             let digits = &text[2..];
-            if !digits.bytes().all(|digit| char::from(digit).is_digit(radix)) {
+            if !digits
+                .bytes()
+                .all(|digit| char::from(digit).is_digit(radix))
+            {
                 return Some(f64::NAN);
             }
             // 52 bits at most: exact.

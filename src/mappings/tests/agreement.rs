@@ -12,14 +12,28 @@ fn value() -> impl Strategy<Value = String> {
         any::<i32>().prop_map(|number| number.to_string()),
         (-50i32..50).prop_map(|number| (f64::from(number) / 4.0).to_string()),
         prop::sample::select(vec![
-            "0", "-0", "0.5", "-0.5", "1e21", "1e-7", "4294967296", "2147483648", "-2147483649",
-            "9007199254740993", "1.005", "2.675", "1e308", "5e-324", "0.1",
+            "0",
+            "-0",
+            "0.5",
+            "-0.5",
+            "1e21",
+            "1e-7",
+            "4294967296",
+            "2147483648",
+            "-2147483649",
+            "9007199254740993",
+            "1.005",
+            "2.675",
+            "1e308",
+            "5e-324",
+            "0.1",
         ])
         .prop_map(str::to_owned),
     ];
     let texts = prop::sample::select(vec![
-        "", " ", "a", "b", "12", " 12 ", "1e3", "-0", "0x1f", "0b2", "Infinity", "inf", "nan", "1_000",
-        "1.", ".5", ".", "é", "😀", "\u{ff5e}", "true", "<&>", "+5", "- 5", "\\u2028", "\\ufeff7",
+        "", " ", "a", "b", "12", " 12 ", "1e3", "-0", "0x1f", "0b2", "Infinity", "inf", "nan",
+        "1_000", "1.", ".5", ".", "é", "😀", "\u{ff5e}", "true", "<&>", "+5", "- 5", "\\u2028",
+        "\\ufeff7",
     ])
     .prop_map(|text| format!("\"{text}\""));
     prop_oneof![
@@ -107,7 +121,9 @@ fn normalised(sent: &Sent) -> String {
     let mut text = String::new();
     let mut rest = payload;
     while let Some(start) = rest.find(is_part) {
-        let len = rest[start..].find(|c| !is_part(c)).unwrap_or(rest.len() - start);
+        let len = rest[start..]
+            .find(|c| !is_part(c))
+            .unwrap_or(rest.len() - start);
         let (token, after) = rest[start..].split_at(len);
         text += &rest[..start];
         match token.parse::<f64>() {
@@ -154,7 +170,10 @@ fn what_most_people_write_takes_the_fast_path() {
         "Number(a) | 0",
     ] {
         let mut mapping = mapping(expression);
-        assert!(mapping.outputs().all(|output| output.is_fast), "{expression}");
+        assert!(
+            mapping.outputs().all(|output| output.is_fast),
+            "{expression}"
+        );
         let values = ["1.5", "2", "3"].map(str::to_owned);
         outcome(&mut mapping, &values);
         let counters = mapping.counters();
