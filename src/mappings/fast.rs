@@ -510,14 +510,14 @@ impl Convert {
             },
             // Of a number as its text has it: with an exponent only the digits before that count.
             Convert::ParseInt => match value {
-                Val::Number(number) if number == 0.0 => Val::Number(0.0),
+                Val::Number(0.0) => Val::Number(0.0),
                 Val::Number(number) if (1e-6..1e21).contains(&number.abs()) => {
                     Val::Number(number.trunc())
                 }
                 _ => return Err(GiveUp),
             },
             Convert::ParseFloat => match value {
-                Val::Number(number) if number == 0.0 => Val::Number(0.0),
+                Val::Number(0.0) => Val::Number(0.0),
                 Val::Number(number) => Val::Number(number),
                 _ => return Err(GiveUp),
             },

@@ -75,7 +75,7 @@ impl Memory {
         topic: &'static str,
         qos: u8,
     ) -> Option<Vec<u8>> {
-        if !self.is_connected || self.unacknowledged.len() >= RECEIVE_MAXIMUM.into() {
+        if !self.is_connected || self.unacknowledged.len() >= usize::from(RECEIVE_MAXIMUM) {
             return None;
         }
         let packet_id = if qos > 0 { self.next_packet_id() } else { 0 };

@@ -400,7 +400,7 @@ impl Rehearsal {
             session.deliver(delivery, self.now, to_client);
         }
         assert!(session.take_undeliverable().is_empty());
-        assert!(session.inflight() <= MAX_INFLIGHT.into());
+        assert!(session.inflight() <= usize::from(MAX_INFLIGHT));
     }
 
     /// The connection ends, from whichever side; what was on its way is lost.
