@@ -168,6 +168,7 @@ fn file_error(path: std::path::PathBuf, source: std::io::Error) -> AppError {
 mod tests {
     use super::*;
     use crate::apps::tests::house::{guest, manifest};
+    use crate::event::Topic;
 
     fn tryout(manifest: &str, component: &[u8]) -> Tryout {
         let mut tryout = Tryout::start(manifest, component, 64, Compiler::InProcess).unwrap();

@@ -5,8 +5,10 @@ use std::thread;
 
 use oxc_allocator::Allocator;
 use oxc_ast::ast::{
-    ComputedMemberExpression, Expression, IdentifierReference, ImportExpression, NewExpression,
-    Program, Statement, StaticMemberExpression, ThisExpression, UnaryExpression, UnaryOperator,
+    ArrowFunctionExpression, BigIntLiteral, ComputedMemberExpression, DoWhileStatement, Expression,
+    ForInStatement, ForOfStatement, ForStatement, FunctionBody, IdentifierReference,
+    ImportExpression, NewExpression, Program, Statement, StaticMemberExpression, ThisExpression,
+    UnaryExpression, UnaryOperator, WhileStatement,
 };
 use oxc_ast_visit::{Visit, walk};
 use oxc_diagnostics::OxcDiagnostic;
@@ -31,6 +33,10 @@ const GATE_STACK_BYTES: usize = 2 << 20;
 /// Longest text that the second parser gets if the first has refused it (for its better message): all
 /// of it may be brackets.
 const MAX_UNGATED_BYTES: usize = 4 << 10;
+
+/// Longest expression with big integers. One operation on two of a million bits takes a third of a
+/// second, which nothing can stop, so there must not be many in a row.
+const MAX_BIG_INTEGER_BYTES: usize = 256;
 
 /// An expression that can run.
 #[derive(Debug)]
@@ -100,6 +106,12 @@ fn analyse_one(text: &str, aliases: &[&str]) -> Result<Analysed, Refusal> {
                 "it has {} bytes; {MAX_EXPRESSION_BYTES} are the most",
                 text.len()
             ),
+            None,
+        ));
+    }
+    if text.contains(engine::TICK) {
+        return Err(refusal(
+            format!("the name {} is not available", engine::TICK),
             None,
         ));
     }
@@ -210,6 +222,17 @@ fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analys
     if let Some(offset) = walk.import {
         return Err(refusal("import is not available", Some(offset)));
     }
+    if let Some(offset) = walk.uses_big_integers
+        && text.len() > MAX_BIG_INTEGER_BYTES
+    {
+        return Err(refusal(
+            format!(
+                "an expression with big integers has {MAX_BIG_INTEGER_BYTES} bytes at most: each \
+                 operation on them may take long"
+            ),
+            Some(offset),
+        ));
+    }
     let mut sources = Vec::new();
     let mut findings = Vec::new();
     let mut writes = false;
@@ -289,7 +312,7 @@ fn examine(text: &str, program: &Program<'_>, aliases: &[&str]) -> Result<Analys
     }
     findings.sort_by_key(|finding| finding.offset);
     let taints = writes || walk.taints || expression.is_none() && program.directives.is_empty();
-    let script = engine::compile(text, taints, GATE_STACK_BYTES)
+    let script = engine::compile(&with_ticks(text, walk.ticks), taints, GATE_STACK_BYTES)
         .map_err(|rejection| refusal(format!("{rejection:?}"), None))?;
     let source = |name: &str| {
         (!BUILT_IN.contains(&name))
@@ -346,9 +369,87 @@ struct Walk {
     import: Option<usize>,
     typeof_only: Vec<String>,
     blocked_builtins: Vec<(String, usize)>,
+    /// What to insert where, so that the time is looked at on each call and each turn of a loop.
+    ticks: Vec<(usize, &'static str)>,
+    uses_big_integers: Option<usize>,
+}
+
+/// Puts the calls in that look at the time.
+fn with_ticks(text: &str, mut ticks: Vec<(usize, &'static str)>) -> String {
+    // Stable: what opens and what closes at the same place was found in this order.
+    ticks.sort_by_key(|(offset, _)| *offset);
+    let mut result = String::with_capacity(text.len() + ticks.len() * 20);
+    let mut start = 0;
+    for (offset, insertion) in ticks {
+        result.push_str(&text[start..offset]);
+        result.push_str(insertion);
+        start = offset;
+    }
+    result + &text[start..]
+}
+
+impl Walk {
+    fn tick_in_loop(&mut self, body: &Statement<'_>) {
+        let span = body.span();
+        self.ticks.push((span.start as usize, "{$headgate_tick();"));
+        self.ticks.push((span.end as usize, "}"));
+    }
 }
 
 impl<'a> Visit<'a> for Walk {
+    fn visit_function_body(&mut self, body: &FunctionBody<'a>) {
+        let start = body
+            .directives
+            .last()
+            .map_or(body.span.start + 1, |directive| directive.span.end);
+        self.ticks.push((start as usize, ";$headgate_tick();"));
+        walk::walk_function_body(self, body);
+    }
+
+    fn visit_arrow_function_expression(&mut self, arrow: &ArrowFunctionExpression<'a>) {
+        let inner = match arrow.get_expression() {
+            Some(inner) => inner.span(),
+            None => return walk::walk_arrow_function_expression(self, arrow),
+        };
+        self.visit_formal_parameters(&arrow.params);
+        self.ticks
+            .push((inner.start as usize, "($headgate_tick(),"));
+        if let Some(inner) = arrow.get_expression() {
+            self.visit_expression(inner);
+        }
+        self.ticks.push((inner.end as usize, ")"));
+    }
+
+    fn visit_for_statement(&mut self, statement: &ForStatement<'a>) {
+        walk::walk_for_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_for_in_statement(&mut self, statement: &ForInStatement<'a>) {
+        walk::walk_for_in_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_for_of_statement(&mut self, statement: &ForOfStatement<'a>) {
+        walk::walk_for_of_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_while_statement(&mut self, statement: &WhileStatement<'a>) {
+        walk::walk_while_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_do_while_statement(&mut self, statement: &DoWhileStatement<'a>) {
+        walk::walk_do_while_statement(self, statement);
+        self.tick_in_loop(&statement.body);
+    }
+
+    fn visit_big_int_literal(&mut self, literal: &BigIntLiteral<'a>) {
+        self.uses_big_integers
+            .get_or_insert(literal.span.start as usize);
+    }
+
     fn visit_this_expression(&mut self, _: &ThisExpression) {
         // It may be the global object.
         self.taints = true;
@@ -372,6 +473,10 @@ impl<'a> Visit<'a> for Walk {
     /// `Date` and `Math` as such are volatile; the harmless ways to use them do not come to this.
     fn visit_identifier_reference(&mut self, identifier: &IdentifierReference<'a>) {
         let name = identifier.name.as_str();
+        if name == "BigInt" {
+            self.uses_big_integers
+                .get_or_insert(identifier.span.start as usize);
+        }
         self.is_volatile |= matches!(name, "Date" | "Math");
         if BUILT_IN.contains(&name) && BLOCKED.contains(&name) {
             self.blocked_builtins
@@ -456,7 +561,7 @@ pub(super) const BUILT_IN: &[&str] = &[
 ];
 
 /// Names that throw when they are called.
-const BLOCKED: &[&str] = &[
+pub(super) const BLOCKED: &[&str] = &[
     "eval",
     "Function",
     "require",

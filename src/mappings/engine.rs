@@ -11,9 +11,8 @@
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -156,13 +155,78 @@ struct Engine {
     loaded: Loaded,
     context: Option<Context>,
     runtime: Runtime,
-    clock: Rc<Clock>,
 }
 
-/// What the interrupt handler looks at.
-struct Clock {
-    deadline: Cell<Instant>,
-    is_over: Cell<bool>,
+thread_local! {
+    /// When the evaluation that runs on this thread has to end, and whether it was stopped for that.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+    static TIME_LIMIT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The thread's CPU time when the deadline came for the first time.
+    static CPU_AT_DEADLINE: Cell<Option<Duration>> = const { Cell::new(None) };
+    static IS_OVER: Cell<bool> = const { Cell::new(false) };
+}
+
+fn start_clock(time_limit: Duration) {
+    IS_OVER.set(false);
+    TIME_LIMIT.set(time_limit);
+    CPU_AT_DEADLINE.set(None);
+    DEADLINE.set(Some(Instant::now() + time_limit));
+}
+
+/// On a busy machine the thread may have waited all the time. So at the deadline it gets the same time
+/// again, as CPU time: to ask for that from the start would cost more than most expressions.
+fn is_over() -> bool {
+    if DEADLINE
+        .get()
+        .is_none_or(|deadline| Instant::now() < deadline)
+    {
+        return false;
+    }
+    let now = cpu_time();
+    let since = CPU_AT_DEADLINE.get().unwrap_or_else(|| {
+        CPU_AT_DEADLINE.set(Some(now));
+        now
+    });
+    let is_over = now.saturating_sub(since) >= TIME_LIMIT.get();
+    if is_over {
+        IS_OVER.set(true);
+    }
+    is_over
+}
+
+/// Of this thread.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: it writes to `time`, and this clock is there on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The name under which scripts call [`tick`]; no expression may have it in it.
+pub(super) const TICK: &str = "$headgate_tick";
+
+/// Looks at the time. The engine does that itself, but only after each 10,000 calls and turns of loops,
+/// and each of these may do something that takes long.
+unsafe extern "C" fn tick(
+    context: *mut qjs::JSContext,
+    _this: qjs::JSValue,
+    _count: c_int,
+    _arguments: *mut qjs::JSValue,
+) -> qjs::JSValue {
+    if !is_over() {
+        return qjs::JS_UNDEFINED;
+    }
+    // SAFETY: the engine calls this with a context that is alive.
+    unsafe {
+        qjs::JS_ThrowInternalError(context, c"interrupted".as_ptr());
+        let exception = qjs::JS_GetException(context);
+        // Else the expression could catch it and go on.
+        qjs::JS_SetUncatchableError(context, exception);
+        qjs::JS_Throw(context, exception)
+    }
 }
 
 /// Byte code by the id of its script, and atoms by name.
@@ -196,21 +260,11 @@ impl Engine {
         let runtime = Runtime::new()?;
         runtime.set_memory_limit(MEMORY_BYTES);
         runtime.set_max_stack_size(STACK_BYTES);
-        let clock = Rc::new(Clock {
-            deadline: Cell::new(Instant::now()),
-            is_over: Cell::new(false),
-        });
-        let handler = clock.clone();
-        runtime.set_interrupt_handler(Some(Box::new(move || {
-            let is_over = Instant::now() >= handler.deadline.get();
-            handler.is_over.set(is_over);
-            is_over
-        })));
+        runtime.set_interrupt_handler(Some(Box::new(is_over)));
         Ok(Engine {
             loaded: Loaded::default(),
             context: None,
             runtime,
-            clock,
         })
     }
 
@@ -255,7 +309,7 @@ impl Engine {
             );
             let unusable = |error: rquickjs::Error| Failure::NoEngine(error.to_string().into());
             let context = Context::custom::<Intrinsics>(&self.runtime).map_err(unusable)?;
-            self.clock.deadline.set(Instant::now() + SETUP_TIME);
+            start_clock(SETUP_TIME);
             let hardened = hardening()
                 .map_err(|rejection| Failure::NoEngine(format!("{rejection:?}").into()))?;
             context
@@ -263,8 +317,20 @@ impl Engine {
                     // SAFETY: the context is alive and entered.
                     unsafe {
                         let raw = Raw(ctx.as_raw().as_ptr());
+                        let name = CString::new(TICK).expect("it has no NUL");
+                        let function = qjs::JS_NewCFunction2(
+                            raw.0,
+                            Some(tick),
+                            name.as_ptr(),
+                            0,
+                            qjs::JSCFunctionEnum_JS_CFUNC_generic,
+                            0,
+                        );
+                        let global = qjs::JS_GetGlobalObject(raw.0);
+                        qjs::JS_SetPropertyStr(raw.0, global, name.as_ptr(), function);
+                        qjs::JS_FreeValue(raw.0, global);
                         let code = raw.load(&hardened.0.bytecode);
-                        let result = raw.run(code, &self.clock, SETUP_TIME);
+                        let result = raw.run(code, SETUP_TIME);
                         qjs::JS_FreeValue(raw.0, code);
                         result.map(|value| qjs::JS_FreeValue(raw.0, value))
                     }
@@ -273,8 +339,7 @@ impl Engine {
             self.context = Some(context);
         }
         let context = self.context.as_ref().expect("made above");
-        self.clock.is_over.set(false);
-        self.clock.deadline.set(Instant::now() + time_limit);
+        start_clock(time_limit);
         context.with(|ctx| {
             let raw = Raw(ctx.as_raw().as_ptr());
             // SAFETY: the context is alive and entered, and all values are of it.
@@ -303,12 +368,12 @@ impl Engine {
                 }
                 if result.is_ok() {
                     let code = self.loaded.script(raw, script);
-                    result = raw.run(code, &self.clock, time_limit).and_then(|value| {
+                    result = raw.run(code, time_limit).and_then(|value| {
                         let mut export = Export {
                             raw,
                             loaded: &mut self.loaded,
-                            clock: &self.clock,
                             time_limit,
+                            start: out.len(),
                             out,
                         };
                         let result = export.top(value);
@@ -320,7 +385,7 @@ impl Engine {
                     qjs::JS_DeleteProperty(raw.0, global, atom, 0);
                 }
                 qjs::JS_FreeValue(raw.0, global);
-                result.and(raw.drain(&self.clock, time_limit))
+                result.and(raw.drain(time_limit))
             }
         })
     }
@@ -464,20 +529,15 @@ impl Raw {
     }
 
     /// Runs byte code, which stays the caller's, and gives its completion value.
-    unsafe fn run(
-        self,
-        code: qjs::JSValue,
-        clock: &Clock,
-        time_limit: Duration,
-    ) -> Result<qjs::JSValue, Failure> {
+    unsafe fn run(self, code: qjs::JSValue, time_limit: Duration) -> Result<qjs::JSValue, Failure> {
         // SAFETY: as the caller promises.
         unsafe {
             if qjs::JS_IsException(code) {
-                return Err(self.failure(clock, time_limit));
+                return Err(self.failure(time_limit));
             }
             let value = qjs::JS_EvalFunction(self.0, qjs::JS_DupValue(self.0, code));
             if qjs::JS_IsException(value) {
-                return Err(self.failure(clock, time_limit));
+                return Err(self.failure(time_limit));
             }
             Ok(value)
         }
@@ -485,19 +545,19 @@ impl Raw {
 
     /// Runs what promises have left to do, so that it does not pile up. What it throws has nobody to
     /// tell, except that the engine has to stop.
-    unsafe fn drain(self, clock: &Clock, time_limit: Duration) -> Result<(), Failure> {
+    unsafe fn drain(self, time_limit: Duration) -> Result<(), Failure> {
         // SAFETY: as the caller promises.
         unsafe {
             let runtime = qjs::JS_GetRuntime(self.0);
             let mut context = ptr::null_mut();
             while qjs::JS_IsJobPending(runtime) {
                 if qjs::JS_ExecutePendingJob(runtime, &raw mut context) < 0 {
-                    match self.failure(clock, time_limit) {
+                    match self.failure(time_limit) {
                         Failure::Thrown(_) => {}
                         failure => return Err(failure),
                     }
                 }
-                if Instant::now() >= clock.deadline.get() {
+                if is_over() {
                     return Err(Failure::TimeLimit(time_limit));
                 }
             }
@@ -506,10 +566,10 @@ impl Raw {
     }
 
     /// What the pending exception stands for.
-    unsafe fn failure(self, clock: &Clock, time_limit: Duration) -> Failure {
+    unsafe fn failure(self, time_limit: Duration) -> Failure {
         // SAFETY: as the caller promises.
         let text = unsafe { self.exception() };
-        if clock.is_over.get() {
+        if IS_OVER.get() {
             Failure::TimeLimit(time_limit)
         } else if text.contains("out of memory") {
             Failure::Memory
@@ -703,8 +763,9 @@ fn without_surrogates(bytes: &[u8]) -> String {
 struct Export<'a> {
     raw: Raw,
     loaded: &'a mut Loaded,
-    clock: &'a Clock,
     time_limit: Duration,
+    /// Where the result starts in `out`.
+    start: usize,
     out: &'a mut Vec<u8>,
 }
 
@@ -720,15 +781,21 @@ impl Export<'_> {
             if qjs::JS_IsNull(value) {
                 return Err(Failure::Null);
             }
-            self.value(value, 0)
+            self.value(value, 0)?;
         }
+        self.is_small_enough()
+    }
+
+    fn is_small_enough(&self) -> Result<(), Failure> {
+        if self.out.len() - self.start > MAX_RESULT_BYTES {
+            return Err(Failure::TooLarge);
+        }
+        Ok(())
     }
 
     unsafe fn value(&mut self, value: qjs::JSValue, depth: usize) -> Result<(), Failure> {
         // Each step of a long result looks, since none of them runs code that the handler could stop.
-        if self.out.len() > MAX_RESULT_BYTES {
-            return Err(Failure::TooLarge);
-        }
+        self.is_small_enough()?;
         if depth > MAX_DEPTH {
             return Err(Failure::TooDeep);
         }
@@ -751,7 +818,7 @@ impl Export<'_> {
                         .raw
                         .with_text(value, |text| payload::write_string(text, out))
                     {
-                        return Err(self.raw.failure(self.clock, self.time_limit));
+                        return Err(self.raw.failure(self.time_limit));
                     }
                 }
                 // Go writes a big.Int as a number of any length.
@@ -761,7 +828,7 @@ impl Export<'_> {
                         .raw
                         .with_text(value, |text| out.extend_from_slice(text.as_bytes()));
                     if !fits {
-                        return Err(self.raw.failure(self.clock, self.time_limit));
+                        return Err(self.raw.failure(self.time_limit));
                     }
                 }
                 // goja exports a symbol as its description.
@@ -821,7 +888,7 @@ impl Export<'_> {
         unsafe {
             let mut len = 0;
             if qjs::JS_GetLength(self.raw.0, array, &raw mut len) < 0 {
-                return Err(self.raw.failure(self.clock, self.time_limit));
+                return Err(self.raw.failure(self.time_limit));
             }
             for at in 0..u32::try_from(len).unwrap_or(u32::MAX) {
                 if at > 0 {
@@ -829,7 +896,7 @@ impl Export<'_> {
                 }
                 let item = qjs::JS_GetPropertyUint32(self.raw.0, array, at);
                 if qjs::JS_IsException(item) {
-                    return Err(self.raw.failure(self.clock, self.time_limit));
+                    return Err(self.raw.failure(self.time_limit));
                 }
                 let result = self.value(item, depth + 1);
                 qjs::JS_FreeValue(self.raw.0, item);
@@ -882,7 +949,7 @@ impl Export<'_> {
         unsafe {
             let mut len = 0;
             if qjs::JS_GetLength(self.raw.0, array, &raw mut len) < 0 {
-                return Err(self.raw.failure(self.clock, self.time_limit));
+                return Err(self.raw.failure(self.time_limit));
             }
             if len > MAX_RESULT_BYTES as i64 {
                 return Err(Failure::TooLarge);
@@ -967,7 +1034,7 @@ impl Export<'_> {
                 flags as c_int,
             ) < 0
             {
-                return Err(self.raw.failure(self.clock, self.time_limit));
+                return Err(self.raw.failure(self.time_limit));
             }
             NonNull::new(table).map_or_else(Vec::new, |table| {
                 slice::from_raw_parts(table.as_ptr(), len as usize)
@@ -989,7 +1056,7 @@ impl Export<'_> {
             result = unsafe {
                 let value = qjs::JS_GetProperty(self.raw.0, object, *atom);
                 if qjs::JS_IsException(value) {
-                    Err(self.raw.failure(self.clock, self.time_limit))
+                    Err(self.raw.failure(self.time_limit))
                 } else {
                     let result = self.value(value, depth + 1);
                     qjs::JS_FreeValue(self.raw.0, value);
@@ -1012,7 +1079,7 @@ impl Export<'_> {
         unsafe {
             let value = qjs::JS_GetPropertyStr(self.raw.0, of, name.as_ptr());
             if qjs::JS_IsException(value) {
-                return Err(self.raw.failure(self.clock, self.time_limit));
+                return Err(self.raw.failure(self.time_limit));
             }
             Ok(value)
         }
@@ -1025,7 +1092,7 @@ impl Export<'_> {
             let result = qjs::JS_Call(self.raw.0, function, this, 0, ptr::null_mut());
             qjs::JS_FreeValue(self.raw.0, function);
             if qjs::JS_IsException(result) {
-                return Err(self.raw.failure(self.clock, self.time_limit));
+                return Err(self.raw.failure(self.time_limit));
             }
             Ok(result)
         }

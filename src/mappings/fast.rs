@@ -12,7 +12,7 @@ use oxc_ast::ast::{
     Argument, BinaryOperator, CallExpression, Expression, LogicalOperator, UnaryOperator,
 };
 
-use super::engine::Failure;
+use super::engine::{Failure, MAX_RESULT_BYTES};
 use super::payload;
 use super::value::{NumberText, Value, compare_strings, string_to_number, to_fixed, to_int32};
 
@@ -426,6 +426,7 @@ impl Node {
                 for (node, text) in nodes.iter().zip(texts) {
                     node.evaluate(sources)?.append_to(&mut result)?;
                     result.push_str(text);
+                    bounded(&result)?;
                 }
                 Val::String(Cow::Owned(result))
             }
@@ -509,14 +510,14 @@ impl Convert {
             },
             // Of a number as its text has it: with an exponent only the digits before that count.
             Convert::ParseInt => match value {
-                Val::Number(number) if number == 0.0 => Val::Number(0.0),
+                Val::Number(0.0) => Val::Number(0.0),
                 Val::Number(number) if (1e-6..1e21).contains(&number.abs()) => {
                     Val::Number(number.trunc())
                 }
                 _ => return Err(GiveUp),
             },
             Convert::ParseFloat => match value {
-                Val::Number(number) if number == 0.0 => Val::Number(0.0),
+                Val::Number(0.0) => Val::Number(0.0),
                 Val::Number(number) => Val::Number(number),
                 _ => return Err(GiveUp),
             },
@@ -545,11 +546,13 @@ fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcom
             (Val::String(left), right) => {
                 let mut text = left.into_owned();
                 right.append_to(&mut text)?;
+                bounded(&text)?;
                 Ok(Val::String(Cow::Owned(text)))
             }
             (left, Val::String(right)) => {
                 let mut text = left.text()?.into_owned();
                 text.push_str(&right);
+                bounded(&text)?;
                 Ok(Val::String(Cow::Owned(text)))
             }
             (left, right) => Ok(Val::Number(left.number()? + right.number()?)),
@@ -579,6 +582,14 @@ fn binary<'a>(operator: BinaryOperator, left: Val<'a>, right: Val<'a>) -> Outcom
         }
         Op::In | Op::Instanceof => Err(GiveUp),
     }
+}
+
+/// Longer texts are the engine's, whose memory is bounded.
+fn bounded(text: &str) -> Result<(), GiveUp> {
+    if text.len() > MAX_RESULT_BYTES {
+        return Err(GiveUp);
+    }
+    Ok(())
 }
 
 fn is_same(left: &Val<'_>, right: &Val<'_>) -> Result<bool, GiveUp> {

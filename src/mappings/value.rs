@@ -185,7 +185,7 @@ pub(super) fn compare_strings(a: &str, b: &str) -> std::cmp::Ordering {
 /// `number.toFixed(digits)`; `None` if the exact value may lie in the middle between two results,
 /// where Rust rounds to even and JavaScript up.
 pub(super) fn to_fixed(number: f64, digits: usize) -> Option<String> {
-    if !(number.abs() < 1e21) || digits > 100 {
+    if number.is_nan() || number.abs() >= 1e21 || digits > 100 {
         return None;
     }
     let mut text = String::with_capacity(24 + digits);

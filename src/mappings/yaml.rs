@@ -401,10 +401,14 @@ pub(super) fn place_within(file: &str, start: Place, scalar: &Scalar, offset: us
         ScalarStyle::Literal => {
             let down = before.matches('\n').count();
             let last = &before[before.rfind('\n').map_or(0, |at| at + 1)..];
-            let first_line = file.lines().nth(start.line).unwrap_or_default();
+            // The parser's place may be that of the `|` or that of the first line under it.
+            let is_header = |line: &str| line.chars().nth(start.column - 1) == Some('|');
+            let header = file.lines().nth(start.line - 1).is_some_and(is_header);
+            let first = start.line + usize::from(header);
+            let first_line = file.lines().nth(first - 1).unwrap_or_default();
             let indent = first_line.len() - first_line.trim_start_matches(' ').len();
             Place {
-                line: start.line + 1 + down,
+                line: first + down,
                 column: indent + last.chars().count() + 1,
             }
         }
