@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 
 use crate::crowd;
-use crate::reading::{self, Finder};
+use crate::reading::{self, Finder, Form};
 use crate::stream::{Endpoint, Stream};
 use crate::wire::{self, Connection};
 
@@ -77,6 +77,7 @@ pub struct Load {
     /// Messages that a publisher may have unacknowledged at QoS 1 and 2.
     pub window: u16,
     pub payload_bytes: usize,
+    pub form: Form,
     pub pace: Pace,
     pub span: Span,
     /// How many results each message has for each subscriber: more than one if several apps take it.
@@ -415,7 +416,8 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     fn new(load: &Load, index: usize, stream: Stream) -> Result<Self> {
-        let (payload, sequence_at, time_at) = reading::template(index, load.payload_bytes)?;
+        let (payload, sequence_at, time_at) =
+            reading::template(load.form, index, load.payload_bytes)?;
         let own: Vec<&String> = load
             .topics
             .iter()
@@ -572,7 +574,7 @@ impl Subscriber {
                 Pace::FlatOut => LATENCY_SAMPLE,
                 Pace::PerSecond(_) => 1,
             },
-            finder: Finder::default(),
+            finder: Finder::of(load.form),
             acks: Vec::new(),
             tally: Tally::new(),
             all_sent: None,
@@ -768,6 +770,7 @@ mod tests {
             qos: 0,
             window: 10,
             payload_bytes: 100,
+            form: Form::Measurement,
             pace: Pace::FlatOut,
             span: Span::Messages(1_000),
             copies: 1,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use headgate_bench::allocations::Counting;
 use headgate_bench::load::{Load, Pace, Span};
+use headgate_bench::reading::Form;
 use headgate_bench::report::{self, Machine};
 use headgate_bench::server::Mosquitto;
 use headgate_bench::statistics::figure;
@@ -188,6 +189,7 @@ fn run_load(arguments: LoadArguments) -> Result<()> {
         qos: arguments.qos,
         window: arguments.window,
         payload_bytes: arguments.size,
+        form: Form::Measurement,
         pace: arguments.rate.map_or(Pace::FlatOut, Pace::PerSecond),
         span: arguments.count.map_or(
             Span::Time(Duration::from_secs(arguments.seconds)),

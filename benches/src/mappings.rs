@@ -1,16 +1,22 @@
 //! Mappings, from the bytes of a message to those of its outputs, on one thread.
 
+use std::fs;
 use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 use headgate::mappings::{Mapping, Sent, Set};
+use tempfile::NamedTempFile;
 
 use crate::allocations;
+use crate::contest::LOST;
+use crate::load::{Load, Pace};
+use crate::reading::Form;
 use crate::report::{Floor, Line, Section};
+use crate::server::Site;
 use crate::statistics::Rounds;
-use crate::suite::Suite;
+use crate::suite::{PAYLOAD_BYTES, PUBLISHERS, Suite};
 
 /// The model of upstream's own benchmark: a message leads to four outputs, two of them static.
 const PUMP: &str = "
@@ -45,6 +51,9 @@ const PAYLOADS: usize = 1024;
 
 const SOURCES_OF_ONE: usize = 10;
 
+/// Messages a second at which latency is measured.
+const STEADY: u64 = 2_000;
+
 #[derive(Default)]
 struct Measured {
     rate: Rounds,
@@ -55,7 +64,72 @@ struct Measured {
 
 impl Suite {
     pub(crate) fn mappings(&self) -> Result<Vec<Section>> {
-        Ok(vec![self.one_mapping()?, self.many_mappings()?])
+        Ok(vec![
+            self.one_mapping()?,
+            self.many_mappings()?,
+            self.mapped_over_mqtt()?,
+        ])
+    }
+
+    /// External publishers → mapping → external subscriber.
+    fn mapped_over_mqtt(&self) -> Result<Section> {
+        let site = Site::new(&self.gateway)?;
+        let gateway = site.start()?;
+        let mut file =
+            String::from("model: { name: m, version: v1 }\noutput_topic: umh.v1.bench\nsources:\n");
+        for source in 0..PUBLISHERS {
+            file += &format!("  s{source}: umh.v1.bench._raw.s{source}\n");
+        }
+        file += "mapping:\n";
+        for source in 0..PUBLISHERS {
+            file += &format!("  o{source}: s{source} + 0\n");
+        }
+        let path = NamedTempFile::new()?;
+        fs::write(path.path(), file)?;
+        let idle = gateway.resident_bytes()?;
+        gateway.install_mapping(path.path(), "bench")?;
+        let form = Form::TimeSeries;
+        let results = "umh/v1/bench/_m_v1/#";
+        gateway.await_results_of(form, "umh/v1/bench/_raw/s0", results, 1)?;
+        let flat_out = Load {
+            form,
+            topics: (0..PUBLISHERS)
+                .map(|source| format!("umh/v1/bench/_raw/s{source}"))
+                .collect(),
+            filter: results.to_owned(),
+            ..self.load(&gateway)
+        };
+        let steady = Load {
+            pace: Pace::PerSecond(STEADY),
+            ..flat_out.clone()
+        };
+        let [mut rate, mut lost, mut p50, mut p99, mut memory] = <[Rounds; 5]>::default();
+        for _ in 0..self.rounds {
+            let outcome = flat_out.run()?;
+            rate.push(outcome.per_second());
+            lost.push(outcome.lost as f64);
+            let outcome = steady.run()?;
+            p50.push(outcome.latency.value_at_quantile(0.5) as f64 / 1e3);
+            p99.push(outcome.latency.value_at_quantile(0.99) as f64 / 1e3);
+            memory.push((gateway.resident_bytes()?.saturating_sub(idle)) as f64 / 1e6);
+        }
+        gateway.stop()?;
+        Ok(Section {
+            title: "Mappings over MQTT".to_owned(),
+            conditions: format!(
+                "{PUBLISHERS} external publishers → one mapping with {PUBLISHERS} sources and as many outputs → one \
+                 external subscriber, {PAYLOAD_BYTES} B in, QoS 0: flat out, then {STEADY} messages/s, for {:?} each. \
+                 Memory is what the gateway has after that beyond what it had before the mapping was installed.",
+                self.time
+            ),
+            lines: vec![
+                Line::new("flat out", "messages/s", rate).with_floor(Floor::AtLeast(150e3)),
+                Line::new(LOST, "messages", lost).with_floor(Floor::AtMost(0.0)),
+                Line::new("steady, p50", "µs", p50).with_floor(Floor::AtMost(500.0)),
+                Line::new("steady, p99", "µs", p99),
+                Line::new("memory", "MB", memory).with_floor(Floor::AtMost(20.0)),
+            ],
+        })
     }
 
     fn one_mapping(&self) -> Result<Section> {

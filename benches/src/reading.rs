@@ -15,8 +15,33 @@ pub const MAX_SEQUENCE: u64 = 999_999_999;
 /// Publishers that can be told apart: four digits.
 pub const MAX_PUBLISHERS: usize = 10_000;
 
-const SEQUENCE_KEY: &[u8] = b"\"seq\":";
-const TIME_KEY: &[u8] = b"\"t\":";
+/// What a reading looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// With a value that apps convert, and number and time beside it.
+    #[default]
+    Measurement,
+    /// Of the unified namespace: the number is its value, the time its time stamp, since mappings hand on
+    /// nothing else.
+    TimeSeries,
+}
+
+impl Form {
+    fn sequence_key(self) -> &'static [u8] {
+        match self {
+            Form::Measurement => b"\"seq\":",
+            Form::TimeSeries => b"\"value\":",
+        }
+    }
+
+    fn time_key(self) -> &'static [u8] {
+        match self {
+            Form::Measurement => b"\"t\":",
+            Form::TimeSeries => b"\"timestamp_ms\":",
+        }
+    }
+}
+
 const SEQUENCE_BASE: u64 = 10_000_000_000_000;
 const TIME_BASE: u64 = 1_000_000_000_000_000;
 
@@ -37,19 +62,25 @@ pub fn nanoseconds_at(instant: Instant) -> u64 {
 
 /// A reading of `size` bytes, and where in it the sequence number's last nine digits and the time
 /// begin.
-pub fn template(publisher: usize, size: usize) -> Result<(Vec<u8>, usize, usize)> {
+pub fn template(form: Form, publisher: usize, size: usize) -> Result<(Vec<u8>, usize, usize)> {
     ensure!(
         publisher < MAX_PUBLISHERS,
         "there can be {MAX_PUBLISHERS} publishers at most"
     );
     let sequence = SEQUENCE_BASE + publisher as u64 * (MAX_SEQUENCE + 1);
-    let mut text = format!(
-        r#"{{"value":212.0,"timestamp_ms":1763725320000,"seq":{sequence},"t":{TIME_BASE},"pad":""#
-    );
+    let mut text = match form {
+        Form::Measurement => format!(
+            r#"{{"value":212.0,"timestamp_ms":1763725320000,"seq":{sequence},"t":{TIME_BASE},"pad":""#
+        ),
+        Form::TimeSeries => {
+            format!(r#"{{"value":{sequence},"timestamp_ms":{TIME_BASE},"pad":""#)
+        }
+    };
     let least = text.len() + 2;
     ensure!(size >= least, "a payload has {least} bytes at least");
-    let sequence_at = find(text.as_bytes(), SEQUENCE_KEY).map(|key| key + 6 + 5);
-    let time_at = find(text.as_bytes(), TIME_KEY).map(|key| key + 4);
+    let behind = |key: &[u8]| find(text.as_bytes(), key).map(|at| at + key.len());
+    let sequence_at = behind(form.sequence_key()).map(|at| at + 5);
+    let time_at = behind(form.time_key());
     text.extend(std::iter::repeat_n('x', size - least));
     text.push_str("\"}");
     Ok((
@@ -78,15 +109,23 @@ pub fn time_digits(nanoseconds: u64) -> [u8; TIME_DIGITS] {
 /// Finds the numbers in payloads. Remembers where they were last: payloads of one app are alike.
 #[derive(Default)]
 pub struct Finder {
+    form: Form,
     sequence_at: usize,
     time_at: usize,
 }
 
 impl Finder {
+    pub fn of(form: Form) -> Finder {
+        Finder {
+            form,
+            ..Finder::default()
+        }
+    }
+
     /// Publisher and sequence number.
     #[inline]
     pub fn sequence(&mut self, payload: &[u8]) -> Option<(usize, u64)> {
-        let number = number(payload, SEQUENCE_KEY, &mut self.sequence_at)?;
+        let number = number(payload, self.form.sequence_key(), &mut self.sequence_at)?;
         let number = number.checked_sub(SEQUENCE_BASE)?;
         let publisher = (number / (MAX_SEQUENCE + 1)) as usize;
         (publisher < MAX_PUBLISHERS).then_some((publisher, number % (MAX_SEQUENCE + 1)))
@@ -95,7 +134,7 @@ impl Finder {
     /// When the reading was sent, or should have been, on the clock of [`now_ns`].
     #[inline]
     pub fn time(&mut self, payload: &[u8]) -> Option<u64> {
-        number(payload, TIME_KEY, &mut self.time_at)?.checked_sub(TIME_BASE)
+        number(payload, self.form.time_key(), &mut self.time_at)?.checked_sub(TIME_BASE)
     }
 }
 
@@ -126,7 +165,8 @@ mod tests {
     use super::*;
 
     fn reading(publisher: usize, sequence: u64, time: u64) -> Vec<u8> {
-        let (mut payload, sequence_at, time_at) = template(publisher, 100).unwrap();
+        let (mut payload, sequence_at, time_at) =
+            template(Form::Measurement, publisher, 100).unwrap();
         write_sequence(&mut payload[sequence_at..sequence_at + 9], sequence);
         payload[time_at..time_at + TIME_DIGITS].copy_from_slice(&time_digits(time));
         payload
@@ -135,9 +175,9 @@ mod tests {
     #[test]
     fn a_reading_is_valid_json_of_exactly_the_wanted_size() {
         for size in [95, 100, 1000] {
-            assert_eq!(template(0, size).unwrap().0.len(), size);
+            assert_eq!(template(Form::Measurement, 0, size).unwrap().0.len(), size);
         }
-        assert!(template(0, 94).is_err());
+        assert!(template(Form::Measurement, 0, 94).is_err());
         let json: serde_json::Value = serde_json::from_slice(&reading(3, 42, 7)).unwrap();
         assert_eq!(json["value"], 212.0);
         assert_eq!(json["seq"], 10_003_000_000_042_u64);

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::reading::{self, Form};
 use crate::stream::{Endpoint, SERVER_NAME};
-use crate::{reading, wire};
+use crate::wire;
 
 /// How long a server may take to get ready, or to end when told to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -353,6 +354,18 @@ impl Gateway<'_> {
         Ok(())
     }
 
+    /// Installs a mapping.
+    pub fn install_mapping(&self, file: &Path, name: &str) -> Result<()> {
+        let command = ["mapping", "install", "--name", name];
+        let output = self.site.command().args(command).arg(file).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "installing {name} failed:\n{errors}"
+        );
+        Ok(())
+    }
+
     /// Events that its pipeline has taken in.
     pub fn accepted(&self) -> Result<u64> {
         let output = self.site.command().args(["status", "--json"]).output()?;
@@ -363,8 +376,19 @@ impl Gateway<'_> {
 
     /// Waits until a message sent to `topic` has `results` answers under `filter`; tells when it had.
     pub fn await_results(&self, topic: &str, filter: &str, results: usize) -> Result<Instant> {
+        self.await_results_of(Form::Measurement, topic, filter, results)
+    }
+
+    /// The same, of messages of this form.
+    pub fn await_results_of(
+        &self,
+        form: Form,
+        topic: &str,
+        filter: &str,
+        results: usize,
+    ) -> Result<Instant> {
         // Of a publisher that no load has, so that a late result is not taken for one of a load.
-        let (payload, ..) = reading::template(reading::MAX_PUBLISHERS - 1, 100)?;
+        let (payload, ..) = reading::template(form, reading::MAX_PUBLISHERS - 1, 100)?;
         let (frame, ..) = wire::publish(topic, 0, &payload);
         let mut subscriber = wire::connect(&self.site.mqtt, "probe-subscriber")?;
         wire::subscribe(&mut subscriber, filter, 0)?;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::contest::{LOST, RECEIVED, Side};
 use crate::load::{Load, Pace, Span};
 use crate::process;
+use crate::reading::Form;
 use crate::report::{Floor, Line, Section};
 use crate::server::{Broker, Gateway, Site};
 use crate::statistics::{Rounds, figure};
@@ -131,6 +132,7 @@ impl Suite {
             qos: 0,
             window: WINDOW,
             payload_bytes: PAYLOAD_BYTES,
+            form: Form::Measurement,
             pace: Pace::FlatOut,
             span: Span::Time(self.time),
             copies: 1,

@@ -25,7 +25,7 @@ use crate::regular_file::RegularFile;
 use crate::store::{Store, StoreError, VariableChange};
 
 /// Longest configuration, in bytes.
-pub const MAX_CONFIG_BYTES: usize = 4 << 20;
+pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 
 /// How often the values that have changed are written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);

@@ -123,6 +123,75 @@ const COUNTERS: &[(&str, &str)] = &[
         "Events that were removed from the journal, for want of room, before all apps had finished them.",
     ),
     (
+        "headgate_mapping_messages_processed_total",
+        "Messages of a mapping that have led to an output.",
+    ),
+    (
+        "headgate_mapping_messages_errored_total",
+        "Messages of a mapping that could not be read, and outputs that failed.",
+    ),
+    (
+        "headgate_mapping_messages_dropped_total",
+        "Messages of a mapping that have led to no output.",
+    ),
+    (
+        "headgate_mapping_messages_late_total",
+        "Messages of a mapping that came too late, by the policy of their source.",
+    ),
+    (
+        "headgate_mapping_invalid_data_type_total",
+        "Messages of a mapping that could not be read.",
+    ),
+    (
+        "headgate_mapping_outputs_generated_total",
+        "Events that a mapping made.",
+    ),
+    (
+        "headgate_mapping_javascript_errors_total",
+        "Evaluations of a mapping that threw or had no result.",
+    ),
+    (
+        "headgate_mapping_javascript_executions_total",
+        "Evaluations of a mapping by the JavaScript engine.",
+    ),
+    (
+        "headgate_mapping_javascript_execution_seconds",
+        "Time that these took.",
+    ),
+    (
+        "headgate_mapping_fast_executions_total",
+        "Evaluations of a mapping without the JavaScript engine.",
+    ),
+    (
+        "headgate_mapping_stopped_executions_total",
+        "Evaluations of a mapping that were stopped at a limit.",
+    ),
+    (
+        "headgate_mapping_timed_messages_total",
+        "Messages of a mapping whose time was taken: one of 64.",
+    ),
+    (
+        "headgate_mapping_message_processing_seconds",
+        "Time that these took.",
+    ),
+    ("headgate_mapping_outputs", "Outputs of a mapping."),
+    (
+        "headgate_mapping_active_variables",
+        "Sources of a mapping that have a value.",
+    ),
+    (
+        "headgate_mappings_queued_events",
+        "Events that wait for the mappings.",
+    ),
+    (
+        "headgate_mappings_dropped_events_total",
+        "Events for which the mappings had no room.",
+    ),
+    (
+        "headgate_mappings_save_failures_total",
+        "Attempts to store the values of mappings' sources that failed.",
+    ),
+    (
         "headgate_journal_refused_outputs_total",
         "Events that apps made and that are not in the journal, because the disk refused what was to be written.",
     ),
