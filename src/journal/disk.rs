@@ -1,4 +1,7 @@
 //! Files as the writer sees them: through io_uring where the kernel lets us, else with plain system calls.
+//!
+//! Buffers are not registered with io_uring: that saves pinning pages for direct I/O, while a write through the
+//! page cache pins none, and would be copied once more into a registered buffer.
 
 use std::fs::{File, OpenOptions};
 use std::io;
