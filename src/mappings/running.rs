@@ -36,6 +36,9 @@ const MAX_RECEIPTS: usize = 10_000;
 /// Who has published, where it is not one app: no app can have this name.
 pub const SOURCE: &str = "mapping/*";
 
+/// The text of a configuration, or why it can't be read.
+type ReadConfig = Result<String, String>;
+
 /// How the mappings of a gateway are set up.
 #[derive(Clone, Debug)]
 pub struct MappingsConfig {
@@ -140,7 +143,7 @@ impl Mappings {
             saving: Mutex::default(),
             save: Condvar::new(),
         });
-        let mut all: BTreeMap<String, (bool, Result<String, String>)> = BTreeMap::new();
+        let mut all: BTreeMap<String, (bool, ReadConfig)> = BTreeMap::new();
         for (name, text) in shared.store.mappings()? {
             let text = String::from_utf8(text).map_err(|error| error.to_string());
             all.insert(name, (false, text));
@@ -811,7 +814,7 @@ fn file_name(name: &str) -> String {
 }
 
 /// The files of a folder: their names without .yaml, and what stands in them or why that can't be said.
-fn preinstalled(folder: &Path) -> Result<Vec<(String, Result<String, String>)>, MappingError> {
+fn preinstalled(folder: &Path) -> Result<Vec<(String, ReadConfig)>, MappingError> {
     let failed = |source| MappingError::Folder {
         path: folder.to_owned(),
         source,

@@ -51,7 +51,7 @@ pub use dedup::{Claim, Claims, DedupKey, DedupWindow};
 pub use latency::Latency;
 pub use outlet::{NotJournaled, Offer, Outlet, Progress, Route, RouteTable, Routes, Sink};
 pub use pressure::{Load, Pressure, Thresholds};
-pub use queue::{Queue, Queued, event_bytes};
+pub(crate) use queue::{Queue, Queued, event_bytes};
 pub use ring::Ring;
 pub use rules::{Dedup, Rule, Rules};
 pub use traces::{Step, Traced, Traces};
