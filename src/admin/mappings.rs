@@ -17,6 +17,7 @@ impl From<MappingError> for Refusal {
             MappingError::NotFound(_) | MappingError::NoOutput(_) => StatusCode::NOT_FOUND,
             MappingError::Name(_) | MappingError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
             MappingError::Preinstalled(_) | MappingError::DoesNotRun { .. } => StatusCode::CONFLICT,
+            MappingError::Busy => StatusCode::SERVICE_UNAVAILABLE,
             MappingError::Folder { .. } | MappingError::Thread(_) | MappingError::Store(_) => {
                 tracing::error!(%error, "an admin request failed");
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -28,7 +29,7 @@ impl From<MappingError> for Refusal {
 
 pub(super) async fn list(State(api): State<Api>) -> Answer<Value> {
     let mappings = api.state.mappings;
-    blocking(move || Ok(json!({ "mappings": mappings.list() })))
+    blocking(move || Ok(json!({ "mappings": mappings.list()? })))
         .await
         .map(Json)
 }

@@ -59,6 +59,8 @@ pub enum Failure {
     Thrown(Arc<str>),
     #[error("it took longer than {0:?}")]
     TimeLimit(Duration),
+    #[error("the expressions of its mapping took too long together")]
+    Overrun,
     #[error("it needs more than {} MiB of memory", MEMORY_BYTES >> 20)]
     Memory,
     #[error("a source's value is nested more than {MAX_DEPTH} deep")]

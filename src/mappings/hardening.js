@@ -26,6 +26,11 @@
     new Set()[Symbol.iterator](), ''.matchAll(/a/g), (function* () {})(), (async function* () {})(),
     (function () { return arguments; })(), Promise.resolve(),
   ];
+  // Helpers of iterators, and what makes an iterator of something else.
+  const iterator = [].values();
+  if (iterator.map) roots[roots.length] = iterator.map(() => 0);
+  const { constructor: Iterator } = Object.getPrototypeOf(Object.getPrototypeOf(iterator));
+  if (Iterator.from) roots[roots.length] = Iterator.from({ next: () => ({ done: true }) });
 
   // What is built in runs for as long as it takes: the engine looks at the time between the steps of a
   // script only, and seldom. So what can take long is bounded by how much it is given, and looks itself.

@@ -26,6 +26,16 @@ const REST_FACTOR: u32 = 20;
 
 const LONGEST_REST: Duration = Duration::from_secs(300);
 
+/// Most time that the engine may take for one message; then all that needs it rests, as an output does that
+/// was stopped. And for all results that are computed when a mapping is loaded.
+const BUDGET: Duration = Duration::from_secs(1);
+
+/// An evaluation that could not be stopped and took so many times the time limit counts as stopped.
+const UNSTOPPABLE_FACTOR: u32 = 10;
+
+/// Longest value that is shown, in bytes.
+const SHOWN_BYTES: usize = 1000;
+
 /// What came with a message beside topic and payload, and goes on with its outputs.
 pub type Metadata = Arc<[(Box<str>, Box<str>)]>;
 
@@ -39,6 +49,7 @@ pub struct Mapping {
     /// Numbers of the outputs that depend on no source.
     statics: Box<[usize]>,
     time_limit: Duration,
+    budget: Budget,
     counters: Counters,
     /// Sources whose value has changed since [`Mapping::take_changed`].
     changed: Vec<usize>,
@@ -61,7 +72,7 @@ struct Source {
     arrivals: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Waiting {
     value: Value,
     /// When it has waited long enough.
@@ -113,6 +124,41 @@ struct Emission {
     at_ms: u64,
     timestamp_ms: i64,
     inputs: Vec<(usize, Variable)>,
+}
+
+/// The engine's time for all outputs together.
+#[derive(Debug, Default)]
+struct Budget {
+    spent: Duration,
+    /// Messages in a row for which it was not enough.
+    overruns: u32,
+    rests_until_ms: u64,
+}
+
+impl Budget {
+    fn begin(&mut self) {
+        self.spent = Duration::ZERO;
+    }
+
+    fn is_used_up(&self, now_ms: u64) -> bool {
+        self.spent >= BUDGET || now_ms < self.rests_until_ms
+    }
+
+    fn end(&mut self, now_ms: u64) {
+        if self.spent >= BUDGET {
+            self.rests_until_ms = now_ms + rest(BUDGET, self.overruns).as_millis() as u64;
+            self.overruns += 1;
+        } else if now_ms >= self.rests_until_ms {
+            self.overruns = 0;
+        }
+    }
+}
+
+/// After having been stopped so many times in a row before.
+fn rest(limit: Duration, stopped: u32) -> Duration {
+    (limit * REST_FACTOR)
+        .saturating_mul(1 << stopped.min(20))
+        .min(LONGEST_REST)
 }
 
 #[derive(Debug, Default)]
@@ -268,7 +314,9 @@ impl Mapping {
             "{}._{}_{}",
             config.output_topic, config.model_name, config.model_version
         );
+        let mut left = BUDGET;
         for (output, analysed) in config.outputs.iter().zip(analysed) {
+            let configured = output;
             let analysed = analysed.map_err(|refusal| {
                 let place = config.place_in(output, refusal.offset.unwrap_or(0));
                 let what = if refusal.is_compilation {
@@ -306,8 +354,15 @@ impl Mapping {
                 state: State::Untouched,
                 stopped: 0,
             };
-            if output.analysed.sources.is_empty() && !output.analysed.is_volatile {
-                output.compute_constant(config.time_limit);
+            if output.analysed.sources.is_empty()
+                && !output.analysed.is_volatile
+                && let Some(failure) = output.compute_constant(config.time_limit, &mut left)
+            {
+                warnings.push(Warning {
+                    place: config.place_in(configured, 0),
+                    path: Some(configured.path.clone()),
+                    message: format!("it was stopped: {failure}"),
+                });
             }
             outputs.push(output);
         }
@@ -341,6 +396,7 @@ impl Mapping {
                     .collect(),
                 statics,
                 time_limit: config.time_limit,
+                budget: Budget::default(),
                 counters: Counters::default(),
                 changed: Vec::new(),
                 scratch: Scratch::default(),
@@ -493,6 +549,15 @@ impl Mapping {
         }
     }
 
+    /// How long a message may wait for earlier ones.
+    pub fn longest_wait(&self) -> Duration {
+        let windows = self.sources.iter().map(|source| match source.late {
+            Late::Reorder(window) => window,
+            Late::Accept | Late::Drop => Duration::ZERO,
+        });
+        windows.max().unwrap_or_default()
+    }
+
     /// When [`Mapping::on_time`] has something to do, in milliseconds since the Unix epoch.
     pub fn next_time(&self) -> Option<u64> {
         self.sources.iter().filter_map(Source::next_time).min()
@@ -551,10 +616,12 @@ impl Mapping {
             outputs,
             statics,
             time_limit,
+            budget,
             counters,
             scratch,
             ..
         } = self;
+        budget.begin();
         scratch.bytes.clear();
         scratch.parts.clear();
         let mut evaluate = |number: usize| {
@@ -564,6 +631,7 @@ impl Mapping {
                 timestamp_ms,
                 now_ms,
                 *time_limit,
+                budget,
                 counters,
                 &mut scratch.bytes,
             ) {
@@ -587,6 +655,7 @@ impl Mapping {
                 all.into_iter().for_each(&mut evaluate);
             }
         }
+        budget.end(now_ms);
         if scratch.parts.is_empty() {
             return;
         }
@@ -652,7 +721,12 @@ impl Mapping {
             if let Some(&number) = numbers.get(&*source.alias)
                 && self.sources[number].topic == source.topic
             {
-                self.sources[number].variable.clone_from(&source.variable);
+                let own = &mut self.sources[number];
+                own.variable.clone_from(&source.variable);
+                if let Late::Reorder(_) = own.late {
+                    own.waiting.clone_from(&source.waiting);
+                    own.arrivals = source.arrivals;
+                }
             }
         }
         for number in &old.changed {
@@ -702,7 +776,7 @@ impl Mapping {
                     .iter()
                     .map(|(source, variable)| Input {
                         alias: self.sources[*source].alias.to_string(),
-                        value: json(&variable.value),
+                        value: shown(&variable.value),
                         timestamp_ms: variable.timestamp_ms,
                     })
                     .collect(),
@@ -728,8 +802,15 @@ impl Mapping {
         if !missing.is_empty() {
             return format!("waits for {}", missing.join(", "));
         }
-        match &output.state {
-            State::Untouched => "no message has come in since it was installed".to_owned(),
+        let is_old = |number: &&usize| self.sources[**number].is_too_old(now_ms);
+        let state = match (reads.iter().find(is_old), &output.state) {
+            (Some(number), _) => &State::TooOld(*number),
+            (None, state) => state,
+        };
+        match state {
+            State::Untouched => {
+                "no message has come in since it was installed or the gateway started".to_owned()
+            }
             State::Emitted => "emitted".to_owned(),
             State::Missing(source) => format!("waited for {}", self.sources[*source].alias),
             State::TooOld(source) => {
@@ -755,7 +836,14 @@ impl Mapping {
 }
 
 impl Output {
-    fn compute_constant(&mut self, time_limit: Duration) {
+    /// What it takes is taken off `left`; if nothing is, it is evaluated with each message. Returns by what it
+    /// was stopped.
+    fn compute_constant(&mut self, time_limit: Duration, left: &mut Duration) -> Option<Failure> {
+        if left.is_zero() {
+            return None;
+        }
+        let start = Instant::now();
+        let time_limit = time_limit.min(*left);
         let mut bytes = Vec::new();
         let result = match &self.analysed.fast {
             Some(node) => match node.evaluate(&Vec::new()) {
@@ -774,11 +862,17 @@ impl Output {
                 &mut bytes,
             ),
         };
-        self.constant = match result {
+        *left = left.saturating_sub(start.elapsed());
+        match result {
             // Perhaps another time: the machine may have been busy, or another script the cause.
-            Err(Failure::TimeLimit(_) | Failure::Memory | Failure::NoEngine(_)) => None,
-            result => Some(result.map(|()| bytes.into())),
-        };
+            Err(stopped @ (Failure::TimeLimit(_) | Failure::Memory | Failure::NoEngine(_))) => {
+                Some(stopped)
+            }
+            result => {
+                self.constant = Some(result.map(|()| bytes.into()));
+                None
+            }
+        }
     }
 
     /// Appends the payload, if there is one.
@@ -788,19 +882,17 @@ impl Output {
         timestamp_ms: i64,
         now_ms: u64,
         time_limit: Duration,
+        budget: &mut Budget,
         counters: &mut Counters,
         bytes: &mut Vec<u8>,
     ) -> bool {
         for &number in &self.analysed.sources {
             let source = &sources[number];
-            let Some(variable) = &source.variable else {
+            if source.variable.is_none() {
                 self.state = State::Missing(number);
                 return false;
-            };
-            if source
-                .max_age_ms
-                .is_some_and(|max| now_ms.saturating_sub(variable.arrived_ms) > max)
-            {
+            }
+            if source.is_too_old(now_ms) {
                 self.state = State::TooOld(number);
                 return false;
             }
@@ -813,7 +905,7 @@ impl Output {
         }
         let start = bytes.len();
         bytes.extend_from_slice(b"{\"value\":");
-        match self.evaluate(sources, time_limit, counters, bytes) {
+        match self.evaluate(sources, now_ms, time_limit, budget, counters, bytes) {
             Ok(()) => {
                 bytes.extend_from_slice(b",\"timestamp_ms\":");
                 bytes.extend_from_slice(itoa::Buffer::new().format(timestamp_ms).as_bytes());
@@ -832,6 +924,7 @@ impl Output {
                         | Failure::Undefined
                         | Failure::Null
                         | Failure::TimeLimit(_)
+                        | Failure::Overrun
                         | Failure::Memory
                         | Failure::NoEngine(_)
                 ) {
@@ -839,9 +932,7 @@ impl Output {
                 }
                 if matches!(failure, Failure::TimeLimit(_) | Failure::Memory) {
                     counters.stopped_executions += 1;
-                    let rest = (time_limit * REST_FACTOR)
-                        .saturating_mul(1 << self.stopped.min(20))
-                        .min(LONGEST_REST);
+                    let rest = rest(time_limit, self.stopped);
                     self.stopped += 1;
                     self.state = State::Resting {
                         until_ms: now_ms + rest.as_millis() as u64,
@@ -858,7 +949,9 @@ impl Output {
     fn evaluate(
         &self,
         sources: &Vec<Source>,
+        now_ms: u64,
         time_limit: Duration,
+        budget: &mut Budget,
         counters: &mut Counters,
         bytes: &mut Vec<u8>,
     ) -> Result<(), Failure> {
@@ -876,6 +969,9 @@ impl Output {
             counters.fast_executions += 1;
             return value.write(bytes);
         }
+        if budget.is_used_up(now_ms) {
+            return Err(Failure::Overrun);
+        }
         let start = Instant::now();
         let variables = self.analysed.sources.iter().filter_map(|number| {
             let value = sources.source(*number)?;
@@ -884,7 +980,12 @@ impl Output {
         let result = engine::evaluate(&self.analysed.script, variables, time_limit, bytes);
         counters.javascript_executions += 1;
         counters.javascript_execution_ns += nanoseconds(start);
-        result
+        let took = start.elapsed();
+        budget.spent += took;
+        match took > time_limit * UNSTOPPABLE_FACTOR {
+            true => Err(Failure::TimeLimit(time_limit)),
+            false => result,
+        }
     }
 
     fn note(&mut self, sources: &[Source], timestamp_ms: i64, now_ms: u64) {
@@ -945,6 +1046,14 @@ impl Source {
         self.waiting.values().map(|waiting| waiting.until_ms).min()
     }
 
+    fn is_too_old(&self, now_ms: u64) -> bool {
+        let age = self
+            .variable
+            .as_ref()
+            .map(|variable| now_ms.saturating_sub(variable.arrived_ms));
+        age.zip(self.max_age_ms).is_some_and(|(age, max)| age > max)
+    }
+
     fn stored(&self) -> Option<Stored> {
         let variable = self.variable.as_ref()?;
         Some(Stored {
@@ -961,7 +1070,7 @@ impl Source {
         SourceState {
             alias: self.alias.to_string(),
             topic: self.topic.to_string(),
-            value: variable.map(|variable| json(&variable.value)),
+            value: variable.map(|variable| shown(&variable.value)),
             timestamp_ms: variable.map(|variable| variable.timestamp_ms),
             age_ms: variable.map(|variable| now_ms.saturating_sub(variable.arrived_ms)),
             max_age_ms: self.max_age_ms,
@@ -1012,6 +1121,17 @@ fn sources(config: &Config, outputs: &[Output], warnings: &mut Vec<Warning>) -> 
             }
         })
         .collect()
+}
+
+/// For people: the beginning of it, if it is long.
+fn shown(value: &Value) -> String {
+    let mut text = json(value);
+    let bytes = text.len();
+    if bytes > SHOWN_BYTES {
+        text.truncate(text.floor_char_boundary(SHOWN_BYTES));
+        text += &format!("… ({bytes} bytes)");
+    }
+    text
 }
 
 fn json(value: &Value) -> String {

@@ -4,18 +4,18 @@
 //! stopped, and rests. Another one writes, once a second, the values that have changed. An event of the journal
 //! is finished when its value is on disk and what was made of it is in the journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::status::{MappingError, MappingInfo, MappingsStatus, OutputStatus};
-use super::{Mapping, Refusal, Sent, Set, Stored};
+use super::{Mapping, Metadata, Refusal, Sent, Set, Stored};
 use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::event::{Batch, Event, Lane, Receipt, TopicFilter, unix_time_ns};
 use crate::pipeline::{
@@ -29,6 +29,12 @@ pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 
 /// How often the values that have changed are written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long somebody waits who only looks.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many apps and mappings an event has come through, as metadata of what waits for earlier messages.
+const HOPS: &str = "hops";
 
 /// Events of the journal that wait for a store that can't be written.
 const MAX_RECEIPTS: usize = 10_000;
@@ -66,6 +72,7 @@ struct Shared {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     inside: Mutex<Inside>,
+    installed: AtomicUsize,
     /// Held while one is installed or removed.
     changing: Mutex<()>,
     saving: Mutex<Saving>,
@@ -99,8 +106,10 @@ struct Counts {
 struct Inside {
     set: Set,
     entries: BTreeMap<String, Entry>,
-    /// Of events whose values are not on disk yet.
-    receipts: Vec<Arc<dyn Receipt>>,
+    /// Of events whose values are not on disk yet, and since when.
+    receipts: VecDeque<(Instant, Arc<dyn Receipt>)>,
+    /// How long an event may wait for earlier ones, in any mapping.
+    longest_wait: Duration,
 }
 
 /// What is known of a mapping besides its work.
@@ -139,6 +148,7 @@ impl Mappings {
             waiting: Mutex::default(),
             wake: Condvar::new(),
             inside: Mutex::default(),
+            installed: AtomicUsize::new(0),
             changing: Mutex::default(),
             saving: Mutex::default(),
             save: Condvar::new(),
@@ -178,7 +188,7 @@ impl Mappings {
             }
             inside.entries.insert(name, entry);
         }
-        shared.update_routes(&shared.inside.lock());
+        shared.follow(&mut shared.inside.lock());
         let thread = |name: &str, work: fn(&Arc<Shared>)| {
             let shared = shared.clone();
             let named = thread::Builder::new().name(name.to_owned());
@@ -217,7 +227,7 @@ impl Mappings {
             ..Entry::new(false)
         };
         inside.entries.insert(name.to_owned(), entry);
-        shared.update_routes(&inside);
+        shared.follow(&mut inside);
         tracing::info!(mapping = name, "mapping installed");
         inside
             .info(name)
@@ -236,7 +246,7 @@ impl Mappings {
         let mut inside = shared.inside.lock();
         inside.set.remove(name);
         inside.entries.remove(name);
-        shared.update_routes(&inside);
+        shared.follow(&mut inside);
         drop(inside);
         let was_there = shared.store.remove_mapping(name)?;
         drop(saving);
@@ -250,14 +260,14 @@ impl Mappings {
     }
 
     /// All, by name.
-    pub fn list(&self) -> Vec<MappingInfo> {
-        let inside = self.shared.inside.lock();
+    pub fn list(&self) -> Result<Vec<MappingInfo>, MappingError> {
+        let inside = self.shared.look()?;
         let names = inside.entries.keys();
-        names.filter_map(|name| inside.info(name)).collect()
+        Ok(names.filter_map(|name| inside.info(name)).collect())
     }
 
     pub fn inspect(&self, name: &str) -> Result<MappingInfo, MappingError> {
-        let info = self.shared.inside.lock().info(name);
+        let info = self.shared.look()?.info(name);
         info.ok_or_else(|| MappingError::NotFound(name.to_owned()))
     }
 
@@ -271,7 +281,7 @@ impl Mappings {
     /// mapping.
     pub fn why(&self, path: &str) -> Result<Vec<OutputStatus>, MappingError> {
         let now_ms = now_ms();
-        let inside = self.shared.inside.lock();
+        let inside = self.shared.look()?;
         let (name, wanted) = match path.split_once('/') {
             Some((name, path)) => (Some(name), Some(path)),
             None if inside.entries.contains_key(path) => (Some(path), None),
@@ -305,7 +315,7 @@ impl Mappings {
 
     /// The output that goes to an MQTT topic, if there is one.
     pub fn output_on(&self, topic: &str) -> Option<OutputStatus> {
-        let inside = self.shared.inside.lock();
+        let inside = self.shared.look().ok()?;
         inside.set.iter().find_map(|(name, mapping)| {
             let mut outputs = mapping.outputs();
             let output = outputs.find(|output| output.topic.as_str() == topic)?;
@@ -315,14 +325,16 @@ impl Mappings {
 
     /// Names of the mappings that read an MQTT topic.
     pub fn readers_of(&self, topic: &str) -> Vec<String> {
-        let inside = self.shared.inside.lock();
+        let Ok(inside) = self.shared.look() else {
+            return Vec::new();
+        };
         let reads = |mapping: &Mapping| mapping.topics().any(|(source, _)| source == topic);
         let readers = inside.set.iter().filter(|(_, mapping)| reads(mapping));
         readers.map(|(name, _)| name.to_owned()).collect()
     }
 
     pub fn status(&self) -> MappingsStatus {
-        let installed = self.shared.inside.lock().entries.len();
+        let installed = self.shared.installed.load(Ordering::Relaxed);
         let waiting = self.shared.waiting.lock();
         let Counts {
             offered,
@@ -348,7 +360,10 @@ impl Mappings {
         metrics::gauge!("headgate_mappings_queued_events").set(status.queued as f64);
         metrics::counter!("headgate_mappings_dropped_events_total").absolute(status.dropped);
         metrics::counter!("headgate_mappings_save_failures_total").absolute(status.save_failures);
-        let inside = self.shared.inside.lock();
+        // Those of the last time are there, otherwise.
+        let Some(inside) = self.shared.inside.try_lock() else {
+            return;
+        };
         for (name, mapping) in inside.set.iter() {
             super::metrics::record(name, mapping);
         }
@@ -438,7 +453,16 @@ impl Shared {
         Ok(read.collect())
     }
 
-    fn update_routes(self: &Arc<Self>, inside: &Inside) {
+    /// For whoever must not wait for as long as expressions may run.
+    fn look(&self) -> Result<MutexGuard<'_, Inside>, MappingError> {
+        self.inside.try_lock_for(PATIENCE).ok_or(MappingError::Busy)
+    }
+
+    /// To be called when what runs has changed.
+    fn follow(self: &Arc<Self>, inside: &mut Inside) {
+        inside.longest_wait = inside.set.longest_wait();
+        let installed = inside.entries.len();
+        self.installed.store(installed, Ordering::Relaxed);
         let topics: BTreeSet<&str> = inside
             .set
             .iter()
@@ -456,39 +480,58 @@ impl Shared {
     fn work(self: &Arc<Self>) {
         let mut sent = Vec::new();
         while let Some((batch, since)) = self.next() {
-            let now_ms = now_ms();
-            let mut inside = self.inside.lock();
             let mut outputs = Vec::new();
             let mut unreadable = Vec::new();
             for event in &batch {
+                // For one event only: others want to look, and to install.
+                let mut inside = self.inside.lock();
+                let metadata = (!inside.longest_wait.is_zero()).then(|| hops(event));
                 let read = inside.set.on_message(
                     event.topic.as_str(),
                     &event.payload,
-                    None,
-                    now_ms,
+                    metadata.as_ref(),
+                    now_ms(),
                     &mut sent,
                 );
+                drop(inside);
                 if let Err(refusal) = read {
                     unreadable.push((event, refusal));
                 }
                 outputs.extend(sent.drain(..).map(|sent| made_of(event, sent)));
             }
-            inside.set.on_time(now_ms, &mut sent);
-            outputs.extend(sent.drain(..).map(released));
-            let receipts = batch.iter().filter_map(|event| event.receipt.as_ref());
-            let mut receipts: Vec<_> = receipts.cloned().collect();
-            receipts.dedup_by(|a, b| Arc::ptr_eq(a, b));
+            let mut inside = self.inside.lock();
+            inside.set.on_time(now_ms(), &mut sent);
             drop(inside);
+            outputs.extend(sent.drain(..).map(released));
             let published = outputs.len();
             self.trace(&batch, published);
             self.bury(&unreadable);
-            if !outputs.is_empty() && self.sink.publish(SOURCE, outputs).is_err() {
-                receipts.iter().for_each(|receipt| receipt.abandon());
-            }
-            if !receipts.is_empty() {
-                self.inside.lock().receipts.append(&mut receipts);
-            }
+            let journaled = outputs.is_empty() || self.sink.publish(SOURCE, outputs).is_ok();
+            self.keep_receipts(&batch, journaled);
             self.account(&batch, since, published);
+        }
+        // What waits for earlier messages waits no longer.
+        self.inside.lock().set.on_time(u64::MAX, &mut sent);
+        let outputs: Vec<_> = sent.drain(..).map(released).collect();
+        self.waiting.lock().counts.published += outputs.len() as u64;
+        if !outputs.is_empty() {
+            // If the disk refuses, what led to it is not finished either.
+            let _ = self.sink.publish(SOURCE, outputs);
+        }
+    }
+
+    /// Until the values are on disk.
+    fn keep_receipts(&self, batch: &Batch, journaled: bool) {
+        let receipts = batch.iter().filter_map(|event| event.receipt.as_ref());
+        let mut receipts: Vec<_> = receipts.cloned().collect();
+        receipts.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        if !journaled {
+            receipts.iter().for_each(|receipt| receipt.abandon());
+        }
+        if !receipts.is_empty() {
+            let now = Instant::now();
+            let receipts = receipts.into_iter().map(|receipt| (now, receipt));
+            self.inside.lock().receipts.extend(receipts);
         }
     }
 
@@ -570,8 +613,9 @@ impl Shared {
             let step = Step::failed(SOURCE.into(), &refusal.to_string());
             self.routes.traces.note([&event.topic].into_iter(), &step);
             let reason = Reason::Unreadable;
-            self.dead_letters.add(reason, now, || {
-                DeadLetter::new(reason, SOURCE, &event.topic, &event.payload, 0)
+            self.dead_letters.add(reason, now, || DeadLetter {
+                error: Some(refusal.to_string()),
+                ..DeadLetter::new(reason, SOURCE, &event.topic, &event.payload, 0)
             });
         }
     }
@@ -609,7 +653,7 @@ impl Shared {
                 self.save.wait_for(&mut saving, SAVE_EVERY);
             }
             let ends = saving.ends;
-            let saved = self.save(&mut pending);
+            let saved = self.save(&mut pending, ends);
             drop(saving);
             match saved {
                 Ok(()) => failing = false,
@@ -627,7 +671,11 @@ impl Shared {
         }
     }
 
-    fn save(&self, pending: &mut BTreeMap<(String, String), Vec<u8>>) -> Result<(), StoreError> {
+    fn save(
+        &self,
+        pending: &mut BTreeMap<(String, String), Vec<u8>>,
+        ends: bool,
+    ) -> Result<(), StoreError> {
         let receipts = {
             let mut inside = self.inside.lock();
             for (name, mapping) in inside.set.iter_mut() {
@@ -638,7 +686,12 @@ impl Shared {
                 }
             }
             pending.retain(|(name, _), _| inside.set.get(name).is_some());
-            std::mem::take(&mut inside.receipts)
+            // Some of the others' events may wait for earlier ones, in memory only.
+            let wait = inside.longest_wait;
+            let is_over = |(since, _): &(Instant, _)| ends || since.elapsed() >= wait;
+            let over = inside.receipts.partition_point(is_over);
+            let over: Vec<_> = inside.receipts.drain(..over).collect();
+            over
         };
         if pending.is_empty() {
             return Ok(());
@@ -656,14 +709,14 @@ impl Shared {
             Ok(()) => pending.clear(),
             // They are not finished before the values are there; too many of them, not in this run.
             Err(_) if receipts.len() > MAX_RECEIPTS => {
-                receipts.iter().for_each(|receipt| receipt.abandon());
+                receipts.iter().for_each(|(_, receipt)| receipt.abandon());
             }
-            Err(_) => self
-                .inside
-                .lock()
-                .receipts
-                .splice(..0, receipts)
-                .for_each(drop),
+            Err(_) => {
+                let mut inside = self.inside.lock();
+                for receipt in receipts.into_iter().rev() {
+                    inside.receipts.push_front(receipt);
+                }
+            }
         }
         written
     }
@@ -743,18 +796,29 @@ impl Outlet for Shared {
     }
 }
 
-/// What a mapping has made of an event.
+/// What a mapping has made of an event, or of one before it that has waited for this one.
 fn made_of(event: &Event, sent: Sent) -> Event {
     Event {
-        hops: event.hops.saturating_add(1),
+        hops: hops_of(&sent).unwrap_or(event.hops).saturating_add(1),
         ..Event::at(sent.topic, sent.payload, event.received, event.timestamp_ns)
     }
+}
+
+/// For what waits.
+fn hops(event: &Event) -> Metadata {
+    [(HOPS.into(), event.hops.to_string().into())].into()
+}
+
+fn hops_of(sent: &Sent) -> Option<u8> {
+    let metadata = sent.metadata.as_ref()?;
+    let (_, hops) = metadata.iter().find(|(name, _)| **name == *HOPS)?;
+    hops.parse().ok()
 }
 
 /// What has waited for earlier messages.
 fn released(sent: Sent) -> Event {
     Event {
-        hops: 1,
+        hops: hops_of(&sent).unwrap_or_default().saturating_add(1),
         ..Event::new(sent.topic, sent.payload, Instant::now())
     }
 }

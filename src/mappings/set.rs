@@ -1,6 +1,8 @@
 //! All mappings of a gateway: which of them a message is for is looked up once, by its topic, whatever
 //! their number.
 
+use std::time::Duration;
+
 use rustc_hash::FxHashMap;
 
 use super::mapping::{Mapping, Metadata, Sent};
@@ -127,6 +129,12 @@ impl Set {
             }
         }
         reading.map(|_| ())
+    }
+
+    /// How long a message may wait for earlier ones.
+    pub fn longest_wait(&self) -> Duration {
+        let waits = self.iter().map(|(_, mapping)| mapping.longest_wait());
+        waits.max().unwrap_or_default()
     }
 
     /// When [`Set::on_time`] has something to do.

@@ -61,6 +61,10 @@ pub enum MappingError {
     NotFound(String),
     #[error("no mapping has an output {0}; `headgate mapping inspect NAME` has those of a mapping")]
     NoOutput(String),
+    #[error(
+        "expressions of the mappings run all the time; try again later, or remove the one that `headgate mapping check` warns of"
+    )]
+    Busy,
     #[error("the mapping {name} does not run: {error}")]
     DoesNotRun { name: String, error: String },
     #[error(

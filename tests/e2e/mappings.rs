@@ -253,18 +253,54 @@ fn mappings_that_feed_each_other_come_to_an_end() {
     let home = Home::new();
     let gateway = home.start();
     let path = home.path().join("loop.yaml");
-    let text = "stream_processor:\n  mode: timeseries\n  model: { name: pump, version: v1 }\n  \
-                output_topic: umh.v1.corpA.plant-A.aawd\n  sources:\n    again: \
-                umh.v1.corpA.plant-A.aawd._pump_v1.again\n  mapping:\n    again: again + 1\n";
-    fs::write(&path, text).unwrap();
-    gateway.json(&["mapping", "install", path.to_str().unwrap()]);
     let mut publisher = Wire::connect(&gateway, "publisher");
-    publisher.publish(&format!("{PUMP}/again"), payload("0").as_bytes());
-    eventually("the end of the loop", || {
-        let letters = gateway.json(&["dead-letters"])["letters"].clone();
-        (letters[0]["reason"] == "looped").then_some(())
-    });
+    for (number, late) in ["accept", "reorder, reorder_window: 1ms"]
+        .iter()
+        .enumerate()
+    {
+        let text = format!(
+            "stream_processor:\n  mode: timeseries\n  model: {{ name: pump, version: v1 }}\n  \
+             output_topic: umh.v1.corpA.plant-A.aawd\n  sources:\n    again: \
+             umh.v1.corpA.plant-A.aawd._pump_v1.again\n  mapping:\n    again: again + 1\n  \
+             headgate: {{ late: {late} }}\n"
+        );
+        fs::write(&path, text).unwrap();
+        gateway.json(&["mapping", "install", path.to_str().unwrap()]);
+        publisher.publish(&format!("{PUMP}/again"), payload("0").as_bytes());
+        eventually("the end of the loop", || {
+            let letters = gateway.json(&["dead-letters"])["letters"].clone();
+            (letters[number]["reason"] == "looped").then_some(())
+        });
+    }
     gateway.assert_adds_up();
+}
+
+#[test]
+fn a_message_that_waits_for_earlier_ones_is_lost_by_no_new_version_and_by_no_end() {
+    const PATIENT: &[&str] = &[
+        "copy: press",
+        "# Behind the mapping.",
+        "\n  headgate: { late: reorder, reorder_window: 60s }",
+    ];
+    let home = Home::new().set("journal.topics", "umh/#");
+    let gateway = home.start();
+    install(&gateway, "pump", PATIENT);
+    publish(&gateway, "press", "1");
+    install(&gateway, "pump", PATIENT);
+    let counted = |gateway: &Gateway| gateway.status()["mappings"]["handled"].clone();
+    eventually("the first", || (counted(&gateway) == 1).then_some(()));
+    assert_eq!(why(&gateway, "pump/copy")["last"], Value::Null);
+    // At the end it waits no longer.
+    let gateway = gateway.terminate().home.start();
+    let values = |gateway: &Gateway| why(gateway, "pump/copy")["sources"][0]["value"].clone();
+    assert_eq!(values(&gateway), "1");
+    // After kill -9 it comes again.
+    publish(&gateway, "press", "2");
+    eventually("the second", || (counted(&gateway) == 1).then_some(()));
+    let gateway = gateway.kill().start();
+    gateway.until_logged("delivered again");
+    let gateway = gateway.terminate().home.start();
+    assert_eq!(values(&gateway), "2");
 }
 
 #[test]

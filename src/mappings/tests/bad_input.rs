@@ -364,6 +364,9 @@ fn nothing_that_is_built_in_can_be_changed() {
         assert_eq!(found, Ok(value.to_owned()), "{expression}");
     }
     for expression in [
+        "(p => { 'use strict'; p.x = 1 })(Object.getPrototypeOf([].values().map(x => x)))",
+        "(i => { 'use strict'; Object.getPrototypeOf(i).x = 1 })(Object.getPrototypeOf(Object.getPrototypeOf(\
+         [].values())).constructor.from({ next: () => 1 }))",
         "Object.defineProperty(Object.prototype, 'x', { value: 1 })",
         "Object.setPrototypeOf(Array.prototype, { x: 1 })",
         "(function () { 'use strict'; Math.x = 1 })()",
@@ -561,6 +564,40 @@ fn an_output_that_is_stopped_rests_and_others_go_on() {
         state.starts_with("it took longer than 20ms; it rests for another"),
         "{state}"
     );
+}
+
+#[test]
+fn outputs_that_all_never_end_cost_one_message_its_budget_and_the_next_ones_nothing() {
+    let mut file = format!("{HEAD}mapping:\n");
+    for number in 0..100 {
+        file += &format!("  o{number}: '[a].map(x => {{ for (;;) x }})'\n");
+    }
+    file += "  fine: a + 1\n";
+    let (mut mapping, _) = Mapping::load(&file, "m.yaml").unwrap();
+    for value in 1..4 {
+        let mut sent = Vec::new();
+        send(&mut mapping, &value.to_string(), &mut sent).unwrap();
+        assert_eq!(sent.len(), 1);
+    }
+    // Each runs for 50 to 100 ms; all of them together for a second, once.
+    let stopped = mapping.counters().stopped_executions;
+    assert!((5..=21).contains(&stopped), "{stopped}");
+    let state = mapping.explain("o99", 1).unwrap().state;
+    assert!(state.contains("took too long together"), "{state}");
+}
+
+#[test]
+fn constants_that_never_end_are_warned_of_and_cost_a_load_its_budget() {
+    let mut file = format!("{HEAD}mapping:\n");
+    for number in 0..100 {
+        file += &format!("  o{number}: '(() => {{ for (;;) ; }})()'\n");
+    }
+    let (_, warnings) = Mapping::load(&file, "m.yaml").unwrap();
+    let stopped = warnings
+        .iter()
+        .filter(|one| one.message.contains("it was stopped"));
+    let stopped = stopped.count();
+    assert!((5..=21).contains(&stopped), "{stopped}");
 }
 
 #[test]
