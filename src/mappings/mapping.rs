@@ -48,7 +48,6 @@ pub struct Mapping {
     by_topic: FxHashMap<Box<str>, Box<[usize]>>,
     /// Numbers of the outputs that depend on no source.
     statics: Box<[usize]>,
-    time_limit: Duration,
     budget: Budget,
     counters: Counters,
     /// Sources whose value has changed since [`Mapping::take_changed`].
@@ -126,9 +125,14 @@ struct Emission {
     inputs: Vec<(usize, Variable)>,
 }
 
-/// The engine's time for all outputs together.
-#[derive(Debug, Default)]
+/// The engine's time.
+#[derive(Debug)]
 struct Budget {
+    /// Of one evaluation.
+    time_limit: Duration,
+    /// When the message came.
+    now_ms: u64,
+    /// Since then, for all outputs together.
     spent: Duration,
     /// Messages in a row for which it was not enough.
     overruns: u32,
@@ -136,19 +140,31 @@ struct Budget {
 }
 
 impl Budget {
-    fn begin(&mut self) {
+    fn new(time_limit: Duration) -> Budget {
+        Budget {
+            time_limit,
+            now_ms: 0,
+            spent: Duration::ZERO,
+            overruns: 0,
+            rests_until_ms: 0,
+        }
+    }
+
+    fn begin(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
         self.spent = Duration::ZERO;
     }
 
-    fn is_used_up(&self, now_ms: u64) -> bool {
-        self.spent >= BUDGET || now_ms < self.rests_until_ms
+    fn is_used_up(&self) -> bool {
+        self.spent >= BUDGET || self.now_ms < self.rests_until_ms
     }
 
-    fn end(&mut self, now_ms: u64) {
+    fn end(&mut self) {
         if self.spent >= BUDGET {
-            self.rests_until_ms = now_ms + rest(BUDGET, self.overruns).as_millis() as u64;
+            let rest = rest(BUDGET, self.overruns);
+            self.rests_until_ms = self.now_ms + rest.as_millis() as u64;
             self.overruns += 1;
-        } else if now_ms >= self.rests_until_ms {
+        } else if self.now_ms >= self.rests_until_ms {
             self.overruns = 0;
         }
     }
@@ -395,8 +411,7 @@ impl Mapping {
                     .map(|(topic, sources)| (topic, sources.into()))
                     .collect(),
                 statics,
-                time_limit: config.time_limit,
-                budget: Budget::default(),
+                budget: Budget::new(config.time_limit),
                 counters: Counters::default(),
                 changed: Vec::new(),
                 scratch: Scratch::default(),
@@ -615,26 +630,17 @@ impl Mapping {
             sources,
             outputs,
             statics,
-            time_limit,
             budget,
             counters,
             scratch,
             ..
         } = self;
-        budget.begin();
+        budget.begin(now_ms);
         scratch.bytes.clear();
         scratch.parts.clear();
         let mut evaluate = |number: usize| {
             let output: &mut Output = &mut outputs[number];
-            if output.emit(
-                sources,
-                timestamp_ms,
-                now_ms,
-                *time_limit,
-                budget,
-                counters,
-                &mut scratch.bytes,
-            ) {
+            if output.emit(sources, timestamp_ms, budget, counters, &mut scratch.bytes) {
                 scratch.parts.push((number, scratch.bytes.len()));
             }
         };
@@ -655,7 +661,7 @@ impl Mapping {
                 all.into_iter().for_each(&mut evaluate);
             }
         }
-        budget.end(now_ms);
+        budget.end();
         if scratch.parts.is_empty() {
             return;
         }
@@ -880,12 +886,13 @@ impl Output {
         &mut self,
         sources: &Vec<Source>,
         timestamp_ms: i64,
-        now_ms: u64,
-        time_limit: Duration,
         budget: &mut Budget,
         counters: &mut Counters,
         bytes: &mut Vec<u8>,
     ) -> bool {
+        let Budget {
+            now_ms, time_limit, ..
+        } = *budget;
         for &number in &self.analysed.sources {
             let source = &sources[number];
             if source.variable.is_none() {
@@ -905,7 +912,7 @@ impl Output {
         }
         let start = bytes.len();
         bytes.extend_from_slice(b"{\"value\":");
-        match self.evaluate(sources, now_ms, time_limit, budget, counters, bytes) {
+        match self.evaluate(sources, budget, counters, bytes) {
             Ok(()) => {
                 bytes.extend_from_slice(b",\"timestamp_ms\":");
                 bytes.extend_from_slice(itoa::Buffer::new().format(timestamp_ms).as_bytes());
@@ -949,8 +956,6 @@ impl Output {
     fn evaluate(
         &self,
         sources: &Vec<Source>,
-        now_ms: u64,
-        time_limit: Duration,
         budget: &mut Budget,
         counters: &mut Counters,
         bytes: &mut Vec<u8>,
@@ -969,9 +974,10 @@ impl Output {
             counters.fast_executions += 1;
             return value.write(bytes);
         }
-        if budget.is_used_up(now_ms) {
+        if budget.is_used_up() {
             return Err(Failure::Overrun);
         }
+        let time_limit = budget.time_limit;
         let start = Instant::now();
         let variables = self.analysed.sources.iter().filter_map(|number| {
             let value = sources.source(*number)?;
