@@ -32,7 +32,10 @@ fuzz_target!(|bytes: &[u8]| {
             Err(errors) => {
                 assert!(!errors.0.is_empty());
                 let shown = errors.to_string();
-                assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+                assert!(
+                    !shown.chars().any(|c| c.is_control() && c != '\n'),
+                    "{shown:?}"
+                );
             }
         }
     });

@@ -11,7 +11,11 @@ use libfuzzer_sys::fuzz_target;
 const MAX_FRAME_BYTES: usize = 256;
 
 /// What came of it: topics, payloads and ids, the error, and what was answered.
-type Seen = (Vec<(String, Vec<u8>, Option<u64>)>, Option<Refusal>, Vec<u8>);
+type Seen = (
+    Vec<(String, Vec<u8>, Option<u64>)>,
+    Option<Refusal>,
+    Vec<u8>,
+);
 
 fn run(pieces: &[&[u8]]) -> Seen {
     let mut session = Session::new(MAX_FRAME_BYTES);

@@ -30,7 +30,12 @@ fuzz_target!(|input: (bool, &str, Vec<(u8, &[u8])>)| {
         Ok(loaded) => loaded,
         Err(error) => {
             assert!(!error.message.is_empty());
-            assert!(error.place.line <= file.lines().count() + 1);
+            // A line of YAML may also end in a lone carriage return.
+            let breaks = file
+                .bytes()
+                .filter(|byte| matches!(byte, b'\n' | b'\r'))
+                .count();
+            assert!(error.place.line <= breaks + 1);
             return;
         }
     };

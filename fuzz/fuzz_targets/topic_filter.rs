@@ -10,7 +10,9 @@ fuzz_target!(|text: &str| {
     let Ok(topic) = Topic::new(lines.next().unwrap_or_default().to_owned()) else {
         return;
     };
-    let filters: Vec<TopicFilter> = lines.filter_map(|line| TopicFilter::new(line).ok()).collect();
+    let filters: Vec<TopicFilter> = lines
+        .filter_map(|line| TopicFilter::new(line).ok())
+        .collect();
     let mut trie = TopicTrie::default();
     for (number, filter) in filters.iter().enumerate() {
         trie.insert(filter, number);
