@@ -5,7 +5,10 @@
 //! interrupted it. Trusts nothing that comes over the network but signatures by the keys that the
 //! configuration names, or that a release has added which such a key has signed.
 
+pub mod health;
 pub mod keys;
 pub mod release;
+pub mod state;
+pub mod update;
 mod version;
 pub mod window;
