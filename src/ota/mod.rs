@@ -5,6 +5,7 @@
 //! interrupted it. Trusts nothing that comes over the network but signatures by the keys that the
 //! configuration names, or that a release has added which such a key has signed.
 
+pub mod boot;
 pub mod health;
 pub mod keys;
 pub mod release;
