@@ -109,6 +109,14 @@ impl State {
         }
     }
 
+    /// The system that may be left again, once it is booted.
+    pub fn on_trial(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Ready { release, .. } => Some(&release.toplevel),
+            Phase::Idle | Phase::Fetching { .. } => None,
+        }
+    }
+
     /// The keys that count: those of the configuration and those that releases have added, without those that
     /// releases have revoked.
     pub fn keys(&self, configured: &[TrustedKey]) -> Vec<TrustedKey> {
