@@ -6,10 +6,12 @@
 //! configuration names, or that a release has added which such a key has signed.
 
 pub mod boot;
+pub mod cache;
 pub mod health;
 pub mod keys;
 pub mod release;
 pub mod state;
+pub mod store_dir;
 pub mod update;
 mod version;
 pub mod window;
