@@ -31,13 +31,13 @@ use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
 use crate::mappings::{MappingError, Mappings, MappingsConfig};
 use crate::metrics::{self, Endpoints, Health, ListenError};
+use crate::ota;
 use crate::pipeline::{
     DedupKey, Latency, NotJournaled, Offer, Pipeline, PipelineConfig, Pressure, Routes, Rules,
     Sink, Step, Tap, Thresholds, WindowLimits,
 };
 use crate::regular_file::FileError;
 use crate::store::{Standing, Store, StoreConfig, StoreError};
-use crate::ota;
 use crate::systemd;
 use crate::why::Why;
 

@@ -44,16 +44,20 @@ pub(super) enum OtaCommand {
         #[arg(long, value_name = "N")]
         to: Option<u64>,
         /// Why, for whoever looks at the status later
-        #[arg(long, value_name = "TEXT", default_value = "somebody went back by hand")]
+        #[arg(
+            long,
+            value_name = "TEXT",
+            default_value = "somebody went back by hand"
+        )]
         reason: String,
         /// Restart the machine
         #[arg(long)]
         reboot: bool,
     },
-    /// Take no updates until `headgate ota release`
+    /// Take no updates until `headgate ota unhold`
     Hold,
     /// Take updates again
-    Release,
+    Unhold,
     /// Wait until the gateway is healthy; for the unit that decides about a new system
     Health,
     /// Note why this boot of a new system is given up; for the unit that restarts the machine
@@ -104,15 +108,23 @@ enum Reboot {
     Never,
 }
 
-pub(super) fn run(command: OtaCommand, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
+pub(super) fn run(
+    command: OtaCommand,
+    global: &Global,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
     let config = Config::load(global.source(Vec::new()))?.config;
     let client = global.client()?;
     match command {
         OtaCommand::Status => return status(&config.ota, output).map(|()| ExitCode::SUCCESS),
-        OtaCommand::Update(_) if !rustix::process::geteuid().is_root() && config.ota.root == PathBuf::from("/") => {
+        OtaCommand::Update(_)
+            if !rustix::process::geteuid().is_root() && config.ota.root == PathBuf::from("/") =>
+        {
             small_runtime()?.block_on(client.request_update())?;
             return output
-                .text("The gateway has asked for the update; `headgate ota status` shows how it is.")
+                .text(
+                    "The gateway has asked for the update; `headgate ota status` shows how it is.",
+                )
                 .map(|()| ExitCode::SUCCESS);
         }
         OtaCommand::Reset { yes } => return reset(yes, &config, output),
@@ -125,7 +137,11 @@ pub(super) fn run(command: OtaCommand, global: &Global, output: &Output) -> anyh
         OtaCommand::Update(args) => update(agent, &args, &config.ota, &client, output)?,
         OtaCommand::Rollback { to, reason, reboot } => {
             let generation = agent.roll_back(to, &reason)?;
-            say(output, json!({ "generation": generation }), format!("Generation {generation} is booted next."))?;
+            say(
+                output,
+                json!({ "generation": generation }),
+                format!("Generation {generation} is booted next."),
+            )?;
             if reboot {
                 restart()?;
             }
@@ -133,12 +149,20 @@ pub(super) fn run(command: OtaCommand, global: &Global, output: &Output) -> anyh
         OtaCommand::Hold => {
             agent.state.held_since.get_or_insert(agent.now());
             agent.save()?;
-            say(output, json!({ "held": true }), "No updates until `headgate ota release`.".into())?;
+            say(
+                output,
+                json!({ "held": true }),
+                "No updates until `headgate ota unhold`.".into(),
+            )?;
         }
-        OtaCommand::Release => {
+        OtaCommand::Unhold => {
             agent.state.held_since = None;
             agent.save()?;
-            say(output, json!({ "held": false }), "Updates are taken again.".into())?;
+            say(
+                output,
+                json!({ "held": false }),
+                "Updates are taken again.".into(),
+            )?;
         }
         OtaCommand::Health => return health(agent, &config.ota, &client, output),
         OtaCommand::Failed => failed(agent, output)?,
@@ -146,7 +170,11 @@ pub(super) fn run(command: OtaCommand, global: &Global, output: &Output) -> anyh
         OtaCommand::Gc => {
             let (generations, paths) = agent.collect()?;
             let text = format!("{generations} generations and {paths} store paths are gone.");
-            say(output, json!({ "generations": generations, "paths": paths }), text)?;
+            say(
+                output,
+                json!({ "generations": generations, "paths": paths }),
+                text,
+            )?;
         }
         OtaCommand::Scrub { repair } => return scrub(&agent, repair, output),
         OtaCommand::Status | OtaCommand::Reset { .. } => unreachable!("done above"),
@@ -192,14 +220,21 @@ fn check(agent: &mut Agent, output: &Output) -> anyhow::Result<()> {
             "Version {} is for {percent} % of the gateways as yet, and this one stands at {place:.1} %.",
             release.version
         ),
-        Offer::Update => format!("Version {} can be installed: `headgate ota update`.", release.version),
+        Offer::Update => format!(
+            "Version {} can be installed: `headgate ota update`.",
+            release.version
+        ),
     };
     let offered = match offer {
         Offer::Running => "running",
         Offer::NotYet { .. } => "not_yet",
         Offer::Update => "update",
     };
-    say(output, json!({ "release": release, "offer": offered }), text)
+    say(
+        output,
+        json!({ "release": release, "offer": offered }),
+        text,
+    )
 }
 
 fn update(
@@ -225,14 +260,29 @@ fn update(
     })?;
     let (word, text) = match &outcome {
         Outcome::UpToDate => ("up_to_date", "The newest release runs.".to_owned()),
-        Outcome::NotYet { version, percent, place } => (
+        Outcome::NotYet {
+            version,
+            percent,
+            place,
+        } => (
             "not_yet",
-            format!("Version {version} is for {percent} % of the gateways as yet, and this one stands at {place:.1} %."),
+            format!(
+                "Version {version} is for {percent} % of the gateways as yet, and this one stands at {place:.1} %."
+            ),
         ),
-        Outcome::Restart { version } => ("restart", format!("Version {version} is installed, and is tried at the next boot.")),
-        Outcome::OnProbation { version } => ("on_probation", format!("Version {version} runs, and has to show that it is healthy.")),
+        Outcome::Restart { version } => (
+            "restart",
+            format!("Version {version} is installed, and is tried at the next boot."),
+        ),
+        Outcome::OnProbation { version } => (
+            "on_probation",
+            format!("Version {version} runs, and has to show that it is healthy."),
+        ),
         Outcome::Committed { version } => ("committed", format!("Version {version} has passed.")),
-        Outcome::RolledBack { version, reason } => ("rolled_back", format!("Version {version} was left again: {reason}.")),
+        Outcome::RolledBack { version, reason } => (
+            "rolled_back",
+            format!("Version {version} was left again: {reason}."),
+        ),
     };
     say(output, json!({ "outcome": word }), text)?;
     if matches!(outcome, Outcome::Restart { .. }) {
@@ -272,7 +322,12 @@ fn report(progress: &Progress, config: &OtaConfig, output: &Output) {
     }
 }
 
-fn restart_when_allowed(when: Reboot, config: &OtaConfig, client: &Client, output: &Output) -> anyhow::Result<()> {
+fn restart_when_allowed(
+    when: Reboot,
+    config: &OtaConfig,
+    client: &Client,
+    output: &Output,
+) -> anyhow::Result<()> {
     let is_time = match when {
         Reboot::Now => true,
         Reboot::Never => false,
@@ -280,7 +335,10 @@ fn restart_when_allowed(when: Reboot, config: &OtaConfig, client: &Client, outpu
     };
     if !is_time {
         if when == Reboot::Window {
-            output.text(format!("The machine restarts in the next maintenance window ({}).", config.window))?;
+            output.text(format!(
+                "The machine restarts in the next maintenance window ({}).",
+                config.window
+            ))?;
         }
         return Ok(());
     }
@@ -299,7 +357,9 @@ fn is_quiet(client: &Client) -> anyhow::Result<bool> {
     let begin = Instant::now();
     loop {
         let status = runtime.block_on(client.status());
-        let waiting = status.ok().and_then(|status| status["pipeline"]["lanes"]["transactional"]["queued"].as_u64());
+        let waiting = status
+            .ok()
+            .and_then(|status| status["pipeline"]["lanes"]["transactional"]["queued"].as_u64());
         if waiting.unwrap_or(0) == 0 {
             return Ok(true);
         }
@@ -311,8 +371,14 @@ fn is_quiet(client: &Client) -> anyhow::Result<bool> {
 }
 
 fn restart() -> anyhow::Result<()> {
-    let status = Command::new("systemctl").arg("reboot").status().context("starting `systemctl reboot`")?;
-    ensure!(status.success(), "`systemctl reboot` failed; restart the machine by hand");
+    let status = Command::new("systemctl")
+        .arg("reboot")
+        .status()
+        .context("starting `systemctl reboot`")?;
+    ensure!(
+        status.success(),
+        "`systemctl reboot` failed; restart the machine by hand"
+    );
     Ok(())
 }
 
@@ -353,9 +419,16 @@ fn look(client: &Client) -> Result<Look, String> {
 }
 
 /// Waits for the verdict. Nothing is locked meanwhile.
-fn health(agent: Agent, config: &OtaConfig, client: &Client, output: &Output) -> anyhow::Result<ExitCode> {
+fn health(
+    agent: Agent,
+    config: &OtaConfig,
+    client: &Client,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
     let baseline = match &agent.state.phase {
-        Phase::Ready { release, baseline, .. } if agent.machine.booted()? == release.toplevel => Some(baseline.clone()),
+        Phase::Ready {
+            release, baseline, ..
+        } if agent.machine.booted()? == release.toplevel => Some(baseline.clone()),
         _ => None,
     };
     let is_update = baseline.is_some();
@@ -372,13 +445,21 @@ fn health(agent: Agent, config: &OtaConfig, client: &Client, output: &Output) ->
         let look = look(client);
         match probation.on_look(look.as_ref().map_err(Clone::clone), begin.elapsed()) {
             Judgement::Healthy => {
-                say(output, json!({ "healthy": true }), "The gateway is healthy.".into())?;
+                say(
+                    output,
+                    json!({ "healthy": true }),
+                    "The gateway is healthy.".into(),
+                )?;
                 return Ok(ExitCode::SUCCESS);
             }
             Judgement::Unhealthy(missing) => break missing,
             Judgement::Wait(missing) => {
                 if missing != told && !output.json {
-                    let what = if missing.is_empty() { "it is healthy, and has to stay so".to_owned() } else { missing.join("; ") };
+                    let what = if missing.is_empty() {
+                        "it is healthy, and has to stay so".to_owned()
+                    } else {
+                        missing.join("; ")
+                    };
                     eprintln!("waiting: {}", one_line(&what));
                     told = missing;
                 }
@@ -394,23 +475,43 @@ fn health(agent: Agent, config: &OtaConfig, client: &Client, output: &Output) ->
     }
     match output.json {
         true => output.value(&json!({ "healthy": false, "missing": missing }))?,
-        false => output.error_text(&format!("not healthy within {} s: {reason}", limits.deadline.as_secs())),
+        false => output.error_text(&format!(
+            "not healthy within {} s: {reason}",
+            limits.deadline.as_secs()
+        )),
     }
     Ok(ExitCode::from(FAILED))
 }
 
 /// What has failed was written down by whoever looked, or is a unit that boot-complete.target needs.
 fn failed(mut agent: Agent, output: &Output) -> anyhow::Result<()> {
-    let Phase::Ready { failure: None, release, .. } = &agent.state.phase else {
+    let Phase::Ready {
+        failure: None,
+        release,
+        ..
+    } = &agent.state.phase
+    else {
         return Ok(());
     };
-    ensure!(agent.machine.booted()? == release.toplevel, "the system that is booted is on no probation");
+    ensure!(
+        agent.machine.booted()? == release.toplevel,
+        "the system that is booted is on no probation"
+    );
     let units = Command::new("systemctl")
-        .args(["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"])
+        .args([
+            "list-units",
+            "--state=failed",
+            "--plain",
+            "--no-legend",
+            "--no-pager",
+        ])
         .output()
         .context("starting `systemctl list-units`")?;
     let units = String::from_utf8_lossy(&units.stdout);
-    let names: Vec<&str> = units.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let names: Vec<&str> = units
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
     let reason = match names.as_slice() {
         [] => "boot-complete.target was not reached in time".to_owned(),
         names => format!("units have failed: {}", names.join(", ")),
@@ -438,7 +539,9 @@ fn commit(mut agent: Agent, client: &Client, output: &Output) -> anyhow::Result<
             say(
                 output,
                 json!({ "committed": version, "generations": generations, "paths": paths }),
-                format!("Version {version} has passed; {generations} generations and {paths} store paths are gone."),
+                format!(
+                    "Version {version} has passed; {generations} generations and {paths} store paths are gone."
+                ),
             )
         }
         Outcome::RolledBack { version, reason } => {
@@ -446,7 +549,9 @@ fn commit(mut agent: Agent, client: &Client, output: &Output) -> anyhow::Result<
             say(
                 output,
                 json!({ "rolled_back": version, "reason": reason, "paths": paths }),
-                format!("Version {version} was left again: {reason}; {paths} store paths are gone."),
+                format!(
+                    "Version {version} was left again: {reason}; {paths} store paths are gone."
+                ),
             )
         }
         _ => say(output, json!({}), "There is nothing to commit.".into()),
@@ -454,14 +559,38 @@ fn commit(mut agent: Agent, client: &Client, output: &Output) -> anyhow::Result<
 }
 
 fn scrub(agent: &Agent, repair: bool, output: &Output) -> anyhow::Result<ExitCode> {
-    let damaged = agent.scrub(repair, &Progress::default())?;
+    let found = agent.scrub(repair, &Progress::default())?;
+    let damaged: Vec<String> = found
+        .damaged
+        .iter()
+        .map(|path| path.to_absolute_path())
+        .collect();
     let text = match (damaged.len(), repair) {
-        (0, _) => "All store paths are as they should be.".to_owned(),
+        (0, _) => format!("{} store paths are as they should be.", found.sound),
         (_, true) => format!("Fetched anew: {}", damaged.join(", ")),
-        (_, false) => format!("Damaged: {}; `headgate ota scrub --repair` fetches them anew", damaged.join(", ")),
+        (_, false) => format!(
+            "Damaged: {}; `headgate ota scrub --repair` fetches them anew",
+            damaged.join(", ")
+        ),
     };
-    say(output, json!({ "damaged": damaged, "repaired": repair }), text)?;
-    Ok(ExitCode::from(if damaged.is_empty() || repair { 0 } else { FAILED }))
+    let text = match found.unknown {
+        0 => text,
+        unknown => {
+            format!("{text}\nOf {unknown} store paths nobody has written down what they should be.")
+        }
+    };
+    let value = json!({
+        "sound": found.sound,
+        "damaged": damaged,
+        "repaired": repair,
+        "unknown": found.unknown,
+    });
+    say(output, value, text)?;
+    Ok(ExitCode::from(if damaged.is_empty() || repair {
+        0
+    } else {
+        FAILED
+    }))
 }
 
 fn status(config: &OtaConfig, output: &Output) -> anyhow::Result<()> {
@@ -494,6 +623,10 @@ fn reset(yes: bool, config: &Config, output: &Output) -> anyhow::Result<ExitCode
         };
         agent.save()?;
     }
-    say(output, json!({ "reset": folder }), format!("{} is empty.", folder.display()))?;
+    say(
+        output,
+        json!({ "reset": folder }),
+        format!("{} is empty.", folder.display()),
+    )?;
     Ok(ExitCode::SUCCESS)
 }

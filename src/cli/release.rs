@@ -97,7 +97,12 @@ fn keygen(name: &str, file: &Path, output: &Output) -> anyhow::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(file)
-        .with_context(|| format!("{}: cannot make it (a key that is there is never overwritten)", file.display()))?;
+        .with_context(|| {
+            format!(
+                "{}: cannot make it (a key that is there is never overwritten)",
+                file.display()
+            )
+        })?;
     writeln!(secret, "{}", key.to_text())
         .and_then(|()| secret.sync_all())
         .with_context(|| format!("writing {}", file.display()))?;
@@ -108,7 +113,11 @@ fn keygen(name: &str, file: &Path, output: &Output) -> anyhow::Result<()> {
 }
 
 fn sign(args: &SignArgs, output: &Output) -> anyhow::Result<()> {
-    let keys: Vec<SecretKey> = args.key_file.iter().map(|file| read_key(file)).collect::<Result<_, _>>()?;
+    let keys: Vec<SecretKey> = args
+        .key_file
+        .iter()
+        .map(|file| read_key(file))
+        .collect::<Result<_, _>>()?;
     let release = describe(args)?;
     let folder = match &args.output {
         Some(target) => {
@@ -119,10 +128,16 @@ fn sign(args: &SignArgs, output: &Output) -> anyhow::Result<()> {
     };
     let signed = sign_narinfos(folder, &keys)?;
     let document = serde_json::to_vec_pretty(&release)?;
-    let signatures: String = keys.iter().map(|key| format!("{}\n", key.sign(&document).to_nix_string())).collect();
+    let signatures: String = keys
+        .iter()
+        .map(|key| format!("{}\n", key.sign(&document).to_nix_string()))
+        .collect();
     // The signature comes first: a gateway that looks in between sees an old release and refuses it, and one
     // that looks later finds both.
-    for name in [format!("release-{}.json", release.version), DOCUMENT.to_owned()] {
+    for name in [
+        format!("release-{}.json", release.version),
+        DOCUMENT.to_owned(),
+    ] {
         write(&folder.join(format!("{name}.sig")), signatures.as_bytes())?;
         write(&folder.join(&name), &document)?;
     }
@@ -133,7 +148,10 @@ fn sign(args: &SignArgs, output: &Output) -> anyhow::Result<()> {
             release.product,
             release.version,
             release.system,
-            keys.iter().map(SecretKey::name).collect::<Vec<_>>().join(", "),
+            keys.iter()
+                .map(SecretKey::name)
+                .collect::<Vec<_>>()
+                .join(", "),
             folder.display(),
         )),
     }
@@ -147,8 +165,10 @@ fn read_key(file: &Path) -> anyhow::Result<SecretKey> {
 /// The release with what the command line says about it.
 fn describe(args: &SignArgs) -> anyhow::Result<Release> {
     let path = args.folder.join(DOCUMENT);
-    let text = fs::read(&path).with_context(|| format!("{}: this folder holds no release", path.display()))?;
-    let mut fields: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let text = fs::read(&path)
+        .with_context(|| format!("{}: this folder holds no release", path.display()))?;
+    let mut fields: Value =
+        serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
     let Some(object) = fields.as_object_mut() else {
         bail!("{}: this is no JSON object, so no release", path.display());
     };
@@ -158,12 +178,21 @@ fn describe(args: &SignArgs) -> anyhow::Result<Release> {
     });
     object.insert("created".into(), json!(created));
     if let Some(expires) = args.expires {
-        ensure!(expires > created, "--expires {expires}: the release would have expired before it was made");
+        ensure!(
+            expires > created,
+            "--expires {expires}: the release would have expired before it was made"
+        );
         object.insert("expires".into(), json!(expires));
     }
     if let Some(percent) = args.rollout {
-        let seed = args.seed.clone().or_else(|| object.get("version")?.as_str().map(str::to_owned));
-        object.insert("rollout".into(), json!({ "percent": percent, "seed": seed.unwrap_or_default() }));
+        let seed = args
+            .seed
+            .clone()
+            .or_else(|| object.get("version")?.as_str().map(str::to_owned));
+        object.insert(
+            "rollout".into(),
+            json!({ "percent": percent, "seed": seed.unwrap_or_default() }),
+        );
     }
     if !args.add_key.is_empty() {
         let keys: Vec<_> = args.add_key.iter().map(TrustedKey::to_string).collect();
@@ -178,7 +207,8 @@ fn describe(args: &SignArgs) -> anyhow::Result<Release> {
 
 /// A copy that can be written; what Nix has built can't.
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir(to).with_context(|| format!("--output {}: this must be a new folder", to.display()))?;
+    fs::create_dir(to)
+        .with_context(|| format!("--output {}: this must be a new folder", to.display()))?;
     let list = || format!("reading {}", from.display());
     for entry in fs::read_dir(from).with_context(list)? {
         let entry = entry.with_context(list)?;
@@ -187,7 +217,8 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         if entry.path().is_dir() {
             copy(&entry.path(), &target)?;
         } else {
-            let mut source = fs::File::open(entry.path()).with_context(|| entry.path().display().to_string())?;
+            let mut source =
+                fs::File::open(entry.path()).with_context(|| entry.path().display().to_string())?;
             fs::File::create_new(&target)
                 .and_then(|mut target| std::io::copy(&mut source, &mut target))
                 .with_context(|| format!("writing {}", target.display()))?;
@@ -201,7 +232,10 @@ fn sign_narinfos(folder: &Path, keys: &[SecretKey]) -> anyhow::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "narinfo") {
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "narinfo")
+        {
             continue;
         }
         let mut text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;

@@ -1,7 +1,7 @@
 //! Does the steps that [`super::update`] says, and remembers how far they have come.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,10 +13,10 @@ use super::boot::{self, BootError, Counting, Esp, Install};
 use super::cache::{self, CacheError, Caches, Plan, Progress};
 use super::health::Baseline;
 use super::keys::TrustedKey;
-use super::machine::Machine;
+use super::machine::{Machine, version_of};
 use super::release::{self, Gateway, Offer, Release, ReleaseError};
 use super::state::{Phase, State, StateError};
-use super::store_dir::{StoreDir, StoreError};
+use super::store_dir::{Scrubbed, StoreDir, StoreError};
 use super::update::{self, Step};
 
 /// Of a signature file: a few lines.
@@ -88,9 +88,11 @@ pub enum AgentError {
     NotRegistered { program: PathBuf, why: String },
     #[error("store paths belong to Nix here; collect them with nix-collect-garbage")]
     NixCollects,
-    #[error("the system of release {version} was left before: {reason}; --retry tries it once more")]
+    #[error(
+        "the system of release {version} was left before: {reason}; --retry tries it once more"
+    )]
     FailedBefore { version: String, reason: String },
-    #[error("updates are held since {0}; `headgate ota release` lets them go on")]
+    #[error("updates are held since {0}; `headgate ota unhold` lets them go on")]
     Held(Timestamp),
     #[error("an update is under way, and nothing can be collected before it has ended")]
     UnderWay,
@@ -130,13 +132,26 @@ pub enum Outcome {
     /// The newest release runs.
     UpToDate,
     /// It is not this gateway's turn.
-    NotYet { version: String, percent: f64, place: f64 },
+    NotYet {
+        version: String,
+        percent: f64,
+        place: f64,
+    },
     /// The boot loader will try it.
-    Restart { version: String },
+    Restart {
+        version: String,
+    },
     /// It runs, and has to show that it is healthy.
-    OnProbation { version: String },
-    Committed { version: String },
-    RolledBack { version: String, reason: String },
+    OnProbation {
+        version: String,
+    },
+    Committed {
+        version: String,
+    },
+    RolledBack {
+        version: String,
+        reason: String,
+    },
 }
 
 /// Who updates a machine. Holds the lock that keeps others from doing so.
@@ -146,6 +161,15 @@ pub struct Agent {
     pub state: State,
     now: Timestamp,
     _lock: File,
+}
+
+/// What the store is like.
+#[derive(Debug, Default)]
+pub struct Scrub {
+    pub sound: usize,
+    pub damaged: Vec<StorePath>,
+    /// Paths of which nobody has written down what they should be.
+    pub unknown: usize,
 }
 
 /// What a channel offers.
@@ -200,11 +224,10 @@ impl Agent {
             url: url.clone(),
             fault: Box::new(fault),
         };
-        let release =
-            Release::read(&document, &signatures, &keys, self.now).map_err(of_release)?;
+        let release = Release::read(&document, &signatures, &keys, self.now).map_err(of_release)?;
         let booted = self.machine.booted()?;
         let committed = self.state.committed.as_ref();
-        let version = self.machine.version_of(&booted).or_else(|| {
+        let version = version_of(&self.machine.root, &booted).or_else(|| {
             let committed = committed.filter(|release| release.toplevel == booted)?;
             Some(committed.version.clone())
         });
@@ -325,7 +348,9 @@ impl Agent {
             }
             Counting::Unknown => return Ok(()),
             Counting::NoLoader => "systemd-boot has not started this system",
-            Counting::NotKnown => "the boot loader does not count boots; systemd-boot 248 and newer do",
+            Counting::NotKnown => {
+                "the boot loader does not count boots; systemd-boot 248 and newer do"
+            }
             Counting::NotRenamed => {
                 "the firmware could not rename the boot entry, so its tries never end (U-Boot needs 2025.07 or newer)"
             }
@@ -430,7 +455,12 @@ impl Agent {
 
     /// Tells Nix about the paths, where it is.
     fn register(&self, plan: &Plan) -> Result<(), AgentError> {
-        let Some(program) = self.settings.nix_store.as_ref().filter(|_| self.machine.has_nix()) else {
+        let Some(program) = self
+            .settings
+            .nix_store
+            .as_ref()
+            .filter(|_| self.machine.has_nix())
+        else {
             return Ok(());
         };
         let failed = |why: String| AgentError::NotRegistered {
@@ -443,17 +473,41 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
-        let store = StoreDir::open(&self.machine.root)?;
+        let registration = self.registration(plan)?;
         let mut input = child.stdin.take().expect("it was asked for");
-        store
-            .write_registration(plan.closure.keys(), &mut input)
-            .map_err(|error| failed(error.to_string()))?;
+        // What it has against the list, it says itself.
+        let _ = input.write_all(registration.as_bytes());
         drop(input);
-        let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
+        let output = child
+            .wait_with_output()
+            .map_err(|error| failed(error.to_string()))?;
         match output.status.success() {
             true => Ok(()),
-            false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            false => Err(failed(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            )),
         }
+    }
+
+    /// A closure as `nix-store --load-db` reads it.
+    fn registration(&self, plan: &Plan) -> Result<String, AgentError> {
+        let store = StoreDir::open(&self.machine.root)?;
+        let mut text = String::new();
+        for path in plan.closure.keys() {
+            if let Some(known) = store.known(path)? {
+                let digits = known.nar_hash.digest_as_bytes().iter();
+                let hash: String = digits.map(|byte| format!("{byte:02x}")).collect();
+                let path = path.to_absolute_path();
+                let (size, count) = (known.nar_size, known.references.len());
+                // Who has made it is not known.
+                text.push_str(&format!("{path}\n{hash}\n{size}\n\n{count}\n"));
+                for reference in &known.references {
+                    text.push_str(&reference.to_absolute_path());
+                    text.push('\n');
+                }
+            }
+        }
+        Ok(text)
     }
 
     /// Goes back to an older generation, at the next boot.
@@ -463,29 +517,44 @@ impl Agent {
             Some(update::Tries::Good) => seen.generations.contains_key(generation),
             _ => false,
         };
-        let current = seen.generations.iter().rev().find(|(_, path)| **path == seen.booted);
+        let current = seen
+            .generations
+            .iter()
+            .rev()
+            .find(|(_, path)| **path == seen.booted);
         let current = current.map(|(generation, _)| *generation);
         let target = match to {
             Some(generation) if is_bootable(&generation) => generation,
             Some(generation) => return Err(AgentError::NoGeneration(generation)),
             None => {
                 let before = seen.generations.keys().rev();
-                let mut before = before.filter(|generation| current.is_none_or(|now| **generation < now));
-                *before.find(|generation| is_bootable(generation)).ok_or(AgentError::NothingBefore)?
+                let mut before =
+                    before.filter(|generation| current.is_none_or(|now| **generation < now));
+                *before
+                    .find(|generation| is_bootable(generation))
+                    .ok_or(AgentError::NothingBefore)?
             }
         };
         // First what is remembered: an update must not bring it back.
         self.state.phase = Phase::Idle;
         for (generation, toplevel) in seen.generations.range(target + 1..) {
             if Some(toplevel) != seen.generations.get(&target) {
-                let version = self.machine.version_of(toplevel);
+                let version = version_of(&self.machine.root, toplevel);
                 let version = version.unwrap_or_else(|| format!("of generation {generation}"));
-                self.state
-                    .remember_rollback(version, toplevel.clone(), reason.to_owned(), self.now);
+                self.state.remember_rollback(
+                    version,
+                    toplevel.clone(),
+                    reason.to_owned(),
+                    self.now,
+                );
             }
         }
         self.save()?;
-        for generation in seen.entries.keys().filter(|generation| **generation > target) {
+        for generation in seen
+            .entries
+            .keys()
+            .filter(|generation| **generation > target)
+        {
             boot::condemn(&self.machine.esp, *generation)?;
         }
         self.machine.set_current(target)?;
@@ -508,7 +577,9 @@ impl Agent {
                 seen.entries.get(generation),
                 None | Some(update::Tries::Counted { left: 0, .. })
             );
-            if is_running(toplevel) || (!is_bad && kept < self.settings.keep_generations.max(MIN_SYSTEMS)) {
+            if is_running(toplevel)
+                || (!is_bad && kept < self.settings.keep_generations.max(MIN_SYSTEMS))
+            {
                 kept += 1;
                 continue;
             }
@@ -533,16 +604,22 @@ impl Agent {
         Ok((removed, unreachable.len()))
     }
 
-    /// Hashes every path that a kept generation needs. Returns those that are damaged; with `repairs`, they were
-    /// fetched anew.
-    pub fn scrub(&self, repairs: bool, progress: &Progress) -> Result<Vec<String>, AgentError> {
+    /// Hashes every path of the store. With `repairs`, those that are damaged are fetched anew.
+    pub fn scrub(&self, repairs: bool, progress: &Progress) -> Result<Scrub, AgentError> {
         let store = StoreDir::open(&self.machine.root)?;
-        let damaged = store.scrub(progress)?;
-        if repairs && !damaged.is_empty() {
-            let (caches, _) = self.caches(&[])?;
-            cache::repair(&caches, &store, &damaged, progress)?;
+        let mut found = Scrub::default();
+        for path in store.paths()? {
+            match store.scrub(&path)? {
+                Scrubbed::Sound => found.sound += 1,
+                Scrubbed::Damaged => found.damaged.push(path),
+                Scrubbed::Unknown => found.unknown += 1,
+            }
         }
-        Ok(damaged.iter().map(StorePath::to_absolute_path).collect())
+        if repairs && !found.damaged.is_empty() {
+            let (caches, _) = self.caches(&[])?;
+            cache::repair(&caches, &store, &found.damaged, progress)?;
+        }
+        Ok(found)
     }
 
     pub fn now(&self) -> Timestamp {

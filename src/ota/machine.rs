@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::agent::AgentError;
 use super::boot::{self, Esp};
 use super::update::{Seen, Tries};
-use super::agent::AgentError;
 
 /// Of links `system-N-link` and of the link that names the current one.
 const PROFILES: &str = "nix/var/nix/profiles";
@@ -48,14 +48,16 @@ impl Machine {
 
     fn boot_id(&self) -> Result<String, AgentError> {
         let path = self.root.join("proc/sys/kernel/random/boot_id");
-        let id = fs::read_to_string(&path).map_err(|source| AgentError::io("read", &path, source))?;
+        let id =
+            fs::read_to_string(&path).map_err(|source| AgentError::io("read", &path, source))?;
         Ok(id.trim().to_owned())
     }
 
     /// Who it is in rollouts.
     pub fn id(&self) -> Result<String, AgentError> {
         let path = self.root.join("etc/machine-id");
-        let id = fs::read_to_string(&path).map_err(|source| AgentError::io("read", &path, source))?;
+        let id =
+            fs::read_to_string(&path).map_err(|source| AgentError::io("read", &path, source))?;
         Ok(id.trim().to_owned())
     }
 
@@ -86,7 +88,10 @@ impl Machine {
         let last = self.generations()?.keys().next_back().copied().unwrap_or(0);
         // Numbers of generations whose links are gone may still be on the boot partition.
         let entries = self.esp.entries()?;
-        let last = entries.iter().map(|entry| entry.generation).fold(last, u64::max);
+        let last = entries
+            .iter()
+            .map(|entry| entry.generation)
+            .fold(last, u64::max);
         self.link(&link_name(last + 1), toplevel)?;
         Ok(last + 1)
     }
@@ -106,7 +111,9 @@ impl Machine {
             .prefix(".headgate-")
             .make_in(&folder, link)
             .map_err(failed)?;
-        temporary.persist(&path).map_err(|error| failed(error.error))?;
+        temporary
+            .persist(&path)
+            .map_err(|error| failed(error.error))?;
         sync(&folder).map_err(failed)
     }
 
@@ -119,16 +126,6 @@ impl Machine {
             }
             _ => Ok(()),
         }
-    }
-
-    /// What a system calls itself, in its `os-release`.
-    pub fn version_of(&self, toplevel: &str) -> Option<String> {
-        let below = Path::new(toplevel).strip_prefix("/").ok()?;
-        let text = fs::read_to_string(self.root.join(below).join("etc/os-release")).ok()?;
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix("IMAGE_VERSION="))?;
-        Some(value.trim_matches(['"', '\'']).to_owned()).filter(|version| !version.is_empty())
     }
 
     /// Store paths that are in use whatever generations there are.
@@ -164,6 +161,15 @@ impl Machine {
 pub fn booted_system(root: &Path) -> Option<String> {
     let target = fs::read_link(root.join("run/booted-system")).ok()?;
     Some(target.to_string_lossy().into_owned())
+}
+
+/// What a system calls itself, in its `os-release`.
+pub fn version_of(root: &Path, toplevel: &str) -> Option<String> {
+    let below = Path::new(toplevel).strip_prefix("/").ok()?;
+    let text = fs::read_to_string(root.join(below).join("etc/os-release")).ok()?;
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix("IMAGE_VERSION="))?;
+    Some(value.trim_matches(['"', '\'']).to_owned()).filter(|version| !version.is_empty())
 }
 
 fn link_name(generation: u64) -> String {

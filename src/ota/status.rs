@@ -86,7 +86,9 @@ impl Meter {
             paths_done: progress.paths_done.load(Ordering::Relaxed),
             paths_total,
             bytes_per_s,
-            seconds_left: bytes_total.saturating_sub(bytes_done).checked_div(bytes_per_s),
+            seconds_left: bytes_total
+                .saturating_sub(bytes_done)
+                .checked_div(bytes_per_s),
         })
     }
 }
@@ -129,7 +131,9 @@ impl Report {
             Phase::Idle | Phase::Ready { .. } => None,
         };
         Report {
-            version: booted.as_deref().and_then(|booted| machine::version_of(root, booted)),
+            version: booted
+                .as_deref()
+                .and_then(|booted| machine::version_of(root, booted)),
             phase,
             update: state.release().map(|release| release.version.clone()),
             download: download.and_then(|text| serde_json::from_slice(&text).ok()),
@@ -163,10 +167,16 @@ impl fmt::Display for Report {
             write!(f, "\ndownload   {download}")?;
         }
         if !self.counts_boots {
-            write!(f, "\nboots      none has been counted yet, and updates are off until one is")?;
+            write!(
+                f,
+                "\nboots      none has been counted yet, and updates are off until one is"
+            )?;
         }
         if let Some(since) = self.held_since {
-            write!(f, "\nheld       since {since}; `headgate ota release` takes updates again")?;
+            write!(
+                f,
+                "\nheld       since {since}; `headgate ota unhold` takes updates again"
+            )?;
         }
         if let Some(check) = self.last_check {
             write!(f, "\nchecked    {check}")?;
@@ -174,7 +184,13 @@ impl fmt::Display for Report {
         if let Some(error) = &self.last_error {
             write!(f, "\nerror      {error}")?;
         }
-        if let Some(Rollback { version, reason, at, .. }) = &self.last_rollback {
+        if let Some(Rollback {
+            version,
+            reason,
+            at,
+            ..
+        }) = &self.last_rollback
+        {
             write!(f, "\nleft again {version}, {at}: {reason}")?;
         }
         Ok(())

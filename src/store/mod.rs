@@ -581,6 +581,26 @@ fn open_databases(
     }
 }
 
+/// Removes all that is in the store's folder, if no gateway uses it.
+pub fn erase(path: &Path) -> Result<(), StoreError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = lock::acquire(path)?;
+    let failed = |source| error::io(path, "cannot empty the folder", source);
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_folder = entry.file_type().map_err(failed)?.is_dir();
+        // The lock goes with its file's last user.
+        if is_folder {
+            fs::remove_dir_all(entry.path()).map_err(failed)?;
+        } else if entry.file_name() != lock::FILE {
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
 fn make_folder(path: &Path) -> Result<(), StoreError> {
     match fs::create_dir_all(path) {
         Ok(()) => Ok(()),
