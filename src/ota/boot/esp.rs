@@ -235,12 +235,15 @@ impl Writer<'_> {
     }
 
     fn sync_folder(&self, file: &Path) -> Result<(), BootError> {
-        let folder = file.parent().unwrap_or(&self.esp.path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .doing("syncing", folder)?;
-        // The allocation table belongs to no file: all of the partition, then.
-        syncfs(&self.folder).doing("syncing", &self.esp.path)?;
+        // An image is made anew if its build was cut short.
+        if !self.esp.is_image {
+            let folder = file.parent().unwrap_or(&self.esp.path);
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .doing("syncing", folder)?;
+            // The allocation table belongs to no file: all of the partition, then.
+            syncfs(&self.folder).doing("syncing", &self.esp.path)?;
+        }
         step("synced")
     }
 
