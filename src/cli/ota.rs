@@ -290,6 +290,12 @@ fn update(
             RebootWhen::Window => Reboot::Window,
             RebootWhen::Never => Reboot::Never,
         });
+        let clock_is_behind = Timestamp::now() < agent.now();
+        if clock_is_behind && when == Reboot::Window && !config.window.is_always() {
+            return output.text(
+                "The clock is behind the newest release, so nobody knows whether this is a maintenance window.",
+            );
+        }
         // Whoever runs next must find the lock free.
         drop(agent);
         restart_when_allowed(when, config, client, output)?;

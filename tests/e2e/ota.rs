@@ -565,6 +565,25 @@ fn whoever_holds_or_pins_stays_where_it_is() {
 }
 
 #[test]
+fn an_update_can_be_called_off_before_it_is_booted() {
+    let mut board = Board::new();
+    board.publish("1.1.0", &[]);
+    board.ends_well(&["ota", "update"]);
+    let value = board.ends_well(&["ota", "rollback", "--reason", "not today"]);
+    assert_eq!(value["generation"], 1);
+    assert_eq!(board.entries(), ["headgate-1.conf"]);
+    assert_eq!(board.boot(), "1.0.0");
+    board.fails(&["ota", "update"], "was left before: not today");
+}
+
+#[test]
+fn a_release_can_not_take_the_last_key_away() {
+    let mut board = Board::new();
+    board.publish("1.1.0", &["--revoke-key", "test-1"]);
+    board.fails(&["ota", "update"], "would leave no trusted key");
+}
+
+#[test]
 fn going_back_by_hand_lasts() {
     let mut board = Board::new();
     board.publish("1.1.0", &[]);
