@@ -20,7 +20,7 @@ pub enum Fault {
     NoFile,
     #[error("the server answered with status {0}")]
     Status(u16),
-    #[error("{0}")]
+    #[error("the connection failed: {0}")]
     Connection(String),
     #[error("hardly a byte came within {} s", .0.as_secs_f32())]
     Stalled(Duration),
