@@ -971,7 +971,13 @@ impl Gateway {
                 let dead_letters = self.dead_letters.clone();
                 let journal = self.journal.clone();
                 let ingest = self.ingest.clone();
+                let updates = self.config.ota.clone();
                 let publish = Arc::new(move || {
+                    if !updates.channel.is_empty()
+                        && let Err(error) = ota::metrics::record(&updates.state, &updates.root)
+                    {
+                        tracing::warn!(%error, "no metrics of updates");
+                    }
                     journal.iter().for_each(Journal::record_metrics);
                     broker.record_metrics();
                     ingest.iter().for_each(|ingest| ingest.record_metrics());

@@ -164,7 +164,7 @@ pub(super) fn run(
                 "Updates are taken again.".into(),
             )?;
         }
-        OtaCommand::Health => return health(agent, &config.ota, &client, output),
+        OtaCommand::Health => health(agent, &config.ota, &client, output)?,
         OtaCommand::Failed => failed(agent, output)?,
         OtaCommand::Commit => commit(agent, &client, output)?,
         OtaCommand::Gc => {
@@ -290,6 +290,12 @@ fn update(
             RebootWhen::Window => Reboot::Window,
             RebootWhen::Never => Reboot::Never,
         });
+        let clock_is_behind = Timestamp::now() < agent.now();
+        if clock_is_behind && when == Reboot::Window && !config.window.is_always() {
+            return output.text(
+                "The clock is behind the newest release, so nobody knows whether this is a maintenance window.",
+            );
+        }
         // Whoever runs next must find the lock free.
         drop(agent);
         restart_when_allowed(when, config, client, output)?;
@@ -424,7 +430,7 @@ fn health(
     config: &OtaConfig,
     client: &Client,
     output: &Output,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<()> {
     let baseline = match &agent.state.phase {
         Phase::Ready {
             release, baseline, ..
@@ -450,7 +456,7 @@ fn health(
                     json!({ "healthy": true }),
                     "The gateway is healthy.".into(),
                 )?;
-                return Ok(ExitCode::SUCCESS);
+                return Ok(());
             }
             Judgement::Unhealthy(missing) => break missing,
             Judgement::Wait(missing) => {
@@ -473,14 +479,10 @@ fn health(
         agent.state.on_failure(&reason);
         agent.save()?;
     }
-    match output.json {
-        true => output.value(&json!({ "healthy": false, "missing": missing }))?,
-        false => output.error_text(&format!(
-            "not healthy within {} s: {reason}",
-            limits.deadline.as_secs()
-        )),
-    }
-    Ok(ExitCode::from(FAILED))
+    bail!(
+        "not healthy within {} s: {reason}",
+        limits.deadline.as_secs()
+    );
 }
 
 /// What has failed was written down by whoever looked, or is a unit that boot-complete.target needs.

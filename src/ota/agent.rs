@@ -17,7 +17,7 @@ use super::machine::{Machine, version_of};
 use super::release::{self, Gateway, Offer, Release, ReleaseError};
 use super::state::{Phase, State, StateError};
 use super::store_dir::{Scrubbed, StoreDir, StoreError};
-use super::update::{self, Step};
+use super::update::{self, Seen, Step};
 
 /// Of a signature file: a few lines.
 const MAX_SIGNATURE_BYTES: usize = 16 * 1024;
@@ -96,6 +96,8 @@ pub enum AgentError {
     Held(Timestamp),
     #[error("an update is under way, and nothing can be collected before it has ended")]
     UnderWay,
+    #[error("release {0} would leave no trusted key, so it would be the last one; add a key to it")]
+    NoKeyLeft(String),
     #[error("there is no generation to go back to")]
     NothingBefore,
     #[error("there is no generation {0} that could be booted")]
@@ -360,6 +362,11 @@ impl Agent {
     }
 
     fn take(&mut self, release: Release, wish: Wish) -> Result<(), AgentError> {
+        let mut after = self.state.clone();
+        after.change_keys(&release);
+        if after.keys(&self.settings.trusted_keys).is_empty() {
+            return Err(AgentError::NoKeyLeft(release.version));
+        }
         if !wish.retry && self.state.failed.contains(&release.toplevel) {
             let last = self.state.last_rollback.as_ref();
             let last = last.filter(|rollback| rollback.toplevel == release.toplevel);
@@ -510,9 +517,17 @@ impl Agent {
         Ok(text)
     }
 
-    /// Goes back to an older generation, at the next boot.
+    /// Goes back to an older generation, at the next boot. Of an update that was not booted yet, nothing is left.
     pub fn roll_back(&mut self, to: Option<u64>, reason: &str) -> Result<u64, AgentError> {
         let seen = self.machine.seen()?;
+        if to.is_none()
+            && self
+                .state
+                .on_trial()
+                .is_some_and(|system| system != seen.booted)
+        {
+            return self.call_off(&seen, reason);
+        }
         let is_bootable = |generation: &u64| match seen.entries.get(generation) {
             Some(update::Tries::Good) => seen.generations.contains_key(generation),
             _ => false,
@@ -559,6 +574,28 @@ impl Agent {
         }
         self.machine.set_current(target)?;
         Ok(target)
+    }
+
+    /// Ends an update before its system was booted. Returns the generation that stays.
+    fn call_off(&mut self, seen: &Seen, reason: &str) -> Result<u64, AgentError> {
+        let is_new = |path: &String| Some(path.as_str()) == self.state.on_trial();
+        let new = seen.generations.iter().rev().find(|(_, path)| is_new(path));
+        if let Some((generation, _)) = new {
+            if seen.entries.contains_key(generation) {
+                boot::condemn(&self.machine.esp, *generation)?;
+            }
+            self.machine.remove_generation(*generation)?;
+        }
+        self.state.on_rolled_back(reason.to_owned(), self.now);
+        self.save()?;
+        let stays = seen
+            .generations
+            .iter()
+            .rev()
+            .find(|(_, path)| **path == seen.booted);
+        stays
+            .map(|(generation, _)| *generation)
+            .ok_or(AgentError::NothingBefore)
     }
 
     /// Removes generations beyond those to keep, and store paths that none of the others needs. Returns how many of

@@ -11,6 +11,7 @@ pub mod cache;
 pub mod health;
 pub mod keys;
 mod machine;
+pub mod metrics;
 pub mod release;
 pub mod state;
 pub mod status;

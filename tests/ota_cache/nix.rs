@@ -44,6 +44,17 @@ impl Nix {
         }
     }
 
+    /// The key that caches are signed with.
+    pub fn secret_file(&self) -> PathBuf {
+        self.folder.path().join("secret")
+    }
+
+    /// What gateways trust.
+    pub fn public_text(&self) -> String {
+        let text = fs::read_to_string(self.folder.path().join("public")).unwrap();
+        text.trim().to_owned()
+    }
+
     fn root(&self) -> PathBuf {
         self.folder.path().join("root")
     }
