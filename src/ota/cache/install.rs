@@ -22,7 +22,7 @@ use crate::ota::store_dir::{StoreDir, Temporary};
 const GROUP_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Compressed bytes that are read at once.
-const BUFFER_BYTES: usize = 128 * 1024;
+const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The largest window that a decompressor may ask for: 8 MiB, what zstd takes up to level 19 and xz by
 /// default. With four at once, memory stays below 64 MB.

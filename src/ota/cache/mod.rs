@@ -37,7 +37,7 @@ use throttle::Bucket;
 use transport::Transport;
 
 /// Narinfos that are asked for at once: they are small, so it is the way there and back that takes time.
-const NARINFO_JOBS_MOST: usize = 16;
+const NARINFO_JOBS_MOST: usize = 8;
 
 /// NARs that are fetched at once: each can take a decompressor of 8 MiB and some buffers, and all of them
 /// have to stay below 64 MB.

@@ -15,8 +15,10 @@ use thiserror::Error;
 use super::fault::Fault;
 use crate::ota::store_dir::StoreError;
 
-/// Few large writes rather than many small ones.
-const BUFFER_BYTES: usize = 256 * 1024;
+/// Few large writes rather than many small ones. Always of the same size, whatever the NAR's: an allocator
+/// keeps memory for each size that was ever asked for.
+const WRITE_BYTES: usize = 128 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// More files than any path of a system has, and fewer than would take all inodes of a disk.
 const MOST_FILES: u64 = 2_000_000;
@@ -92,15 +94,14 @@ pub fn unpack(
     folder: BorrowedFd<'_>,
     name: &str,
 ) -> Result<(), UnpackError> {
-    let buffer = usize::try_from(size).map_or(BUFFER_BYTES, |size| size.min(BUFFER_BYTES));
-    let mut reader = BufReader::with_capacity(buffer, Metered::new(reader, size));
+    let mut reader = BufReader::with_capacity(READ_BYTES, Metered::new(reader, size));
     let mut files = Files {
         folder,
         name,
         open: Vec::new(),
         path: PathBuf::from(name),
         count: 0,
-        buffer: vec![0; buffer],
+        buffer: vec![0; WRITE_BYTES],
         failed: None,
     };
     let decoded = nar::decode_events_reader(&mut reader, |event| files.add(event));

@@ -72,6 +72,9 @@ impl Transport {
                 .timeout_send_request(Some(settings.stall))
                 .timeout_recv_response(Some(settings.stall))
                 .timeout_per_read(Some(settings.stall))
+                // A request is small; what comes is read into larger buffers.
+                .input_buffer_size(32 * 1024)
+                .output_buffer_size(8 * 1024)
                 .max_idle_connections(2 * NARINFO_JOBS_MOST)
                 .max_idle_connections_per_host(NARINFO_JOBS_MOST)
                 .build()
