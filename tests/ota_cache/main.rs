@@ -2,5 +2,9 @@
 
 mod failing;
 mod fetching;
+mod forge;
+mod hostile;
 mod nix;
 mod server;
+mod store;
+mod ways;

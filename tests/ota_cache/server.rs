@@ -15,7 +15,6 @@ use socket2::SockRef;
 /// What a client asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// As in the first line: for a proxy a whole URL.
     pub path: String,
     /// From which byte on.
     pub from: Option<u64>,
@@ -201,11 +200,7 @@ impl Shared {
     ) -> io::Result<bool> {
         let path = match &answer {
             Answer::Other(path) => path.clone(),
-            // A proxy is asked for whole URLs.
-            _ => match request.path.strip_prefix("http://") {
-                Some(rest) => rest.split_once('/').map_or("", |(_, path)| path).to_owned(),
-                None => request.path.clone(),
-            },
+            _ => request.path.clone(),
         };
         let body = match &answer {
             Answer::Body(body) => Some(body.clone()),
