@@ -8,6 +8,8 @@ mod apps;
 mod gateway;
 mod mosquitto;
 mod neighbours;
+#[path = "../ota_cache/nix.rs"]
+mod nix;
 mod wire;
 
 mod access;
@@ -27,6 +29,7 @@ mod lanes;
 mod loss;
 mod mappings;
 mod operations;
+mod ota;
 mod overload;
 mod persistence;
 mod preinstalled;

@@ -1,0 +1,6 @@
+//! The client of binary caches, against caches that the real Nix makes.
+
+mod failing;
+mod fetching;
+mod nix;
+mod server;
