@@ -59,14 +59,6 @@ impl Nix {
         self.folder.path().join("root")
     }
 
-    /// The public key as it is written in a configuration.
-    pub fn public_text(&self) -> String {
-        fs::read_to_string(self.folder.path().join("public"))
-            .unwrap()
-            .trim()
-            .to_owned()
-    }
-
     pub fn place_of(&self, path: &StorePath) -> PathBuf {
         self.root().join("nix/store").join(path.to_basename())
     }

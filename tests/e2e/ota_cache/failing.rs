@@ -11,9 +11,9 @@ use headgate::ota::store_dir::StoreDir;
 use nix_derivation::StorePath;
 use tempfile::TempDir;
 
-use crate::fetching::{assert_same, empty_root, file_url, settings, stored, update};
+use super::fetching::{assert_same, empty_root, file_url, settings, stored, update};
+use super::server::{Answer, Request, Server};
 use crate::nix::{Compressed, Nix, noise};
-use crate::server::{Answer, Request, Server};
 
 const SIZE: usize = 6_000_000;
 
