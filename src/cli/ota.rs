@@ -130,7 +130,17 @@ pub(super) fn run(
         OtaCommand::Reset { yes } => return reset(yes, &config, output),
         _ => {}
     }
-    ota::make_store_writable(&config.ota.root)?;
+    // The units of the others could not, and need not.
+    if matches!(
+        command,
+        OtaCommand::Update(_)
+            | OtaCommand::Rollback { .. }
+            | OtaCommand::Commit
+            | OtaCommand::Gc
+            | OtaCommand::Scrub { repair: true }
+    ) {
+        ota::make_store_writable(&config.ota.root)?;
+    }
     let mut agent = Agent::open(settings(&config.ota), Timestamp::now())?;
     match command {
         OtaCommand::Check => check(&mut agent, output)?,
