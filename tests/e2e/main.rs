@@ -8,7 +8,6 @@ mod apps;
 mod gateway;
 mod mosquitto;
 mod neighbours;
-#[path = "../ota_cache/nix.rs"]
 mod nix;
 mod wire;
 
@@ -31,6 +30,7 @@ mod loss;
 mod mappings;
 mod operations;
 mod ota;
+mod ota_cache;
 mod overload;
 mod persistence;
 mod preinstalled;

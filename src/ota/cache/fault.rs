@@ -38,6 +38,8 @@ pub enum Fault {
         "it redirects from https to {0}, which is not safe: use https there, or http from the start"
     )]
     Downgrade(String),
+    #[error("it redirects to what is no URL of a web server: {0}")]
+    BadRedirect(String),
     #[error("it is encoded as {0:?}, which was not asked for")]
     ContentEncoding(String),
     #[error("can't read it: {0}")]

@@ -56,7 +56,8 @@ pub struct Settings {
     pub bytes_per_second: Option<NonZeroU64>,
     /// The certificates (PEM) to trust instead of the well-known ones.
     pub ca_file: Option<PathBuf>,
-    /// If not given, `http_proxy`, `https_proxy` and `no_proxy` of the environment.
+    /// If not given, `http_proxy`, `https_proxy` and `no_proxy` of the environment. It has to let tunnels
+    /// (CONNECT) through, also to caches without TLS.
     pub proxy: Option<String>,
     /// NARs to fetch at once, 1 to 4.
     pub jobs: usize,

@@ -130,7 +130,8 @@ impl Transport {
             ureq::Error::TooManyRedirects => Fault::Redirects(REDIRECTS),
             ureq::Error::RequireHttpsOnly(to) => Fault::Downgrade(to),
             ureq::Error::Timeout(_) => Fault::Stalled(self.stall),
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => Fault::Url(format!("{url:?}")),
+            ureq::Error::BadUri(why) => Fault::BadRedirect(why),
+            ureq::Error::Http(error) => Fault::BadRedirect(error.to_string()),
             error => Fault::Connection(error.to_string()),
         })?;
         let text = |name| {

@@ -15,7 +15,6 @@ use socket2::SockRef;
 /// What a client asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// As in the first line: for a proxy a whole URL.
     pub path: String,
     /// From which byte on.
     pub from: Option<u64>,
@@ -120,7 +119,10 @@ impl Server {
 
     /// How many requests there were for files whose names end so.
     pub fn count(&self, end: &str) -> usize {
-        self.requests().iter().filter(|request| request.path.ends_with(end)).count()
+        self.requests()
+            .iter()
+            .filter(|request| request.path.ends_with(end))
+            .count()
     }
 
     /// Requests for NARs.
@@ -198,11 +200,7 @@ impl Shared {
     ) -> io::Result<bool> {
         let path = match &answer {
             Answer::Other(path) => path.clone(),
-            // A proxy is asked for whole URLs.
-            _ => match request.path.strip_prefix("http://") {
-                Some(rest) => rest.split_once('/').map_or("", |(_, path)| path).to_owned(),
-                None => request.path.clone(),
-            },
+            _ => request.path.clone(),
         };
         let body = match &answer {
             Answer::Body(body) => Some(body.clone()),
@@ -239,7 +237,10 @@ impl Shared {
             }
             Some(from) => {
                 let said = from + u64::from(matches!(answer, Answer::WrongRange));
-                (206, format!("Content-Range: bytes {said}-{}/{whole}\r\n", whole - 1))
+                (
+                    206,
+                    format!("Content-Range: bytes {said}-{}/{whole}\r\n", whole - 1),
+                )
             }
         };
         let body = &body[from.unwrap_or(0) as usize..];
@@ -252,15 +253,19 @@ impl Shared {
             _ => String::new(),
         };
         let length = body.len() as u64 + more;
-        let head = format!("HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n{range}{encoding}\r\n");
+        let head =
+            format!("HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n{range}{encoding}\r\n");
         stream.write_all(head.as_bytes())?;
         let sent = match answer {
-            Answer::Stall(bytes) | Answer::Cut(bytes) | Answer::Reset(bytes) => bytes.min(body.len()),
+            Answer::Stall(bytes) | Answer::Cut(bytes) | Answer::Reset(bytes) => {
+                bytes.min(body.len())
+            }
             _ => body.len(),
         };
         for chunk in body[..sent].chunks(64 * 1024) {
             stream.write_all(chunk)?;
-            self.body_bytes.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+            self.body_bytes
+                .fetch_add(chunk.len() as u64, Ordering::SeqCst);
         }
         stream.flush()?;
         match answer {

@@ -2,5 +2,8 @@
 
 mod failing;
 mod fetching;
-mod nix;
+mod forge;
+mod hostile;
 mod server;
+mod store;
+mod ways;

@@ -9,8 +9,8 @@ use headgate::ota::store_dir::StoreDir;
 use nix_derivation::StorePath;
 use tempfile::TempDir;
 
+use super::server::Server;
 use crate::nix::{Compressed, Nix, dump, noise};
-use crate::server::Server;
 
 /// A gateway's root folder with an empty store.
 pub fn empty_root() -> TempDir {
@@ -132,10 +132,16 @@ fn only_what_is_missing_is_fetched_and_a_second_time_nothing() {
 #[test]
 fn one_package_of_500_costs_a_fiftieth_of_the_bytes_at_most() {
     let mut nix = Nix::new();
-    let packages: Vec<StorePath> =
-        (0..499).map(|number| nix.file(&format!("package-{number}"), &[], &noise(20_000 + number))).collect();
+    let packages: Vec<StorePath> = (0..499)
+        .map(|number| nix.file(&format!("package-{number}"), &[], &noise(20_000 + number)))
+        .collect();
     let mut references: Vec<&StorePath> = packages.iter().collect();
-    let text = |paths: &[&StorePath]| paths.iter().map(|path| format!("{path}\n")).collect::<String>();
+    let text = |paths: &[&StorePath]| {
+        paths
+            .iter()
+            .map(|path| format!("{path}\n"))
+            .collect::<String>()
+    };
     let first = nix.file("system-1", &references, text(&references).as_bytes());
     let changed = nix.file("package-250-changed", &[], &noise(30_000));
     references[250] = &changed;
@@ -175,5 +181,8 @@ fn a_path_that_is_there_without_what_it_needs_is_completed() {
     store.remove(std::slice::from_ref(&leaf)).unwrap();
     assert_eq!(update(&caches, root.path(), &toplevel).missing.len(), 1);
     assert_eq!(store.references(&toplevel).unwrap(), [middle.clone()]);
-    assert!(store.known(&middle).unwrap().is_some(), "now it is written down");
+    assert!(
+        store.known(&middle).unwrap().is_some(),
+        "now it is written down"
+    );
 }
