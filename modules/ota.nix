@@ -18,17 +18,8 @@ let
   esp = config.boot.loader.efi.efiSysMountPoint;
 
   headgate = "${lib.getExe cfg.package} --config /etc/headgate/headgate.toml";
-  request = "/run/headgate/ota-requested";
+  request = "${dirOf cfg.settings.admin.socket}/ota-requested";
   counted = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-
-  # The store is mounted read-only on top of itself. In a mount namespace of its own, as each of these
-  # services has, a program may have it otherwise.
-  withStore =
-    command:
-    pkgs.writeShellScript "headgate-ota-${lib.head (lib.splitString " " command)}" ''
-      [ -w ${builtins.storeDir} ] || ${lib.getExe' pkgs.util-linux "mount"} -o remount,bind,rw ${builtins.storeDir}
-      exec ${headgate} ota ${command}
-    '';
 
   # All of these run as root, without most of what root can do.
   confined = {
@@ -75,11 +66,14 @@ let
       "CAP_CHOWN"
       "CAP_DAC_OVERRIDE"
       "CAP_FOWNER"
-      # To have the store writable.
+      # To mount the store.
       "CAP_SYS_ADMIN"
       # systemd asks for it before it restarts the machine.
       "CAP_SYS_BOOT"
     ];
+    # NixOS mounts the store read-only on top of itself: they have it otherwise in a mount namespace of their
+    # own, as Nix does.
+    RestrictNamespaces = [ "mnt" ];
     # A path that is not there is told by the program itself, which says what to do.
     ReadWritePaths = [
       "-${esp}"
@@ -197,15 +191,17 @@ in
       services.headgate-ota = unit // {
         description = "Update of the gateway's system";
         wants = [ "network-online.target" ];
+        # Not while a boot is still on probation.
         after = [
           "boot-complete.target"
+          "headgate-ota-commit.service"
           "headgate.service"
           "network-online.target"
         ];
         path = [ config.systemd.package ];
         serviceConfig = changing // {
           ExecStartPre = "${lib.getExe' pkgs.coreutils "rm"} -f ${request}";
-          ExecStart = withStore "update";
+          ExecStart = "${headgate} ota update";
         };
       };
 
@@ -256,7 +252,7 @@ in
         ];
         path = [ config.systemd.package ];
         serviceConfig = changing // {
-          ExecStart = withStore "commit";
+          ExecStart = "${headgate} ota commit";
           RemainAfterExit = true;
         };
       };

@@ -132,7 +132,17 @@ pub(super) fn run(
         OtaCommand::Reset { yes } => return reset(yes, &config, output),
         _ => {}
     }
-    ota::make_store_writable(&config.ota.root)?;
+    // The units of the others could not, and need not.
+    if matches!(
+        command,
+        OtaCommand::Update(_)
+            | OtaCommand::Rollback { .. }
+            | OtaCommand::Commit
+            | OtaCommand::Gc
+            | OtaCommand::Scrub { repair: true }
+    ) {
+        ota::make_store_writable(&config.ota.root)?;
+    }
     if matches!(command, OtaCommand::Health) {
         return health(&config.ota, &client, output).map(|()| ExitCode::SUCCESS);
     }

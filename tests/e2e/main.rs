@@ -15,6 +15,7 @@ mod access;
 mod bad_apps;
 mod bad_packets;
 mod bad_starts;
+mod boot;
 mod clients;
 mod clock;
 mod dashboards;
