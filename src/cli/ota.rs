@@ -3,7 +3,6 @@
 
 use std::io::IsTerminal;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,6 +26,9 @@ use crate::ota::{self, status};
 
 /// Between two looks at how a download or a gateway is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// For another command that has the lock: what takes long only holds it while nothing is ready to be booted.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// For events that must not be handled twice to be handled, before the machine restarts.
 const QUIET_PATIENCE: Duration = Duration::from_secs(60);
@@ -118,7 +120,7 @@ pub(super) fn run(
     match command {
         OtaCommand::Status => return status(&config.ota, output).map(|()| ExitCode::SUCCESS),
         OtaCommand::Update(_)
-            if !rustix::process::geteuid().is_root() && config.ota.root == PathBuf::from("/") =>
+            if !rustix::process::geteuid().is_root() && config.ota.root.as_os_str() == "/" =>
         {
             small_runtime()?.block_on(client.request_update())?;
             return output
@@ -130,8 +132,26 @@ pub(super) fn run(
         OtaCommand::Reset { yes } => return reset(yes, &config, output),
         _ => {}
     }
-    ota::make_store_writable(&config.ota.root)?;
-    let mut agent = Agent::open(settings(&config.ota), Timestamp::now())?;
+    // The units of the others could not, and need not.
+    if matches!(
+        command,
+        OtaCommand::Update(_)
+            | OtaCommand::Rollback { .. }
+            | OtaCommand::Commit
+            | OtaCommand::Gc
+            | OtaCommand::Scrub { repair: true }
+    ) {
+        ota::make_store_writable(&config.ota.root)?;
+    }
+    if matches!(command, OtaCommand::Health) {
+        return health(&config.ota, &client, output).map(|()| ExitCode::SUCCESS);
+    }
+    // What runs by itself after a boot may come upon another.
+    let patience = match command {
+        OtaCommand::Commit | OtaCommand::Failed => PATIENCE,
+        _ => Duration::ZERO,
+    };
+    let mut agent = Agent::open(settings(&config.ota), Timestamp::now(), patience)?;
     match command {
         OtaCommand::Check => check(&mut agent, output)?,
         OtaCommand::Update(args) => update(agent, &args, &config.ota, &client, output)?,
@@ -164,7 +184,6 @@ pub(super) fn run(
                 "Updates are taken again.".into(),
             )?;
         }
-        OtaCommand::Health => health(agent, &config.ota, &client, output)?,
         OtaCommand::Failed => failed(agent, output)?,
         OtaCommand::Commit => commit(agent, &client, output)?,
         OtaCommand::Gc => {
@@ -177,7 +196,9 @@ pub(super) fn run(
             )?;
         }
         OtaCommand::Scrub { repair } => return scrub(&agent, repair, output),
-        OtaCommand::Status | OtaCommand::Reset { .. } => unreachable!("done above"),
+        OtaCommand::Status | OtaCommand::Health | OtaCommand::Reset { .. } => {
+            unreachable!("done above")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -216,10 +237,7 @@ fn check(agent: &mut Agent, output: &Output) -> anyhow::Result<()> {
     agent.save()?;
     let text = match &offer {
         Offer::Running => format!("Version {} is the newest, and runs.", release.version),
-        Offer::NotYet { percent, place } => format!(
-            "Version {} is for {percent} % of the gateways as yet, and this one stands at {place:.1} %.",
-            release.version
-        ),
+        Offer::NotYet { percent, place } => not_yet(&release.version, *percent, *place),
         Offer::Update => format!(
             "Version {} can be installed: `headgate ota update`.",
             release.version
@@ -234,6 +252,12 @@ fn check(agent: &mut Agent, output: &Output) -> anyhow::Result<()> {
         output,
         json!({ "release": release, "offer": offered }),
         text,
+    )
+}
+
+fn not_yet(version: &str, percent: f64, place: f64) -> String {
+    format!(
+        "Version {version} is for {percent} % of the gateways as yet, and this one stands at {place:.1} %."
     )
 }
 
@@ -258,18 +282,15 @@ fn update(
         let _ = reporter.join();
         outcome
     })?;
+    if let Some((value, text)) = settle(&agent, &outcome, client)? {
+        return say(output, value, text);
+    }
     let (word, text) = match &outcome {
-        Outcome::UpToDate => ("up_to_date", "The newest release runs.".to_owned()),
         Outcome::NotYet {
             version,
             percent,
             place,
-        } => (
-            "not_yet",
-            format!(
-                "Version {version} is for {percent} % of the gateways as yet, and this one stands at {place:.1} %."
-            ),
-        ),
+        } => ("not_yet", not_yet(version, *percent, *place)),
         Outcome::Restart { version } => (
             "restart",
             format!("Version {version} is installed, and is tried at the next boot."),
@@ -278,11 +299,7 @@ fn update(
             "on_probation",
             format!("Version {version} runs, and has to show that it is healthy."),
         ),
-        Outcome::Committed { version } => ("committed", format!("Version {version} has passed.")),
-        Outcome::RolledBack { version, reason } => (
-            "rolled_back",
-            format!("Version {version} was left again: {reason}."),
-        ),
+        _ => ("up_to_date", "The newest release runs.".to_owned()),
     };
     say(output, json!({ "outcome": word }), text)?;
     if matches!(outcome, Outcome::Restart { .. }) {
@@ -425,20 +442,15 @@ fn look(client: &Client) -> Result<Look, String> {
 }
 
 /// Waits for the verdict. Nothing is locked meanwhile.
-fn health(
-    agent: Agent,
-    config: &OtaConfig,
-    client: &Client,
-    output: &Output,
-) -> anyhow::Result<()> {
-    let baseline = match &agent.state.phase {
+fn health(config: &OtaConfig, client: &Client, output: &Output) -> anyhow::Result<()> {
+    let booted = ota::booted_system(&config.root);
+    let baseline = match State::read(&config.state)?.phase {
         Phase::Ready {
             release, baseline, ..
-        } if agent.machine.booted()? == release.toplevel => Some(baseline.clone()),
+        } if booted.as_ref() == Some(&release.toplevel) => Some(baseline),
         _ => None,
     };
     let is_update = baseline.is_some();
-    drop(agent);
     let limits = Limits {
         deadline: Duration::from_secs(config.health.deadline_s.into()),
         settle: Duration::from_secs(config.health.settle_s.into()),
@@ -475,7 +487,7 @@ fn health(
     };
     let reason = one_line(&missing.join("; "));
     if is_update {
-        let mut agent = Agent::open(settings(config), Timestamp::now())?;
+        let mut agent = Agent::open(settings(config), Timestamp::now(), PATIENCE)?;
         agent.state.on_failure(&reason);
         agent.save()?;
     }
@@ -532,32 +544,45 @@ fn commit(mut agent: Agent, client: &Client, output: &Output) -> anyhow::Result<
         Phase::Ready { .. } => agent.go_on(&Progress::default(), || baseline(client))?,
         Phase::Idle | Phase::Fetching { .. } => Outcome::UpToDate,
     };
-    match outcome {
+    match settle(&agent, &outcome, client)? {
+        Some((value, text)) => say(output, value, text),
+        None => say(output, json!({}), "There is nothing to commit.".into()),
+    }
+}
+
+/// What follows from an update that has come to its end, one way or the other, and how to say it. Nothing if it
+/// hasn't.
+fn settle(
+    agent: &Agent,
+    outcome: &Outcome,
+    client: &Client,
+) -> anyhow::Result<Option<(serde_json::Value, String)>> {
+    Ok(match outcome {
         Outcome::Committed { version } => {
-            small_runtime()?.block_on(client.pass_trial()).context(
-                "the system has passed, and the gateway could not be told; it finds out at its next start",
-            )?;
+            // One that is down finds out when it starts.
+            let told = small_runtime()?.block_on(client.pass_trial());
+            if let Err(error) = told {
+                tracing::warn!(%error, "the gateway does not know yet that its system stays");
+            }
             let (generations, paths) = agent.collect()?;
-            say(
-                output,
-                json!({ "committed": version, "generations": generations, "paths": paths }),
+            Some((
+                json!({ "outcome": "committed", "committed": version, "generations": generations, "paths": paths }),
                 format!(
                     "Version {version} has passed; {generations} generations and {paths} store paths are gone."
                 ),
-            )
+            ))
         }
         Outcome::RolledBack { version, reason } => {
             let (_, paths) = agent.collect()?;
-            say(
-                output,
-                json!({ "rolled_back": version, "reason": reason, "paths": paths }),
+            Some((
+                json!({ "outcome": "rolled_back", "rolled_back": version, "reason": reason, "paths": paths }),
                 format!(
                     "Version {version} was left again: {reason}; {paths} store paths are gone."
                 ),
-            )
+            ))
         }
-        _ => say(output, json!({}), "There is nothing to commit.".into()),
-    }
+        _ => None,
+    })
 }
 
 fn scrub(agent: &Agent, repair: bool, output: &Output) -> anyhow::Result<ExitCode> {
@@ -614,7 +639,7 @@ fn reset(yes: bool, config: &Config, output: &Output) -> anyhow::Result<ExitCode
     }
     crate::store::erase(folder)?;
     if config.ota.state.exists() {
-        let mut agent = Agent::open(settings(&config.ota), Timestamp::now())?;
+        let mut agent = Agent::open(settings(&config.ota), Timestamp::now(), Duration::ZERO)?;
         agent.state = State {
             // What the machine can does not change, and old releases stay old.
             counts_boots: agent.state.counts_boots,

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix_derivation::StorePath;
@@ -22,7 +23,10 @@ use super::update::{self, Seen, Step};
 /// Of a signature file: a few lines.
 const MAX_SIGNATURE_BYTES: usize = 16 * 1024;
 
-/// What the boot partition needs before anything is fetched: the smallest kernel is larger.
+/// Between two tries to get the lock.
+const LOCK_EVERY: Duration = Duration::from_millis(50);
+
+/// The one that runs, and one to go back to.
 const MIN_SYSTEMS: usize = 2;
 
 #[derive(Clone, Debug)]
@@ -182,15 +186,28 @@ pub struct Checked {
 }
 
 impl Agent {
-    pub fn open(settings: Settings, now: Timestamp) -> Result<Agent, AgentError> {
+    /// Waits for as long as `patience` if another one is at work.
+    pub fn open(
+        settings: Settings,
+        now: Timestamp,
+        patience: Duration,
+    ) -> Result<Agent, AgentError> {
         let folder = &settings.state;
         fs::create_dir_all(folder).map_err(|source| AgentError::io("make", folder, source))?;
         let path = folder.join("lock");
         let lock = File::create(&path).map_err(|source| AgentError::io("open", &path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(AgentError::Busy(path)),
-            Err(TryLockError::Error(source)) => return Err(AgentError::io("lock", &path, source)),
+        let deadline = Instant::now() + patience;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_EVERY);
+                }
+                Err(TryLockError::WouldBlock) => return Err(AgentError::Busy(path)),
+                Err(TryLockError::Error(source)) => {
+                    return Err(AgentError::io("lock", &path, source));
+                }
+            }
         }
         let state = State::read(folder)?;
         let machine = Machine {

@@ -8,7 +8,6 @@ mod apps;
 mod gateway;
 mod mosquitto;
 mod neighbours;
-#[path = "../ota_cache/nix.rs"]
 mod nix;
 mod wire;
 
@@ -16,6 +15,7 @@ mod access;
 mod bad_apps;
 mod bad_packets;
 mod bad_starts;
+mod boot;
 mod clients;
 mod clock;
 mod dashboards;
@@ -30,6 +30,7 @@ mod loss;
 mod mappings;
 mod operations;
 mod ota;
+mod ota_cache;
 mod overload;
 mod persistence;
 mod preinstalled;

@@ -654,7 +654,7 @@ fn damage_in_the_store_is_found_and_repaired() {
         .join("nix/store")
         .join(new.to_basename())
         .join("init");
-    let writable = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    let writable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&place, writable).unwrap();
     fs::write(&place, "rotten").unwrap();
     let ended = board.run(&["ota", "scrub"]);

@@ -11,7 +11,7 @@ use nix_narinfo::{Compression, NarInfo, NarInfoBuilder, NixSignature};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use tempfile::TempDir;
 
-use crate::fetching::file_url;
+use super::fetching::file_url;
 
 pub struct Forge {
     pub cache: TempDir,

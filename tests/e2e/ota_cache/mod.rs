@@ -4,7 +4,6 @@ mod failing;
 mod fetching;
 mod forge;
 mod hostile;
-mod nix;
 mod server;
 mod store;
 mod ways;

@@ -12,7 +12,7 @@ use headgate::ota::cache::{self, CacheError, Progress};
 use headgate::ota::store_dir::{Scrubbed, StoreDir, StoreError};
 use nix_derivation::StorePath;
 
-use crate::fetching::{assert_same, caches, empty_root, file_url, stored, update};
+use super::fetching::{assert_same, caches, empty_root, file_url, stored, update};
 use crate::nix::{Compressed, Nix, noise};
 
 #[test]
@@ -96,7 +96,7 @@ fn the_images_registration_says_what_its_paths_are() {
     let state = root.path().join("nix/var/headgate");
     fs::create_dir_all(&state).unwrap();
     let hash =
-        crate::forge::sha256(&crate::nix::dump(&store.place_of(&path))).to_nix_base16_string();
+        super::forge::sha256(&crate::nix::dump(&store.place_of(&path))).to_nix_base16_string();
     let hex = hash.strip_prefix("sha256:").unwrap();
     fs::write(
         state.join("registration"),
@@ -217,7 +217,11 @@ fn whenever_an_update_is_killed_each_path_is_there_as_a_whole_or_not_at_all() {
     for _ in 0..12 {
         let root = empty_root();
         let mut updating = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "store::an_update_to_be_killed", "--ignored"])
+            .args([
+                "--exact",
+                "ota_cache::store::an_update_to_be_killed",
+                "--ignored",
+            ])
             .env("KILLED_ROOT", root.path())
             .env("KILLED_URL", &url)
             .env("KILLED_KEY", &key)

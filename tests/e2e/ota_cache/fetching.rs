@@ -9,8 +9,8 @@ use headgate::ota::store_dir::StoreDir;
 use nix_derivation::StorePath;
 use tempfile::TempDir;
 
+use super::server::Server;
 use crate::nix::{Compressed, Nix, dump, noise};
-use crate::server::Server;
 
 /// A gateway's root folder with an empty store.
 pub fn empty_root() -> TempDir {

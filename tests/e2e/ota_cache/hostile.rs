@@ -9,8 +9,8 @@ use headgate::ota::store_dir::StoreDir;
 use nix_derivation::StorePath;
 use nix_narinfo::{Compression, NarInfo};
 
-use crate::fetching::{caches, empty_root, file_url, settings, stored, update};
-use crate::forge::{Forge, file_nar, folder, path, sha256, words};
+use super::fetching::{caches, empty_root, file_url, settings, stored, update};
+use super::forge::{Forge, file_nar, folder, path, sha256, words};
 use crate::nix::{Compressed, Nix, noise};
 
 /// The error, after which nothing is in the store.

@@ -13,9 +13,9 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tempfile::TempDir;
 
-use crate::fetching::{assert_same, empty_root, settings, update};
+use super::fetching::{assert_same, empty_root, settings, update};
+use super::server::{Answer, Server};
 use crate::nix::{Compressed, Nix};
-use crate::server::{Answer, Server};
 
 fn site() -> (Nix, StorePath, TempDir) {
     let mut nix = Nix::new();
