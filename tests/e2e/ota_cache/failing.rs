@@ -68,6 +68,7 @@ fn a_connection_that_breaks_goes_on_where_it_was() {
         Answer::Stall(4_000_000),
     ] {
         let site = site();
+        let is_reset = matches!(broken, Answer::Reset(_));
         let server = Server::with(site.cache.path(), move |request| {
             if is_nar(request) && request.from.is_none() {
                 broken.clone()
@@ -78,11 +79,10 @@ fn a_connection_that_breaks_goes_on_where_it_was() {
         assert_fetched(&site, &server);
         let nars = server.nars();
         assert_eq!(nars.len(), 2, "{nars:?}");
-        assert!(
-            nars[1].from.is_some_and(|from| from > 1_000_000),
-            "{nars:?}"
-        );
-        assert!(server.body_bytes() < (SIZE + SIZE / 2) as u64);
+        // A reset throws away what was sent and not yet read, and how much that is depends on who was faster.
+        let least = if is_reset { 1 } else { 1_000_000 };
+        assert!(nars[1].from.is_some_and(|from| from >= least), "{nars:?}");
+        assert!(is_reset || server.body_bytes() < (SIZE + SIZE / 2) as u64);
     }
 }
 

@@ -217,7 +217,11 @@ fn whenever_an_update_is_killed_each_path_is_there_as_a_whole_or_not_at_all() {
     for _ in 0..12 {
         let root = empty_root();
         let mut updating = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "store::an_update_to_be_killed", "--ignored"])
+            .args([
+                "--exact",
+                "ota_cache::store::an_update_to_be_killed",
+                "--ignored",
+            ])
             .env("KILLED_ROOT", root.path())
             .env("KILLED_URL", &url)
             .env("KILLED_KEY", &key)
