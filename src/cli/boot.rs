@@ -22,6 +22,13 @@ pub(super) enum BootCommand {
         #[command(flatten)]
         place: Place,
     },
+    /// Print number and state of the generation that is booted next
+    ///
+    /// If that is bad, there is none that is not, and to restart the machine changes nothing.
+    Next {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Declare a generation good: it is booted from now on, without counting
     Bless {
         /// Its number [default: that of the running system]
@@ -97,6 +104,7 @@ pub(super) fn run(command: BootCommand, output: &Output) -> anyhow::Result<()> {
     match command {
         BootCommand::Install(args) => install(&args, output),
         BootCommand::List { place } => list(&place, output),
+        BootCommand::Next { place } => next(&place, output),
         BootCommand::Bless { generation, place } => bless(generation, &place, output),
     }
 }
@@ -276,6 +284,18 @@ fn list(place: &Place, output: &Output) -> anyhow::Result<()> {
         })
         .collect();
     output.table(["GENERATION", "STATE", "", "TITLE", "SYSTEM"], &rows)
+}
+
+fn next(place: &Place, output: &Output) -> anyhow::Result<()> {
+    let entries = place.esp().entries()?;
+    let entry = entries
+        .first()
+        .with_context(|| format!("{} has no entries of Headgate's", place.esp.display()))?;
+    let (generation, state) = (entry.generation, state(entry));
+    if output.json {
+        return output.value(&json!({ "generation": generation, "state": state }));
+    }
+    output.text(format!("{generation} {state}"))
 }
 
 fn state(entry: &Entry) -> &'static str {

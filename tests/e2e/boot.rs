@@ -238,6 +238,28 @@ fn with_the_first_entry_comes_one_for_what_runs_so_that_there_is_a_way_back() {
 }
 
 #[test]
+fn what_is_booted_next_is_bad_only_if_all_are() {
+    let Some(machine) = Machine::new("8m") else {
+        return;
+    };
+    for (generation, name) in [(1, "one"), (2, "two")] {
+        let toplevel = machine.system(generation, name, 1000);
+        machine.headgate(&["install", &toplevel]).unwrap();
+    }
+    let next = || machine.headgate(&["next"]).unwrap();
+    let use_up = |generation: u64| {
+        let entries = machine.esp().join("loader/entries");
+        let name = |tries| entries.join(format!("headgate-{generation}+{tries}.conf"));
+        fs::rename(name("3"), name("0-3")).unwrap();
+    };
+    assert_eq!(next(), "2 on probation\n");
+    use_up(2);
+    assert_eq!(next(), "1 on probation\n");
+    use_up(1);
+    assert_eq!(next(), "2 bad\n");
+}
+
+#[test]
 fn a_system_that_is_in_no_generation_is_refused_with_the_remedy() {
     let Some(machine) = Machine::new("8m") else {
         return;

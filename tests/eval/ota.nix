@@ -102,13 +102,13 @@ in
         gateway.systemd.targets.boot-complete.unitConfig.JobTimeoutSec
         > gateway.services.headgate.settings.ota.health.deadline_s
       )
-      ours.headgate-ota-failed.unitConfig.SuccessAction
+      (lib.hasInfix "systemctl reboot" ours.headgate-ota-failed.serviceConfig.ExecStart.text)
       ours.headgate-ota-failed.unitConfig.FailureAction
     ];
     expected = [
       [ "headgate-ota-failed.service" ]
       true
-      "reboot"
+      true
       "reboot-force"
     ];
   };
