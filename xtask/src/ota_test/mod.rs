@@ -1,0 +1,152 @@
+//! Updates the gateway over the air on an emulated aarch64 machine with UEFI: well, badly, and with its power cut
+//! in between. docs/vm-test.md says what for; `surroundings` what it needs.
+
+mod board;
+mod channel;
+mod guest;
+mod image;
+mod power_cuts;
+mod server;
+mod store;
+mod system;
+mod trials;
+
+use crate::child;
+use crate::tree::Tree;
+use crate::vm::debian::Debian;
+use crate::vm::fixture::{self, Fixture, within};
+use crate::vm::{self, cross, roots, stage};
+use anyhow::{Context, Result};
+use channel::Channel;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use store::Store;
+use system::{Flaw, Ingredients};
+use trials::Trials;
+
+/// What `cargo xtask ota-test` can be told.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Where Debian's packages come from, if not from the mirror that mmdebstrap chooses; they are
+    /// kept for the next run
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    #[command(flatten)]
+    power_cuts: power_cuts::Options,
+    /// Leave out the systems that panic or hang as they start: they take their time
+    #[arg(long)]
+    quick: bool,
+}
+
+pub fn run(tree: &Tree, options: &Options) -> Result<()> {
+    vm::surroundings::check()?;
+    let work = tree.target.join("vm");
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let _lock = vm::lock(&work)?;
+    let tools = tree.root.join("tests").join("vm");
+    let fixture = Fixture::read(tools.join("fixture"))?;
+    let run = work.join("ota-run");
+    if run.exists() {
+        fs::remove_dir_all(&run).with_context(|| format!("cannot remove {}", run.display()))?;
+    }
+    fs::create_dir_all(&run).with_context(|| format!("cannot create {}", run.display()))?;
+
+    stage("Debian");
+    let debian = Debian::get(work.join("debian"), options.mirror.as_deref(), &tools)?;
+    stage("cross build");
+    let binary = cross::build(tree)?;
+    let headgate = cross::build_own(tree)?;
+
+    stage("systems");
+    let mut store = Store::new(run.join("store"))?;
+    let channel = Channel::new(run.join("channel"), headgate.clone())?;
+    let ingredients = Ingredients {
+        debian: &debian,
+        fixture: &fixture,
+        binary: &binary,
+        tools: &tools,
+        own: &tree.root.join("tests").join("ota"),
+        run: &run,
+        ota: settings(&channel, &store),
+    };
+    let factory = ingredients.add(&mut store, trials::FACTORY, Flaw::None)?;
+
+    stage("disk");
+    let image = disk(&ingredients, &store, &factory, &headgate)?;
+    let trials = Trials {
+        ingredients: &ingredients,
+        store,
+        channel,
+        factory,
+    };
+    trials.run(image, options)?;
+    println!("Good updates stay, bad ones do not, and a power cut leaves a machine that boots.");
+    Ok(())
+}
+
+/// `[ota]` of the gateway's configuration.
+fn settings(channel: &Channel, store: &Store) -> String {
+    format!(
+        "ota.channel = \"{}\"\n\
+         ota.trusted_keys = \"{}\"\n\
+         ota.tries = {}\n\
+         ota.min_free_bytes = \"16MiB\"\n\
+         ota.health.deadline_s = {}\n\
+         ota.health.settle_s = 1\n",
+        channel.url(),
+        store.public_key,
+        trials::TRIES,
+        trials::DEADLINE.as_secs(),
+    )
+}
+
+/// The disk of a gateway as it leaves the factory, with the system `factory`.
+fn disk(
+    ingredients: &Ingredients,
+    store: &Store,
+    factory: &str,
+    headgate: &Path,
+) -> Result<PathBuf> {
+    let run = ingredients.run;
+    let root = run.join("root");
+    roots::debian(ingredients.debian, ingredients.tools, &root)?;
+    fixture::copy_dir(&ingredients.own.join("guest"), &root)?;
+    ingredients.fixture.add_users(&root)?;
+    fs::create_dir_all(root.join("boot"))?;
+    symlink(
+        "/run/current-system/etc/headgate",
+        root.join("etc/headgate"),
+    )?;
+
+    let closure = store.closure(factory);
+    for path in &closure {
+        store.copy(path, &root)?;
+    }
+    let profiles = within(&root, "/nix/var/nix/profiles");
+    fs::create_dir_all(&profiles)?;
+    symlink("system-1-link", profiles.join("system"))?;
+    symlink(factory, profiles.join("system-1-link"))?;
+    let registration = within(&root, "/nix/var/headgate/registration");
+    fixture::write(&registration, &store.registration(&closure)?)?;
+
+    let esp = run.join("esp");
+    fs::create_dir_all(&esp).with_context(|| format!("cannot create {}", esp.display()))?;
+    let loader = within(&root, "/usr/lib/systemd/boot/efi/systemd-bootaa64.efi");
+    child::run(
+        Command::new(headgate)
+            .args(["boot", "install", "--offline", "--efi-arch", "aa64"])
+            .arg("--esp")
+            .arg(&esp)
+            .arg("--root")
+            .arg(&root)
+            .arg("--systemd-boot")
+            .arg(loader)
+            .args(["--generation", "1", "--tries", &trials::TRIES.to_string()])
+            .arg(factory),
+    )?;
+    let disk = run.join("factory.img");
+    image::make(&disk, &esp, &root)?;
+    Ok(disk)
+}
