@@ -18,6 +18,7 @@ pub mod journal;
 pub mod logging;
 pub mod mappings;
 pub mod metrics;
+pub mod ota;
 pub mod pipeline;
 mod regular_file;
 pub mod store;

@@ -4,6 +4,7 @@
 //! Exit codes: 0 done, 1 failed, 2 called wrongly.
 
 mod app;
+mod boot;
 #[cfg(feature = "compiler")]
 mod build;
 #[cfg(feature = "compiler")]
@@ -96,6 +97,9 @@ enum Command {
     #[command(subcommand)]
     Journal(journal::JournalCommand),
     Reload(reload::ReloadArgs),
+    /// Write, list and bless boot entries
+    #[command(subcommand)]
+    Boot(boot::BootCommand),
     /// Keep the users of the password file
     #[command(subcommand)]
     User(user::UserCommand),
@@ -144,6 +148,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Why(args) => why::run(args, &cli.global, &output).map(succeed),
         Command::Journal(command) => journal::run(command, &cli.global, &output),
         Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
+        Command::Boot(command) => boot::run(command, &output).map(succeed),
         Command::User(command) => user::run(command, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
         Command::Demo(args) => demo::run(args, &output),

@@ -62,6 +62,19 @@ pub enum Kind {
     AppNames,
     /// Topic filters with commas between them, or "" for none.
     TopicFilters,
+    /// What another room reads; "" is always allowed.
+    Checked(&'static Check),
+}
+
+/// A text with a form of its own.
+#[derive(Debug)]
+pub struct Check {
+    /// What it must be: "an http, https or file URL".
+    pub(super) expected: &'static str,
+    /// Which values are allowed, in short.
+    pub(super) allowed: &'static str,
+    /// Why a text is none.
+    pub(super) check: fn(&str) -> Result<(), String>,
 }
 
 /// The value of a key that nobody sets.

@@ -25,11 +25,11 @@ pub use resolve::{Override, Resolved, SYSTEM_FILE, Setting, Source};
 pub use schema::{json_schema, markdown};
 pub(crate) use suggest::nearest;
 pub use tree::{
-    AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, IngestConfig, LogConfig,
-    MappingsConfig, MetricsConfig, MqttConfig, PipelineConfig, ShutdownConfig, StoreConfig,
-    TlsConfig, WebSocketConfig, keys,
+    AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, HealthConfig, IngestConfig,
+    LogConfig, MappingsConfig, MetricsConfig, MqttConfig, OtaConfig, PipelineConfig,
+    ShutdownConfig, StoreConfig, TlsConfig, WebSocketConfig, keys,
 };
 pub use value::{
-    AddressError, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, SizeError,
-    Value,
+    AddressError, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, RebootWhen,
+    SizeError, Value,
 };

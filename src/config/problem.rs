@@ -62,6 +62,8 @@ pub enum Fault {
     BadAppName { found: String },
     #[error("{found} is no topic filter: {why}")]
     BadTopicFilter { found: String, why: String },
+    #[error("{found}: {why}")]
+    BadText { found: String, why: String },
     #[error("{found} is no usable path: {why}")]
     BadPath { found: String, why: String },
     #[error("this value is not UTF-8")]

@@ -61,7 +61,7 @@ fn key_schema(key: &Key) -> Json {
         Kind::UrlPath => json!({"type": "string", "pattern": "^/"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),
         Kind::LogFilter => json!({"type": "string", "minLength": 1}),
-        Kind::TopicFilters => json!({"type": "string"}),
+        Kind::TopicFilters | Kind::Checked(_) => json!({"type": "string"}),
         Kind::AppNames => json!({"type": "string", "pattern": "^[a-z0-9_., -]*$|^[*]$"}),
     };
     schema["description"] = json!(key.description());

@@ -5,12 +5,16 @@
 
 use std::path::PathBuf;
 
-use super::key::{Key, Kind, Preset, Section};
+use super::key::{Check, Key, Kind, Preset, Section};
 use super::resolve;
 use super::section::section;
-use super::value::{Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, Lookup};
+use super::value::{
+    self, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, Lookup, RebootWhen,
+};
 use crate::event::TopicFilter;
 use crate::ingest::frame::MOST_FRAME_BYTES;
+use crate::ota::keys::TrustedKey;
+use crate::ota::window::Windows;
 
 // Sizes are kept as usize, and some may be larger than what 32 bits hold.
 const _: () = assert!(usize::BITS >= 64);
@@ -36,6 +40,39 @@ const fn bytes(min: u64, max: u64) -> Kind {
     Kind::Bytes { min, max, whole: 1 }
 }
 
+const URL: Check = Check {
+    expected: "a URL",
+    allowed: "http://…, https://… or file:///…; nothing",
+    check: |text| match text.contains(',') {
+        true => Err("it has a comma".to_owned()),
+        false => value::check_urls(text),
+    },
+};
+
+const URLS: Check = Check {
+    expected: "URLs with commas between them",
+    allowed: "URL, URL; nothing",
+    check: value::check_urls,
+};
+
+const PUBLIC_KEYS: Check = Check {
+    expected: "public keys with commas between them",
+    allowed: "name:base64, name:base64@2027-12-31T00:00:00Z; nothing",
+    check: value::check_keys,
+};
+
+const WINDOWS: Check = Check {
+    expected: "maintenance windows",
+    allowed: "HH:MM-HH:MM; Mon..Fri HH:MM-HH:MM; nothing",
+    check: value::check_windows,
+};
+
+const WORD: Check = Check {
+    expected: "a word of a release",
+    allowed: "a word, or nothing",
+    check: value::check_word,
+};
+
 /// The configuration, resolved and checked: one field a section of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -46,6 +83,7 @@ pub struct Config {
     pub ingest: IngestConfig,
     pub apps: AppsConfig,
     pub mappings: MappingsConfig,
+    pub ota: OtaConfig,
     pub metrics: MetricsConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
@@ -62,6 +100,7 @@ pub(super) const SECTIONS: &[&Section] = &[
     &IngestConfig::SECTION,
     &AppsConfig::SECTION,
     &MappingsConfig::SECTION,
+    &OtaConfig::SECTION,
     &MetricsConfig::SECTION,
     &AdminConfig::SECTION,
     &LogConfig::SECTION,
@@ -78,6 +117,7 @@ impl Config {
             ingest: IngestConfig::read(values),
             apps: AppsConfig::read(values),
             mappings: MappingsConfig::read(values),
+            ota: OtaConfig::read(values),
             metrics: MetricsConfig::read(values),
             admin: AdminConfig::read(values),
             log: LogConfig::read(values),
@@ -414,6 +454,64 @@ section! {
 }
 
 section! {
+    /// Over-the-air updates of the whole system, see docs/ota.md. Read by the unit that installs them, too.
+    OtaConfig = "ota" {
+        /// URL of the folder with release.json, which says what there is to run. "" has no updates.
+        channel: String = Kind::Checked(&URL), Preset::Text("");
+        /// Nix binary caches to fetch store paths from, in this order: URLs with commas between them. "" for
+        /// the channel itself.
+        caches: Vec<String> = Kind::Checked(&URLS), Preset::Text("");
+        /// Ed25519 keys, one of which must have signed a release and each of its store paths: name:base64 as
+        /// Nix writes them, with commas between them; name:base64@TIME is trusted up to then.
+        trusted_keys: Vec<TrustedKey> = Kind::Checked(&PUBLIC_KEYS), Preset::Text("");
+        /// Product whose releases fit this gateway.
+        product: String = Kind::Checked(&WORD), Preset::Text("headgate");
+        /// Version to stay at: release-VERSION.json of the channel is taken instead of release.json. "" for
+        /// the newest.
+        pin: String = Kind::Checked(&WORD), Preset::Text("");
+        /// Systems to keep on the disk, the running one included.
+        keep_generations: u32 = integer(2, 16), Preset::Text("3");
+        /// Bytes that an update must leave free on the disk of the store.
+        min_free_bytes: u64 = bytes(0, 64 * GIB), Preset::Text("256MiB");
+        /// Most bytes a second that are fetched. 0 for no limit.
+        max_bytes_per_second: u64 = bytes(0, 64 * GIB), Preset::Text("0");
+        /// When the machine may restart into an update, in its own time zone: "02:00-05:00",
+        /// "Sat,Sun 22:00-04:00", with ; between several. "" for at once.
+        window: Windows = Kind::Checked(&WINDOWS), Preset::Text("");
+        /// Whether an update restarts the machine: "window" in the next maintenance window, "never" leaves
+        /// it to others.
+        reboot: RebootWhen = Kind::Choice(RebootWhen::NAMES), Preset::Text("window");
+        /// PEM file of further certificate authorities for https. "" for those of Mozilla alone.
+        ca_file: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// HTTP proxy. "" for that of the variables http_proxy, https_proxy and no_proxy.
+        proxy: String = Kind::Checked(&URL), Preset::Text("");
+        /// How often a new system may be booted before the boot loader goes back to the one before.
+        tries: u8 = integer(1, 9), Preset::Text("3");
+        /// Where the EFI system partition is mounted.
+        esp: PathBuf = Kind::Path { socket: false }, Preset::Text("/boot");
+        /// Folder of what updates remember. Belongs to root.
+        state: PathBuf = Kind::Path { socket: false }, Preset::Text("/var/lib/headgate-ota");
+        /// Folder below which nix/store, run and sys are looked for.
+        root: PathBuf = Kind::Path { socket: false }, Preset::Text("/");
+        /// The program nix-store, with which paths are registered where Nix is installed. "" where it is not.
+        nix_store: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        .. health: HealthConfig;
+    }
+}
+
+section! {
+    /// When a new system counts as healthy, and stays.
+    HealthConfig = "ota.health" {
+        /// Seconds after which a system that is not healthy is left again.
+        deadline_s: u32 = integer(10, 3600), Preset::Text("300");
+        /// Seconds for which it must have been healthy without a break.
+        settle_s: u32 = integer(0, 3600), Preset::Text("15");
+        /// Percent of the events a second before the update that must flow again. 0 does not ask for any.
+        min_flow_percent: u32 = integer(0, 100), Preset::Text("10");
+    }
+}
+
+section! {
     /// The HTTP listener for `/metrics`, `/healthz` and `/readyz`.
     MetricsConfig = "metrics" {
         /// Where metrics are served. Port 0 takes a free port; "off" or "" serves none.
@@ -472,6 +570,7 @@ defaults!(
     WebSocketConfig,
     AppsConfig,
     MappingsConfig,
+    OtaConfig,
     MetricsConfig,
     LogConfig,
     ShutdownConfig

@@ -14,6 +14,8 @@ use super::key::Kind;
 use super::problem::{Fault, quoted};
 use super::suggest;
 use crate::event::{Topic, TopicFilter};
+use crate::ota::keys::TrustedKey;
+use crate::ota::window::Windows;
 
 /// A value that its key allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +105,15 @@ pub enum ClientCertificates {
     Required,
 }
 
+/// When an update that is installed is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RebootWhen {
+    /// In the next maintenance window.
+    Window,
+    /// When somebody restarts the machine.
+    Never,
+}
+
 /// Why a text is no `host:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -158,6 +169,7 @@ impl Kind {
             Kind::LogFilter => "a log level in quotes".to_owned(),
             Kind::AppNames => "names of apps, with commas between them, in quotes".to_owned(),
             Kind::TopicFilters => "topic filters, with commas between them, in quotes".to_owned(),
+            Kind::Checked(check) => format!("{}, in quotes", check.expected),
         }
     }
 
@@ -181,6 +193,7 @@ impl Kind {
             Kind::LogFilter => "level, module=level".to_owned(),
             Kind::AppNames => "app, app; *; nothing".to_owned(),
             Kind::TopicFilters => "filter, filter; nothing".to_owned(),
+            Kind::Checked(check) => check.allowed.to_owned(),
         }
     }
 
@@ -274,6 +287,14 @@ impl Kind {
             },
             Kind::AppNames => read_app_names(text),
             Kind::TopicFilters => read_topic_filters(text),
+            Kind::Checked(_) if text.is_empty() => Ok(Value::Text(String::new())),
+            Kind::Checked(kind) => match (kind.check)(text) {
+                Ok(()) => Ok(Value::Text(text.to_owned())),
+                Err(why) => Err(Fault::BadText {
+                    found: quoted(text),
+                    why,
+                }),
+            },
         }
     }
 
@@ -458,6 +479,10 @@ impl Anonymous {
     pub(super) const NAMES: &'static [&'static str] = &["never", "loopback", "always"];
 }
 
+impl RebootWhen {
+    pub(super) const NAMES: &'static [&'static str] = &["window", "never"];
+}
+
 impl ClientCertificates {
     pub(super) const NAMES: &'static [&'static str] = &["off", "optional", "required"];
 }
@@ -493,7 +518,7 @@ macro_rules! integer_fields {
     };
 }
 
-integer_fields!(u16, u32, u64, usize);
+integer_fields!(u8, u16, u32, u64, usize);
 
 impl FieldType for PathBuf {
     fn from_value(value: Value) -> Option<Self> {
@@ -570,6 +595,43 @@ impl FieldType for Vec<TopicFilter> {
     }
 }
 
+impl FieldType for Vec<String> {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(names_in(&text).map(str::to_owned).collect()),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for Vec<TrustedKey> {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => names_in(&text).map(|key| key.parse().ok()).collect(),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for Windows {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+}
+
+impl FieldType for RebootWhen {
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Text(text) if text == "window" => Some(RebootWhen::Window),
+            Value::Text(text) if text == "never" => Some(RebootWhen::Never),
+            _ => None,
+        }
+    }
+}
+
 impl FieldType for LogFormat {
     fn from_value(value: Value) -> Option<Self> {
         match value {
@@ -606,6 +668,52 @@ impl FieldType for ClientCertificates {
             _ => None,
         }
     }
+}
+
+/// URLs of caches and channels, with commas between them.
+pub(super) fn check_urls(text: &str) -> Result<(), String> {
+    for url in names_in(text) {
+        let rest = ["http://", "https://", "file:///"]
+            .iter()
+            .find_map(|scheme| url.strip_prefix(scheme));
+        match rest {
+            None => {
+                return Err(format!(
+                    "{} has none of the schemes http://, https:// and file:///",
+                    quoted(url)
+                ));
+            }
+            Some("") => return Err(format!("{} names nothing", quoted(url))),
+            Some(rest) if !rest.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                return Err(format!(
+                    "{} has a character that must be escaped in a URL",
+                    quoted(url)
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_keys(text: &str) -> Result<(), String> {
+    names_in(text).try_for_each(|key| match key.parse::<TrustedKey>() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+pub(super) fn check_windows(text: &str) -> Result<(), String> {
+    text.parse::<Windows>()
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+/// A product or a version, as a release has it.
+pub(super) fn check_word(text: &str) -> Result<(), String> {
+    crate::ota::release::is_word(text)
+        .then_some(())
+        .ok_or_else(|| "take letters, digits, dots, dashes, plus signs and underscores".to_owned())
 }
 
 fn read_topic_filters(text: &str) -> Result<Value, Fault> {

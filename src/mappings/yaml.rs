@@ -401,12 +401,17 @@ pub(super) fn place_within(file: &str, start: Place, scalar: &Scalar, offset: us
         ScalarStyle::Literal => {
             let down = before.matches('\n').count();
             let last = &before[before.rfind('\n').map_or(0, |at| at + 1)..];
-            // The parser's place may be that of the `|` or that of the first line under it.
+            // The parser's place may be that of the `|` or that of the first line under it that isn't blank.
             let is_header = |line: &str| line.chars().nth(start.column - 1) == Some('|');
             let header = file.lines().nth(start.line - 1).is_some_and(is_header);
-            let first = start.line + usize::from(header);
-            let first_line = file.lines().nth(first - 1).unwrap_or_default();
-            let indent = first_line.len() - first_line.trim_start_matches(' ').len();
+            let blank = scalar.text.len() - scalar.text.trim_start_matches('\n').len();
+            let first = if header {
+                start.line + 1
+            } else {
+                start.line.saturating_sub(blank).max(1)
+            };
+            let full_line = file.lines().nth(first + blank - 1).unwrap_or_default();
+            let indent = full_line.len() - full_line.trim_start_matches(' ').len();
             Place {
                 line: first + down,
                 column: indent + last.chars().count() + 1,

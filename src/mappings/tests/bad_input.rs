@@ -151,6 +151,10 @@ fn each_mistake_in_a_file_has_an_error_with_its_place() {
             "m.yaml:9:5: failed to analyze mappings",
         ),
         (
+            "mapping:\n  p: |-\n\n\n    a +\n    * b\n",
+            "m.yaml:11:5: failed to analyze mappings",
+        ),
+        (
             "mapping:\n  p: 'a; b'\n",
             "m.yaml:7:10: failed to analyze mappings: mapping 'p': multiple statements",
         ),
