@@ -28,7 +28,7 @@ pub fn make(image: &Path, esp: &Path, root: &Path) -> Result<()> {
     partition(image)?;
     child::run(
         disk::e2fsprogs("mkfs.vfat")
-            .args(["-F", "32", "-n", "ESP", "--offset"])
+            .args(["-F", "32", "-s", "1", "-n", "ESP", "--offset"])
             .arg((ESP_AT / 512).to_string())
             .arg(image)
             .arg((ESP_BYTES / 1024).to_string())

@@ -38,6 +38,12 @@ pub struct Options {
     /// Leave out the systems that panic or hang as they start: they take their time
     #[arg(long)]
     quick: bool,
+    /// The service for aarch64, instead of building it
+    #[arg(long, value_name = "FILE")]
+    service: Option<PathBuf>,
+    /// The service for this machine, instead of building it
+    #[arg(long, value_name = "FILE")]
+    headgate: Option<PathBuf>,
 }
 
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
@@ -56,8 +62,12 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     stage("Debian");
     let debian = Debian::get(work.join("debian"), options.mirror.as_deref(), &tools)?;
     stage("cross build");
-    let binary = cross::build(tree)?;
-    let headgate = cross::build_own(tree)?;
+    let build = |given: &Option<PathBuf>, build: fn(&Tree) -> Result<PathBuf>| match given {
+        Some(file) => Ok(file.clone()),
+        None => build(tree),
+    };
+    let binary = build(&options.service, cross::build)?;
+    let headgate = build(&options.headgate, cross::build_own)?;
 
     stage("systems");
     let mut store = Store::new(run.join("store"))?;

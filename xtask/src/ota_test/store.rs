@@ -39,7 +39,7 @@ impl Store {
         let secret_key = root.join("secret-key");
         let public_key = root.join("public-key");
         child::run(
-            Command::new("nix-store")
+            nix("nix-store")
                 .args(["--generate-binary-cache-key", "ota-test-1"])
                 .args([&secret_key, &public_key]),
         )?;
@@ -151,7 +151,7 @@ impl Store {
     /// Copies the closure of `path` to the cache in the folder `cache`, signed.
     pub fn copy_to_cache(&self, path: &str, cache: &Path) -> Result<()> {
         child::run(
-            self.nix("nix")
+            nix("nix")
                 .args(["--extra-experimental-features", "nix-command", "copy"])
                 .args(["--store", &self.uri(), "--to"])
                 .arg(format!(
@@ -167,8 +167,7 @@ impl Store {
 
     fn register(&self, path: &str) -> Result<()> {
         let text = self.registration([&path.to_owned()])?;
-        let mut load = self
-            .nix("nix-store")
+        let mut load = nix("nix-store")
             .args(["--store", &self.uri(), "--load-db"])
             .stdin(Stdio::piped())
             .spawn()
@@ -183,13 +182,13 @@ impl Store {
     fn uri(&self) -> String {
         format!("local?root={}", self.root.display())
     }
+}
 
-    /// A program of Nix's that needs no users to build as.
-    fn nix(&self, program: &str) -> Command {
-        let mut nix = Command::new(program);
-        nix.env("NIX_CONFIG", "build-users-group =");
-        nix
-    }
+/// A program of Nix's that needs no users to build as.
+fn nix(program: &str) -> Command {
+    let mut nix = Command::new(program);
+    nix.env("NIX_CONFIG", "build-users-group =");
+    nix
 }
 
 /// The hash of what is at `path` as a NAR.
