@@ -13,9 +13,11 @@ let
     ];
   };
 
-  options = lib.filter (
-    option: lib.hasPrefix "services.headgate." option.name && option.visible == true && !option.internal
-  ) (lib.optionAttrSetToDocList evaluated.options);
+  isOurs =
+    name: lib.hasPrefix "services.headgate." name || lib.hasPrefix "boot.loader.headgate." name;
+  options = lib.filter (option: isOurs option.name && option.visible == true && !option.internal) (
+    lib.optionAttrSetToDocList evaluated.options
+  );
 
   # Roles of the NixOS manual, which other readers of Markdown do not know.
   plain = lib.replaceStrings [ "{option}" "{file}" "{manpage}" ] [ "" "" "" ];

@@ -60,8 +60,6 @@ in
   boot = {
     initrd.systemd.enable = true;
     tmp.useTmpfs = true;
-    # There is nobody to press a key: start again.
-    kernelParams = [ "panic=10" ];
     # Kept out of the closure: storage that gateways don't have.
     bcache.enable = lib.mkDefault false;
     kexec.enable = lib.mkDefault false;
@@ -100,10 +98,6 @@ in
   systemd = {
     # It downloads containers, and would bring GnuPG.
     services.systemd-importd.enable = false;
-    # An emergency shell waits for somebody at a keyboard: come up with what works instead.
-    enableEmergencyMode = false;
-    # A hung kernel is reset by the board's own watchdog, where it has one.
-    settings.Manager.RuntimeWatchdogSec = lib.mkDefault "30s";
     # A gateway with several ports is online as soon as one of them is.
     network.wait-online.anyInterface = true;
   };
@@ -118,7 +112,11 @@ in
   };
 
   services = {
-    headgate.enable = lib.mkDefault true;
+    headgate = {
+      enable = lib.mkDefault true;
+      # Releases of another product are not for this machine.
+      settings.ota.product = lib.mkDefault config.system.image.id;
+    };
     lvm.enable = lib.mkDefault false;
     resolved.enable = lib.mkDefault true;
     # The journal shares the root partition with the systems to come.

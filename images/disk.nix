@@ -11,11 +11,14 @@
 let
   inherit (config.system.build) headgateEsp toplevel;
 
-  # What `nix-env --profile /nix/var/nix/profiles/system --set` would have left behind.
+  # What `nix-env --profile /nix/var/nix/profiles/system --set` would have left behind, and what is known of
+  # the image's store paths: no signature vouches for those, so that a scrub has their hashes from here.
   profile = pkgs.runCommand "headgate-profile" { __structuredAttrs = true; } ''
     mkdir -p "$out/nix/var/nix/profiles"
     ln -s ${toplevel} "$out/nix/var/nix/profiles/system-1-link"
     ln -s system-1-link "$out/nix/var/nix/profiles/system"
+    install -D -m 0644 ${pkgs.closureInfo { rootPaths = [ toplevel ]; }}/registration \
+      "$out/nix/var/headgate/registration"
   '';
 in
 {
@@ -54,6 +57,23 @@ in
           SizeMaxBytes = "3G";
         };
       };
+    };
+  };
+
+  # Nix removes what it does not know.
+  systemd.services.headgate-register = lib.mkIf config.nix.enable {
+    description = "Tell Nix of the store paths that came with the image";
+    wantedBy = [ "multi-user.target" ];
+    before = [
+      "headgate-ota.service"
+      "nix-daemon.service"
+      "nix-gc.service"
+    ];
+    unitConfig.ConditionPathExists = "!/nix/var/nix/db/db.sqlite";
+    serviceConfig = {
+      Type = "oneshot";
+      ExecStart = "${lib.getExe' config.nix.package "nix-store"} --load-db";
+      StandardInput = "file:/nix/var/headgate/registration";
     };
   };
 

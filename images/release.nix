@@ -1,5 +1,6 @@
 # What a gateway is to be updated from: a binary cache of the system's closure and a description of
-# the release. Nothing here is signed: that takes a key, which no build has.
+# the release. `headgate release sign` makes a channel of it: it adds the time, and signs the description and
+# each store path. That takes a key, which no build has.
 {
   config,
   pkgs,
@@ -8,13 +9,13 @@
 
 let
   inherit (config.system.build) toplevel;
-  inherit (config.system.image) id version;
+  inherit (config.system.image) version;
+  inherit (config.services.headgate.settings.ota) product;
 
   description = pkgs.writeText "release.json" (
     builtins.toJSON {
       schema = 1;
-      product = id;
-      inherit version;
+      inherit product version;
       inherit (pkgs.stdenv.hostPlatform) system;
       toplevel = "${toplevel}";
     }
@@ -23,7 +24,7 @@ in
 {
   system.build.headgateRelease =
     (pkgs.buildPackages.mkBinaryCache {
-      name = "${id}-release-${version}";
+      name = "${product}-release-${version}";
       rootPaths = [ toplevel ];
       compression = "zstd";
     }).overrideAttrs

@@ -31,12 +31,13 @@ use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
 use crate::mappings::{MappingError, Mappings, MappingsConfig};
 use crate::metrics::{self, Endpoints, Health, ListenError};
+use crate::ota;
 use crate::pipeline::{
     DedupKey, Latency, NotJournaled, Offer, Pipeline, PipelineConfig, Pressure, Routes, Rules,
     Sink, Step, Tap, Thresholds, WindowLimits,
 };
 use crate::regular_file::FileError;
-use crate::store::{Store, StoreConfig, StoreError};
+use crate::store::{Standing, Store, StoreConfig, StoreError};
 use crate::systemd;
 use crate::why::Why;
 
@@ -106,6 +107,24 @@ pub struct Gateway {
     routes: Arc<Routes>,
 }
 
+/// Beside the admin socket: systemd starts the unit that updates the machine once it is there.
+const UPDATE_REQUEST: &str = "ota-requested";
+
+/// Whether this system may be left again.
+fn standing(config: &Config) -> Standing {
+    let system = ota::booted_system(&config.ota.root);
+    match ota::State::read(&config.ota.state) {
+        Ok(state) => match (system, state.on_trial()) {
+            (Some(system), Some(on_trial)) if system == on_trial => Standing::OnTrial { system },
+            (system, _) => Standing::Passed { system },
+        },
+        Err(error) => {
+            tracing::warn!(%error, "nobody knows whether this system is on probation");
+            Standing::Passed { system: None }
+        }
+    }
+}
+
 /// How many threads the edge and the admin API need: half of the machine's. The other half is for
 /// apps; and fewer threads wake one another less, which is most of what a lone event costs.
 pub fn edge_threads() -> usize {
@@ -133,10 +152,19 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         Some(address) => Some(listen(address, "metrics.listen").await?),
         None => None,
     };
-    let store = Store::open(&StoreConfig {
-        path: config.store.path.clone(),
-        map_bytes: config.store.max_bytes,
-    })?;
+    let store = {
+        let (standing, store) = (standing(config), config.store.clone());
+        let open = move || {
+            let config = StoreConfig {
+                path: store.path,
+                map_bytes: store.max_bytes,
+            };
+            Store::open_as(&config, &standing)
+        };
+        tokio::task::spawn_blocking(open)
+            .await
+            .expect("opening the store does not panic")?
+    };
     // After the store, whose lock says that no other gateway uses this folder.
     let admin = AdminListener::bind(&config.admin.socket)?;
 
@@ -902,6 +930,11 @@ impl Gateway {
             Arc::new(move |letter: &DeadLetter| retry(letter, &apps, &pipeline, &broker))
         };
         let reload = Arc::new(move || reloader().map_err(|error| error.to_string()));
+        let store = self.store.clone();
+        let update_requests = match self.config.ota.channel.is_empty() {
+            true => None,
+            false => Some(self.config.admin.socket.with_file_name(UPDATE_REQUEST)),
+        };
         let why = Why {
             routes: self.routes.clone(),
             pipeline: self.pipeline.clone(),
@@ -922,6 +955,8 @@ impl Gateway {
                 status,
                 reload,
                 why: Arc::new(move |topic| why.answer(topic)),
+                pass_trial: Arc::new(move || store.pass_trial().map_err(|error| error.to_string())),
+                update_requests,
             },
             stopped(),
         ));
@@ -936,7 +971,13 @@ impl Gateway {
                 let dead_letters = self.dead_letters.clone();
                 let journal = self.journal.clone();
                 let ingest = self.ingest.clone();
+                let updates = self.config.ota.clone();
                 let publish = Arc::new(move || {
+                    if !updates.channel.is_empty()
+                        && let Err(error) = ota::metrics::record(&updates.state, &updates.root)
+                    {
+                        tracing::warn!(%error, "no metrics of updates");
+                    }
                     journal.iter().for_each(Journal::record_metrics);
                     broker.record_metrics();
                     ingest.iter().for_each(|ingest| ingest.record_metrics());

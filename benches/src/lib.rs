@@ -15,6 +15,7 @@ mod ingest;
 mod lanes;
 pub mod load;
 mod mappings;
+pub mod ota;
 pub mod process;
 pub mod reading;
 pub mod report;

@@ -34,6 +34,14 @@ struct Arguments {
 enum Command {
     /// Puts one load on a broker that runs already, and prints what came of it.
     Load(LoadArguments),
+    /// Fetches a closure from a binary cache into the store below a folder, and prints seconds and peak
+    /// memory in bytes.
+    Fetch {
+        url: String,
+        key: String,
+        root: PathBuf,
+        toplevel: String,
+    },
     /// Stands in for a broker and does the least possible: shows what the load generator can do.
     Sink {
         #[arg(long, default_value = "127.0.0.1:1884")]
@@ -114,6 +122,16 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
         Some(Command::Load(load)) => run_load(load),
+        Some(Command::Fetch {
+            url,
+            key,
+            root,
+            toplevel,
+        }) => {
+            let (seconds, peak_bytes) = headgate_bench::ota::fetch(&url, &key, &root, &toplevel)?;
+            println!("{seconds} {peak_bytes}");
+            Ok(())
+        }
         Some(Command::Sink { listen }) => {
             let listener =
                 TcpListener::bind(listen).with_context(|| format!("can't listen on {listen}"))?;

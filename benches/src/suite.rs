@@ -73,6 +73,8 @@ pub enum Part {
     Mappings,
     /// Frames over TCP to an outlet that does nothing.
     Ingest,
+    /// Over-the-air updates from a binary cache, against `nix copy`.
+    Ota,
     /// Memory and start of a gateway with 100 apps.
     HundredApps,
     /// A good app beside bad ones.
@@ -116,6 +118,7 @@ impl Suite {
             Part::Lanes => self.lanes(),
             Part::Mappings => self.mappings(),
             Part::Ingest => self.ingest().map(|section| vec![section]),
+            Part::Ota => self.ota(),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),
         }

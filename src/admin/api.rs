@@ -53,6 +53,8 @@ pub(super) fn router(state: AdminState) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
         .route("/v1/why", get(why))
+        .route("/v1/ota/update", post(request_update))
+        .route("/v1/ota/passed", post(pass_trial))
         .route("/v1/apps", get(list).post(install))
         .route("/v1/apps/{name}", get(inspect).delete(remove))
         .route("/v1/apps/{name}/start", post(start))
@@ -89,7 +91,7 @@ pub(super) fn router(state: AdminState) -> Router {
         .fallback(|| async {
             Refusal::new(
                 StatusCode::NOT_FOUND,
-                "no such path; here are /v1/status, /v1/apps, /v1/mappings, /v1/mqtt, /v1/reload, /v1/why, /v1/why-mapping and /v1/dead-letters",
+                "no such path; here are /v1/status, /v1/apps, /v1/mappings, /v1/mqtt, /v1/reload, /v1/why, /v1/why-mapping, /v1/ota and /v1/dead-letters",
             )
         })
         .method_not_allowed_fallback(|| async {
@@ -167,6 +169,35 @@ async fn reload(State(api): State<Api>) -> Answer<serde_json::Value> {
     blocking(move || {
         reload().map_err(|error| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error))?;
         Ok(json!({ "reloaded": true }))
+    })
+    .await
+    .map(Json)
+}
+
+/// The gateway may not update the machine itself: it asks whoever may.
+async fn request_update(State(api): State<Api>) -> Answer<serde_json::Value> {
+    let Some(file) = api.state.update_requests else {
+        return Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "this gateway has no channel to be updated from; set ota.channel",
+        ));
+    };
+    blocking(move || match std::fs::write(&file, "") {
+        Ok(()) => Ok(json!({ "requested": true })),
+        Err(error) => Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("{}: {error}", file.display()),
+        )),
+    })
+    .await
+    .map(Json)
+}
+
+async fn pass_trial(State(api): State<Api>) -> Answer<serde_json::Value> {
+    blocking(move || {
+        let passed = (api.state.pass_trial)()
+            .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+        Ok(json!({ "passed": passed }))
     })
     .await
     .map(Json)
@@ -691,6 +722,8 @@ mod tests {
             broker,
             dead_letters: dead_letters.clone(),
             why: Arc::new(move |topic| why.answer(topic)),
+            pass_trial: Arc::new(|| Ok(false)),
+            update_requests: None,
             retry: Arc::new(|letter| match letter.topic.as_str() {
                 "bad" => Err("nobody wants it".to_owned()),
                 _ => Ok(()),

@@ -105,6 +105,22 @@ impl Client {
         Ok(())
     }
 
+    /// Asks for an update of the machine.
+    pub async fn request_update(&self) -> Result<(), ClientError> {
+        let _: serde_json::Value = self
+            .request(Method::POST, "/v1/ota/update", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(())
+    }
+
+    /// What the system on probation has stored stays.
+    pub async fn pass_trial(&self) -> Result<(), ClientError> {
+        let _: serde_json::Value = self
+            .request(Method::POST, "/v1/ota/passed", LOOK_UP_TIMEOUT)
+            .await?;
+        Ok(())
+    }
+
     /// All apps, by name.
     pub async fn list(&self) -> Result<Vec<AppInfo>, ClientError> {
         #[derive(Deserialize)]

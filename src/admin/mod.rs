@@ -9,6 +9,7 @@ mod mappings;
 mod mqtt;
 mod socket;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::apps::Apps;
@@ -46,6 +47,11 @@ pub struct AdminState {
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// What `POST /v1/reload` does; else, what is wrong with which file. May block for a moment.
     pub reload: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// The system has passed its probation, so what it has stored stays; else, why it can't. False if it was on
+    /// none.
+    pub pass_trial: Arc<dyn Fn() -> Result<bool, String> + Send + Sync>,
+    /// A file that is made to ask for an update of the machine; none if there is no channel.
+    pub update_requests: Option<PathBuf>,
     /// What `GET /v1/why` answers.
     pub why: Arc<dyn Fn(&Topic) -> Explanation + Send + Sync>,
 }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::output::{Output, one_line};
-use crate::ota::boot::{self, Entry, Esp, Install, Loader};
+use crate::ota::boot::{self, BootError, Entry, Esp, Install, Loader};
 
 #[derive(Subcommand)]
 pub(super) enum BootCommand {
@@ -119,6 +119,9 @@ fn install(args: &InstallArgs, output: &Output) -> anyhow::Result<()> {
             },
         )?;
     }
+    if !offline {
+        keep_what_runs(&esp, root, generation)?;
+    }
     // The profile's links say what a number stands for: numbers of generations that were deleted come
     // again, and their entries must not.
     let installed = boot::install(
@@ -158,6 +161,36 @@ fn install(args: &InstallArgs, output: &Output) -> anyhow::Result<()> {
         text += &format!("\nremoved generation {generation}, which the profile no longer has");
     }
     output.text(text)
+}
+
+/// Where another boot loader has been so far there is nothing of ours to go back to: what runs now, then.
+fn keep_what_runs(esp: &Esp, root: &Path, new: u64) -> anyhow::Result<()> {
+    let boots =
+        |entry: &Entry| entry.generation != new && entry.broken.is_none() && !entry.is_bad();
+    if esp.entries()?.iter().any(boots) {
+        return Ok(());
+    }
+    let running = std::fs::read_link(root.join("run/booted-system"));
+    let Some(toplevel) = running.as_deref().ok().and_then(Path::to_str) else {
+        return Ok(());
+    };
+    let generation = match generation_of(root, toplevel) {
+        Ok(generation) if generation != new => generation,
+        _ => return Ok(()),
+    };
+    let running = Install {
+        root,
+        toplevel,
+        generation,
+        tries: None,
+        version: None,
+        replaces: true,
+    };
+    match boot::install(esp, &running) {
+        // It needs what no entry of ours can give it, such as secrets in its initrd.
+        Ok(_) | Err(BootError::Bootspec { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn link(root: &Path, generation: u64) -> PathBuf {

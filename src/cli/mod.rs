@@ -22,9 +22,11 @@ mod moment;
 mod mqtt;
 #[cfg(feature = "compiler")]
 mod new;
+mod ota;
 mod output;
 mod package;
 mod prompt;
+mod release;
 mod reload;
 mod run;
 mod send;
@@ -104,6 +106,12 @@ enum Command {
     #[command(subcommand)]
     User(user::UserCommand),
     Config(config::ConfigArgs),
+    /// Update the whole system over the air, and go back
+    #[command(subcommand)]
+    Ota(ota::OtaCommand),
+    /// Make releases that gateways can be updated to
+    #[command(subcommand)]
+    Release(release::ReleaseCommand),
     Demo(demo::DemoArgs),
 }
 
@@ -151,6 +159,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Boot(command) => boot::run(command, &output).map(succeed),
         Command::User(command) => user::run(command, &cli.global, &output).map(succeed),
         Command::Config(args) => config::run(args, cli.global.source(Vec::new()), output.json),
+        Command::Ota(command) => ota::run(command, &cli.global, &output),
+        Command::Release(command) => release::run(command, &output).map(succeed),
         Command::Demo(args) => demo::run(args, &output),
     };
     match outcome {

@@ -209,6 +209,47 @@ const COUNTERS: &[(&str, &str)] = &[
 
 const GAUGES: &[(&str, &str)] = &[
     (
+        "headgate_ota_phase",
+        "1 for where the update of the machine is: idle, fetching, or ready to be booted or on probation.",
+    ),
+    (
+        "headgate_ota_on_probation",
+        "Whether the system that runs may be left again.",
+    ),
+    ("headgate_ota_held", "Whether updates are held."),
+    (
+        "headgate_ota_counts_boots",
+        "Whether a boot has been counted on this machine, without which it is not updated.",
+    ),
+    (
+        "headgate_ota_last_attempt_failed",
+        "Whether the last attempt to update has failed.",
+    ),
+    (
+        "headgate_ota_last_check_timestamp_seconds",
+        "When the channel was last asked; 0 for never.",
+    ),
+    (
+        "headgate_ota_last_rollback_timestamp_seconds",
+        "When a system was last left again; 0 for never.",
+    ),
+    (
+        "headgate_ota_download_bytes",
+        "Bytes of the update that have come.",
+    ),
+    (
+        "headgate_ota_download_size_bytes",
+        "Bytes of the update that is being fetched.",
+    ),
+    (
+        "headgate_ota_download_paths",
+        "Store paths of the update that have come.",
+    ),
+    (
+        "headgate_ota_download_size_paths",
+        "Store paths of the update that are being fetched.",
+    ),
+    (
         "headgate_mqtt_clients",
         "MQTT clients that are connected, by listener.",
     ),

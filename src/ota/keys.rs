@@ -56,6 +56,10 @@ impl SecretKey {
         })
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// As in a file for `nix copy`'s `secret-key`.
     pub fn to_text(&self) -> String {
         format!("{}:{}", self.name, STANDARD.encode(self.bytes))

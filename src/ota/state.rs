@@ -109,6 +109,14 @@ impl State {
         }
     }
 
+    /// The system that may be left again, once it is booted.
+    pub fn on_trial(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Ready { release, .. } => Some(&release.toplevel),
+            Phase::Idle | Phase::Fetching { .. } => None,
+        }
+    }
+
     /// The keys that count: those of the configuration and those that releases have added, without those that
     /// releases have revoked.
     pub fn keys(&self, configured: &[TrustedKey]) -> Vec<TrustedKey> {
@@ -161,23 +169,28 @@ impl State {
     pub fn on_committed(&mut self) {
         if let Phase::Ready { release, .. } = std::mem::take(&mut self.phase) {
             self.failed.retain(|failed| *failed != release.toplevel);
-            for key in &release.add_keys {
-                if !self.added_keys.contains(key) {
-                    self.added_keys.push(key.clone());
-                }
-                let name = key.split(':').next();
-                self.revoked_keys
-                    .retain(|revoked| Some(revoked.as_str()) != name);
-            }
-            for name in &release.revoke_keys {
-                self.added_keys
-                    .retain(|key| key.split(':').next() != Some(name));
-                if !self.revoked_keys.contains(name) {
-                    self.revoked_keys.push(name.clone());
-                }
-            }
+            self.change_keys(&release);
             self.committed = Some(release);
             self.last_error = None;
+        }
+    }
+
+    /// What a release says about keys counts from now on.
+    pub fn change_keys(&mut self, release: &Release) {
+        for key in &release.add_keys {
+            if !self.added_keys.contains(key) {
+                self.added_keys.push(key.clone());
+            }
+            let name = key.split(':').next();
+            self.revoked_keys
+                .retain(|revoked| Some(revoked.as_str()) != name);
+        }
+        for name in &release.revoke_keys {
+            self.added_keys
+                .retain(|key| key.split(':').next() != Some(name));
+            if !self.revoked_keys.contains(name) {
+                self.revoked_keys.push(name.clone());
+            }
         }
     }
 

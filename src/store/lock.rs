@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use super::StoreError;
 use super::error::io;
 
+pub(super) const FILE: &str = "lock";
+
 /// A gateway that was killed while it started its compiler leaves a child that has the lock, too, until it
 /// has become another program.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -17,7 +19,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Locks the store in `folder` until the returned file is dropped, and leaves this process's id in
 /// the file for those who come later.
 pub(super) fn acquire(folder: &Path) -> Result<File, StoreError> {
-    let path = folder.join("lock");
+    let path = folder.join(FILE);
     let error = |source| io(&path, "cannot lock the store", source);
     let mut file = OpenOptions::new()
         .read(true)

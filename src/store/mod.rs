@@ -8,6 +8,7 @@ mod error;
 mod lock;
 mod mappings;
 mod mqtt;
+mod trial;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use mappings::MappingDatabases;
 pub use mappings::VariableChange;
 use mqtt::MqttDatabases;
 pub use mqtt::{Counter, MAX_CLIENT_ID_BYTES, MqttChanges, MqttSnapshot, Queue, queued_cost};
+pub use trial::Standing;
 pub use versions::PreviousVersion;
 
 /// The layout of the databases below. Counts up when a change would confuse an older Headgate.
@@ -58,6 +60,8 @@ type NamesDatabase = Database<'static, Str, Unit>;
 
 struct Inner {
     path: PathBuf,
+    /// Where the database was when it was opened.
+    folder: PathBuf,
     map_bytes: usize,
     env: Env<WithoutTls>,
     /// SHA-256 of a component → its bytes. Holds what `apps` refers to and nothing else.
@@ -211,13 +215,18 @@ impl AppRecord {
 }
 
 impl Store {
-    /// Opens the store, makes it if it isn't there, and locks it for this process.
+    /// Opens the store of a gateway whose system stays; see [`Store::open_as`].
     pub fn open(config: &StoreConfig) -> Result<Store, StoreError> {
+        Store::open_as(config, &Standing::Passed { system: None })
+    }
+
+    /// Opens the store, makes it if it isn't there, and locks it for this process. A system on probation gets
+    /// a copy of the database.
+    pub fn open_as(config: &StoreConfig, standing: &Standing) -> Result<Store, StoreError> {
         let path = &config.path;
         make_folder(path)?;
         let lock = lock::acquire(path)?;
-        let folder = path.join("lmdb");
-        make_folder(&folder)?;
+        let folder = trial::folder(config, standing)?;
         fill_up(&folder.join("data.mdb"), config.map_bytes as u64)
             .map_err(|error| open_error(config, error.into()))?;
 
@@ -248,6 +257,7 @@ impl Store {
         let store = Store {
             inner: Arc::new(Inner {
                 path: path.clone(),
+                folder,
                 map_bytes: config.map_bytes,
                 env,
                 components,
@@ -271,6 +281,18 @@ impl Store {
         };
         store.check_references()?;
         Ok(store)
+    }
+
+    /// The system has passed its probation: its copy of the database takes the original's place. False if there
+    /// is none.
+    pub fn pass_trial(&self) -> Result<bool, StoreError> {
+        match trial::copy_in_use(&self.inner.path, &self.inner.folder) {
+            Some((original, copy)) if copy.exists() => {
+                trial::promote(&original, &copy)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// How much room there is on the disk for this process.
@@ -557,6 +579,26 @@ fn open_databases(
             what: "its schema version can't be read".into(),
         }),
     }
+}
+
+/// Removes all that is in the store's folder, if no gateway uses it.
+pub fn erase(path: &Path) -> Result<(), StoreError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = lock::acquire(path)?;
+    let failed = |source| error::io(path, "cannot empty the folder", source);
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_folder = entry.file_type().map_err(failed)?.is_dir();
+        // The lock goes with its file's last user.
+        if is_folder {
+            fs::remove_dir_all(entry.path()).map_err(failed)?;
+        } else if entry.file_name() != lock::FILE {
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), StoreError> {

@@ -13,6 +13,7 @@ let
     map (file: import file { inherit outputs; }) [
       ./images.nix
       ./mistakes.nix
+      ./ota.nix
       ./rendering.nix
     ]
   );

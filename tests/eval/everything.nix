@@ -159,6 +159,30 @@
         idle_timeout_s = 600;
         io_uring = false;
       };
+      ota = {
+        ca_file = "/etc/headgate/ca.pem";
+        caches = "https://cache.example.org, file:///srv/cache";
+        channel = "https://updates.example.org/stable";
+        esp = "/efi";
+        health = {
+          deadline_s = 600;
+          min_flow_percent = 50;
+          settle_s = 30;
+        };
+        keep_generations = 4;
+        max_bytes_per_second = "1MiB";
+        min_free_bytes = "512MiB";
+        nix_store = "/run/current-system/sw/bin/nix-store";
+        pin = "1.2.0";
+        product = "headgate-line-2";
+        proxy = "http://proxy.example.org:3128";
+        reboot = "never";
+        root = "/sysroot";
+        state = "/var/lib/headgate-updates";
+        tries = 2;
+        trusted_keys = "plant-1:Ek6nP3k4WlX1CqVYqPTnOqVNV5r3mY4pZ5zl4rQYc3I=";
+        window = "Sat,Sun 22:00-04:00";
+      };
       metrics.listen = "192.0.2.1:9464";
       admin.socket = "/run/headgate/other.sock";
       log = {

@@ -25,9 +25,19 @@ rec {
         (nixpkgs.outPath + "/nixos/modules/misc/assertions.nix")
         {
           options = {
+            boot = {
+              kernelParams = lib.mkOption { };
+              loader = lib.genAttrs [
+                "efi"
+                "external"
+                "grub"
+                "systemd-boot"
+              ] (_: anything);
+            };
             environment = anything;
             networking = anything;
             services.udev = anything;
+            system = anything;
             systemd = anything;
             users = anything;
           };

@@ -1,5 +1,5 @@
-# The partition definitions as NixOS renders them, and the boot files' text, for the tests that run
-# without Nix: an attribute set from file name to text.
+# The partition definitions as NixOS renders them, the boot loader's configuration, and what the system says
+# about its boot, for the tests that run without Nix: an attribute set from file name to text.
 { nixpkgs }:
 
 let
@@ -17,6 +17,7 @@ let
     })
     config
     lib
+    pkgs
     ;
 
   # As pkgs.formats.ini does, but without a build.
@@ -28,13 +29,26 @@ let
   );
   inFolder = folder: lib.mapAttrs' (name: lib.nameValuePair "${folder}/${name}");
 
-  # Its path changes with every input, and means nothing here.
-  withoutSystem = lib.replaceStrings [ "${config.system.build.toplevel}" ] [ "/nix/store/system" ];
+  # Store paths change with every input, and mean nothing here.
+  store = name: "${builtins.storeDir}/${lib.fixedWidthString 32 "0" ""}-${name}";
+  toplevel = store "nixos-system";
 in
 inFolder "image.repart.d" (
   render (lib.mapAttrs (_: partition: partition.repartConfig) config.image.repart.partitions)
 )
 // inFolder "gateway.repart.d" (render config.systemd.repart.partitions)
-// lib.mapAttrs' (
-  name: text: lib.nameValuePair "esp/${name}" (withoutSystem text)
-) config.system.build.headgateBootFiles
+// {
+  "loader.conf" = config.boot.loader.headgate.loaderConf;
+  # As nixos/modules/system/activation/bootspec.nix writes it.
+  "boot.json" = builtins.toJSON {
+    "org.nixos.bootspec.v1" = {
+      inherit (pkgs.stdenv.hostPlatform) system;
+      inherit (config.boot) kernelParams;
+      inherit toplevel;
+      init = "${toplevel}/init";
+      initrd = "${store "initrd-linux"}/${config.system.boot.loader.initrdFile}";
+      kernel = "${store "linux"}/${config.system.boot.loader.kernelFile}";
+      label = "NixOS";
+    };
+  };
+}

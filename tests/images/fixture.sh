@@ -8,7 +8,7 @@ if ! command -v nix-instantiate > /dev/null || [ -z "${NIXPKGS:-}" ]; then
     exit 77
 fi
 
-begin "the partition definitions and boot files are those of the modules"
+begin "the partition definitions and what the boot loader is told are those of the modules"
 nix-instantiate --eval --strict --json --option allow-import-from-derivation false \
     --arg nixpkgs "$NIXPKGS" "$here/fixture.nix" > rendered.json 2> nix.log || failed "$(cat nix.log)"
 jq -r 'keys[]' rendered.json > names
@@ -18,11 +18,11 @@ while read -r name; do
 done < names
 
 if [ "${1:-}" = --write ]; then
-    rm -rf "$here/fixture/esp" "$here"/fixture/*.repart.d
+    rm -rf "$here"/fixture/*.repart.d
     cp -r rendered/. "$here/fixture/"
     exit
 fi
-for folder in rendered/*; do
-    diff -r "$here/fixture/${folder##*/}" "$folder" >&2 ||
+for rendered in rendered/*; do
+    diff -r "$here/fixture/${rendered##*/}" "$rendered" >&2 ||
         failed "tests/images/fixture is out of date: run tests/images/fixture.sh --write"
 done

@@ -37,8 +37,9 @@ echo "measured for months" > measurements
 begin "the image's definitions make an EFI system partition and a root of fixed sizes"
 mkdir -p esp/EFI/BOOT esp/loader/entries root/nix/store
 echo "a boot loader" > esp/EFI/BOOT/BOOTAA64.EFI
-cp "$here/fixture/esp/loader/loader.conf" esp/loader/
-cp "$here/fixture/esp/loader/entries/headgate-1.conf" esp/loader/entries/
+cp "$here/fixture/loader.conf" esp/loader/
+# The name has a counter, which only a long name has room for.
+echo "title A system" > esp/loader/entries/headgate-1+3.conf
 echo "a system" > root/nix/store/system
 # What nixpkgs adds to the definitions when it builds the image.
 cp -r "$here/fixture/image.repart.d" image.repart.d
@@ -56,8 +57,8 @@ equal B921B045-1DF0-41C3-AF44-4C6F280D3FAE "$(of image.raw headgate-root type)" 
 
 begin "the boot files are on the EFI system partition, which is FAT32 as the Raspberry Pi wants it"
 offset=$(($(of image.raw headgate-esp start) * 512))
-MTOOLS_SKIP_CHECK=1 mcopy -i "image.raw@@$offset" ::/loader/entries/headgate-1.conf copied
-cmp -s copied esp/loader/entries/headgate-1.conf || failed "the entry is another"
+MTOOLS_SKIP_CHECK=1 mcopy -i "image.raw@@$offset" ::/loader/entries/headgate-1+3.conf copied
+cmp -s copied esp/loader/entries/headgate-1+3.conf || failed "the entry is another"
 equal FAT32 "$(dd if=image.raw bs=1 skip=$((offset + 82)) count=5 status=none)" "kind of FAT"
 
 begin "the system is on the root"

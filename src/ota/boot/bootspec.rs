@@ -160,3 +160,134 @@ fn is_in_store(file: &str) -> bool {
         && !file.contains(|c: char| c.is_control())
         && !file.split('/').any(|part| part == "..")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SYSTEM: &str = "/nix/store/00000000000000000000000000000000-nixos-system";
+
+    fn document() -> serde_json::Value {
+        json!({
+            "org.nixos.bootspec.v1": {
+                "system": "aarch64-linux",
+                "label": "NixOS",
+                "kernel": "/nix/store/11111111111111111111111111111111-linux-6.18/Image",
+                "kernelParams": ["quiet", "console=tty0"],
+                "initrd": "/nix/store/22222222222222222222222222222222-initrd-linux-6.18/initrd",
+                "init": format!("{SYSTEM}/init"),
+                "toplevel": SYSTEM,
+            },
+            "org.nixos.specialisation.v1": {},
+            "org.example.extension.v1": { "what": "we do not know" },
+        })
+    }
+
+    fn parsed(document: &serde_json::Value) -> Result<Bootspec, String> {
+        parse(document.to_string().as_bytes(), SYSTEM)
+    }
+
+    #[test]
+    fn what_nixos_writes_is_read_with_extensions_left_alone() {
+        let spec = parsed(&document()).unwrap();
+        assert_eq!(spec.label, "NixOS");
+        assert_eq!(spec.kernel_params, ["quiet", "console=tty0"]);
+        assert_eq!(
+            store_name(&spec.kernel),
+            Some("11111111111111111111111111111111-linux-6.18")
+        );
+    }
+
+    #[test]
+    fn a_system_without_initrd_is_one() {
+        let mut document = document();
+        document["org.nixos.bootspec.v1"]
+            .as_object_mut()
+            .unwrap()
+            .remove("initrd");
+        assert_eq!(parsed(&document).unwrap().initrd, None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_of_each_key() {
+        for (key, value, message) in [
+            (
+                "toplevel",
+                json!("/nix/store/33333333333333333333333333333333-other"),
+                "boot.json of /nix/store/3333",
+            ),
+            ("init", json!("/bin/sh"), "init is \"/bin/sh\""),
+            ("kernel", json!(null), "names no kernel"),
+            ("kernel", json!("/etc/passwd"), "kernel is \"/etc/passwd\""),
+            (
+                "kernel",
+                json!("/nix/store/11111111111111111111111111111111-linux"),
+                "no file of the store",
+            ),
+            (
+                "kernel",
+                json!("/nix/store/../../etc/passwd"),
+                "no file of the store",
+            ),
+            (
+                "kernel",
+                json!("/nix/store/11111111111111111111111111111111-linux/../x"),
+                "no file of the store",
+            ),
+            (
+                "initrd",
+                json!("/nix/store/11111111111111111111111111111111-a b/x"),
+                "initrd is",
+            ),
+            (
+                "initrd",
+                json!("/nix/store/11111111111111111111111111111111-a/x\ny"),
+                "initrd is",
+            ),
+            (
+                "initrdSecrets",
+                json!("/nix/store/x"),
+                "boot.initrd.secrets",
+            ),
+            (
+                "kernelParams",
+                json!(["a\ninitrd /evil"]),
+                "control character",
+            ),
+            (
+                "kernelParams",
+                json!(["a".repeat(MAX_COMMAND_LINE_BYTES + 1)]),
+                "more than 65536 bytes",
+            ),
+            ("kernelParams", json!("quiet"), "invalid type"),
+        ] {
+            let mut document = document();
+            document["org.nixos.bootspec.v1"][key] = value.clone();
+            let error = parsed(&document).unwrap_err();
+            assert!(error.contains(message), "{key} = {value}: {error}");
+        }
+        for text in ["", "{", "[]", "null", "\u{0}"] {
+            assert!(parse(text.as_bytes(), SYSTEM).is_err(), "{text:?}");
+        }
+        let error = parse(br#"{"org.nixos.bootspec.v9":{}}"#, SYSTEM).unwrap_err();
+        assert!(error.contains("org.nixos.bootspec.v1"), "{error}");
+    }
+
+    #[test]
+    fn a_link_of_the_store_leads_to_the_store_below_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        let store = root.path().join("nix/store");
+        std::fs::create_dir_all(store.join("a")).unwrap();
+        std::fs::write(store.join("a/file"), "below").unwrap();
+        std::os::unix::fs::symlink("/nix/store/a", store.join("b")).unwrap();
+        std::os::unix::fs::symlink("../../../../../../etc/passwd", store.join("out")).unwrap();
+        let mut text = String::new();
+        let opened = open(root.path(), Path::new("/nix/store/b/file"));
+        opened.unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "below");
+        let error = open(root.path(), Path::new("/nix/store/out")).unwrap_err();
+        assert!(error.to_string().contains("/nix/store/out"), "{error}");
+    }
+}

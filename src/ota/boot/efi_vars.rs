@@ -110,3 +110,125 @@ fn text(efivars: &Path, name: &str) -> Result<Option<String>, BootError> {
         .collect();
     Ok(Some(String::from_utf16_lossy(&units)).filter(|text| !text.is_empty()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::Tries;
+    use super::*;
+
+    /// As efivarfs shows variables: attributes, then the value.
+    fn write(folder: &Path, name: &str, value: &[u8]) {
+        let value = [&[6, 0, 0, 0], value].concat();
+        std::fs::write(folder.join(format!("{name}-{VENDOR}")), value).unwrap();
+    }
+
+    fn utf16(text: &str) -> Vec<u8> {
+        let units = text.encode_utf16().chain([0]);
+        units.flat_map(u16::to_le_bytes).collect()
+    }
+
+    fn after_boot(entry: &str, counted: Option<&str>, features: u64) -> Booted {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "LoaderInfo", &utf16("systemd-boot 257.9"));
+        write(folder.path(), "LoaderEntrySelected", &utf16(entry));
+        write(folder.path(), "LoaderFeatures", &features.to_le_bytes());
+        if let Some(counted) = counted {
+            write(folder.path(), "LoaderBootCountPath", &utf16(counted));
+        }
+        booted(folder.path()).unwrap()
+    }
+
+    fn entry(generation: u64, tries: Option<(u32, u32)>) -> Entry {
+        Entry {
+            generation,
+            tries: tries.map(|(left, done)| Tries { left, done }),
+            file: PathBuf::new(),
+            title: None,
+            toplevel: None,
+            broken: None,
+        }
+    }
+
+    #[test]
+    fn a_boot_that_was_counted_says_so_and_which_generation_it_is() {
+        let counted = r"\loader\entries\headgate-7+2-1.conf";
+        let booted = after_boot("headgate-7.conf", Some(counted), BOOT_COUNTING);
+        assert_eq!(booted.counted.as_deref(), Some(counted));
+        assert_eq!(booted.loader.as_deref(), Some("systemd-boot 257.9"));
+        assert_eq!(booted.generation(), Some(7));
+        let entries = [entry(7, Some((2, 1))), entry(6, None)];
+        assert_eq!(booted.counting(&entries), Counting::Works);
+    }
+
+    #[test]
+    fn an_entry_without_a_counter_says_nothing_about_counting() {
+        let booted = after_boot("headgate-7.conf", None, BOOT_COUNTING);
+        let entries = [entry(8, Some((3, 0))), entry(7, None)];
+        assert_eq!(booted.counting(&entries), Counting::Unknown);
+    }
+
+    #[test]
+    fn a_firmware_that_can_not_rename_is_found_out_by_the_tries_that_are_left() {
+        let entries = [entry(7, Some((3, 0)))];
+        let silent = after_boot("headgate-7.conf", None, BOOT_COUNTING);
+        assert_eq!(silent.counting(&entries), Counting::NotRenamed);
+        let lying = after_boot(
+            "headgate-7.conf",
+            Some(r"\loader\entries\headgate-7+2-1.conf"),
+            BOOT_COUNTING,
+        );
+        assert_eq!(lying.counting(&entries), Counting::NotRenamed);
+    }
+
+    #[test]
+    fn a_generation_that_was_condemned_while_it_ran_was_counted_all_the_same() {
+        let booted = after_boot(
+            "headgate-7.conf",
+            Some(r"\loader\entries\headgate-7+2-1.conf"),
+            BOOT_COUNTING,
+        );
+        assert_eq!(booted.counting(&[entry(7, Some((0, 3)))]), Counting::Works);
+    }
+
+    #[test]
+    fn a_boot_loader_that_does_not_count_is_told_from_none_at_all() {
+        let old = after_boot("headgate-7.conf", None, !BOOT_COUNTING);
+        assert_eq!(old.counting(&[]), Counting::NotKnown);
+        let empty = tempfile::tempdir().unwrap();
+        for folder in [empty.path(), Path::new("/nonexistent/efivars")] {
+            let booted = booted(folder).unwrap();
+            assert_eq!(booted, Booted::default());
+            assert_eq!(booted.counting(&[]), Counting::NoLoader);
+        }
+    }
+
+    #[test]
+    fn variables_that_are_cut_short_are_as_good_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        for bytes in [&b""[..], &[6, 0], &[6, 0, 0, 0], &[6, 0, 0, 0, b'h']] {
+            std::fs::write(
+                folder.path().join(format!("LoaderEntrySelected-{VENDOR}")),
+                bytes,
+            )
+            .unwrap();
+            std::fs::write(
+                folder.path().join(format!("LoaderFeatures-{VENDOR}")),
+                bytes,
+            )
+            .unwrap();
+            assert_eq!(
+                booted(folder.path()).unwrap(),
+                Booted::default(),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_entry_of_somebody_elses_is_no_generation() {
+        let booted = after_boot("nixos-generation-4.conf", None, BOOT_COUNTING);
+        assert_eq!(booted.generation(), None);
+    }
+}

@@ -169,3 +169,140 @@ pub(super) fn below(esp: &Path, file: &str) -> Option<PathBuf> {
             .fold(esp.to_owned(), |path, part| path.join(part))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str) -> Entry {
+        let (generation, tries) = parse_name(name).unwrap();
+        Entry {
+            generation,
+            tries,
+            file: PathBuf::from(name),
+            title: None,
+            toplevel: None,
+            broken: None,
+        }
+    }
+
+    fn in_order(names: &[&str]) -> Vec<String> {
+        let mut entries: Vec<Entry> = names.iter().map(|name| entry(name)).collect();
+        entries.sort_by(Entry::order);
+        (entries.iter())
+            .map(|entry| entry.file.display().to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_name_carries_generation_and_tries_and_comes_back_from_them() {
+        for (name, generation, tries) in [
+            ("headgate-1.conf", 1, None),
+            ("headgate-12+3.conf", 12, Some((3, 0))),
+            ("headgate-12+2-1.conf", 12, Some((2, 1))),
+            ("headgate-12+0-3.conf", 12, Some((0, 3))),
+            ("headgate-18446744073709551615.conf", u64::MAX, None),
+        ] {
+            let tries = tries.map(|(left, done)| Tries { left, done });
+            assert_eq!(parse_name(name), Some((generation, tries)), "{name}");
+            assert_eq!(file_name(generation, tries), name);
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_ours_are_left_to_whoever_they_belong_to() {
+        for name in [
+            "nixos-generation-1.conf",
+            "headgate-.conf",
+            "headgate-1.conf.bak",
+            "headgate-01.conf",
+            "headgate-+3.conf",
+            "headgate-1+.conf",
+            "headgate-1+3-.conf",
+            "headgate-1+-3.conf",
+            "headgate-1+three.conf",
+            "headgate-1++3.conf",
+            "headgate-1+2147483648.conf",
+            "headgate-18446744073709551616.conf",
+            ".headgate-1.conf",
+        ] {
+            assert_eq!(parse_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_newest_comes_first_and_once_it_is_bad_the_one_before() {
+        let newest = ["headgate-10+3.conf", "headgate-9.conf", "headgate-8.conf"];
+        assert_eq!(in_order(&newest), newest);
+        assert_eq!(
+            in_order(&["headgate-10+0-3.conf", "headgate-8.conf", "headgate-9.conf"]),
+            ["headgate-9.conf", "headgate-8.conf", "headgate-10+0-3.conf"]
+        );
+    }
+
+    #[test]
+    fn of_two_files_for_one_generation_the_one_that_says_more_comes_first() {
+        assert_eq!(
+            in_order(&[
+                "headgate-2+3.conf",
+                "headgate-2+2-1.conf",
+                "headgate-2.conf"
+            ]),
+            [
+                "headgate-2.conf",
+                "headgate-2+2-1.conf",
+                "headgate-2+3.conf"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_entry_says_what_it_was_made_of_and_a_title_makes_no_line_of_its_own() {
+        let toplevel = "/nix/store/00000000000000000000000000000000-nixos-system";
+        let text = Text {
+            title: "two\nlinux /evil",
+            generation: 7,
+            kernel: "/EFI/headgate/k-kernel.efi",
+            initrd: Some("/EFI/headgate/i-initrd"),
+            init: &format!("{toplevel}/init"),
+            kernel_params: &["quiet".into(), "panic=10".into()],
+        }
+        .render();
+        assert_eq!(
+            text,
+            format!(
+                "title two linux /evil\nsort-key headgate\nversion 7\nlinux /EFI/headgate/k-kernel.efi\n\
+                 initrd /EFI/headgate/i-initrd\noptions init={toplevel}/init quiet panic=10\n"
+            )
+        );
+        let parsed = parse(text.as_bytes());
+        assert_eq!(
+            parsed.files,
+            ["/EFI/headgate/k-kernel.efi", "/EFI/headgate/i-initrd"]
+        );
+        assert_eq!(parsed.toplevel.as_deref(), Some(toplevel));
+        assert!(parsed.starts_something);
+    }
+
+    #[test]
+    fn rubbish_in_an_entry_is_no_entry() {
+        for text in [
+            &b""[..],
+            b"linux",
+            b"\xff\xfe\x00l",
+            b"# linux /k",
+            b"title only\n",
+        ] {
+            assert!(!parse(text).starts_something, "{text:?}");
+        }
+        assert_eq!(parse(b"options init=/etc/passwd").toplevel, None);
+    }
+
+    #[test]
+    fn a_path_in_an_entry_never_leads_out_of_the_partition() {
+        let esp = Path::new("/boot");
+        assert_eq!(below(esp, "/EFI//a").unwrap(), Path::new("/boot/EFI/a"));
+        assert_eq!(below(esp, r"\EFI\a").unwrap(), Path::new("/boot/EFI/a"));
+        assert_eq!(below(esp, "/EFI/../../etc/passwd"), None);
+    }
+}

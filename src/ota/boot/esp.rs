@@ -8,10 +8,11 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{StatVfsMountFlags, statvfs, syncfs};
+use rustix::fs::{
+    AtFlags, CWD, StatVfsMountFlags, StatxAttributes, StatxFlags, statvfs, statx, syncfs,
+};
 
 use super::entry::{self, Entry, Parsed, parse_name};
 use super::{BootError, Doing};
@@ -118,16 +119,18 @@ impl Esp {
 
     fn check_mounted(&self) -> Result<(), BootError> {
         let esp = || self.path.clone();
-        let own = match self.path.metadata() {
-            Ok(own) if own.is_dir() => own,
+        match self.path.metadata() {
+            Ok(own) if own.is_dir() => {}
             Ok(_) => return Err(BootError::Missing { esp: esp() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(BootError::Missing { esp: esp() });
             }
             Err(error) => return Err(error).doing("looking at", &self.path),
-        };
-        let above = self.path.join("..");
-        if !self.is_image && own.dev() == above.metadata().doing("looking at", &above)?.dev() {
+        }
+        let flags = AtFlags::empty();
+        let about = statx(CWD, &self.path, flags, StatxFlags::BASIC_STATS)
+            .doing("looking at", &self.path)?;
+        if !self.is_image && !about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Err(BootError::NotMounted { esp: esp() });
         }
         Ok(())
@@ -235,12 +238,15 @@ impl Writer<'_> {
     }
 
     fn sync_folder(&self, file: &Path) -> Result<(), BootError> {
-        let folder = file.parent().unwrap_or(&self.esp.path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .doing("syncing", folder)?;
-        // The allocation table belongs to no file: all of the partition, then.
-        syncfs(&self.folder).doing("syncing", &self.esp.path)?;
+        // An image is made anew if its build was cut short.
+        if !self.esp.is_image {
+            let folder = file.parent().unwrap_or(&self.esp.path);
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .doing("syncing", folder)?;
+            // The allocation table belongs to no file: all of the partition, then.
+            syncfs(&self.folder).doing("syncing", &self.esp.path)?;
+        }
         step("synced")
     }
 

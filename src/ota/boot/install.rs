@@ -139,6 +139,8 @@ pub fn install(esp: &Esp, install: &Install) -> Result<Installed, BootError> {
     for other in ours.iter().filter(|other| other.file != entry) {
         writer.remove(&other.file)?;
     }
+    // What the entries named that this one has replaced.
+    writer.sweep(&[])?;
     Ok(Installed { entry, is_new })
 }
 

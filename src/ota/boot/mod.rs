@@ -20,6 +20,8 @@ mod efi_vars;
 mod entry;
 mod esp;
 mod install;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};

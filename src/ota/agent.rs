@@ -1,0 +1,687 @@
+//! Does the steps that [`super::update`] says, and remembers how far they have come.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix_derivation::StorePath;
+
+use super::boot::{self, BootError, Counting, Esp, Install};
+use super::cache::{self, CacheError, Caches, Plan, Progress};
+use super::health::Baseline;
+use super::keys::TrustedKey;
+use super::machine::{Machine, version_of};
+use super::release::{self, Gateway, Offer, Release, ReleaseError};
+use super::state::{Phase, State, StateError};
+use super::store_dir::{Scrubbed, StoreDir, StoreError};
+use super::update::{self, Seen, Step};
+
+/// Of a signature file: a few lines.
+const MAX_SIGNATURE_BYTES: usize = 16 * 1024;
+
+/// Between two tries to get the lock.
+const LOCK_EVERY: Duration = Duration::from_millis(50);
+
+/// The one that runs, and one to go back to.
+const MIN_SYSTEMS: usize = 2;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub channel: String,
+    /// The channel itself if there are none.
+    pub caches: Vec<String>,
+    pub trusted_keys: Vec<TrustedKey>,
+    pub product: String,
+    pub pin: Option<String>,
+    pub keep_generations: usize,
+    pub min_free_bytes: u64,
+    pub bytes_per_second: Option<NonZeroU64>,
+    pub ca_file: Option<PathBuf>,
+    pub proxy: Option<String>,
+    pub tries: u8,
+    pub esp: PathBuf,
+    pub state: PathBuf,
+    pub root: PathBuf,
+    pub nix_store: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("no channel is configured; set ota.channel to the URL of the folder with release.json")]
+    NoChannel,
+    #[error("no trusted key is configured, so no release could be believed; set ota.trusted_keys")]
+    NoKeys,
+    #[error("{url} {fault}")]
+    Release {
+        url: String,
+        #[source]
+        fault: Box<ReleaseError>,
+    },
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error("another update is under way ({}); wait until it has ended", .0.display())]
+    Busy(PathBuf),
+    #[error("{}: no system is booted from here; updates are for machines that run NixOS with Headgate's image", .0.display())]
+    NotBooted(PathBuf),
+    #[error("updates are off, because a bad one would be booted for ever: {0}")]
+    NotCounting(&'static str),
+    #[error(
+        "{} has too little room: the update takes {needed} bytes and must leave {reserve} (ota.min_free_bytes), and {free} are free; `headgate ota gc` makes room", .store.display()
+    )]
+    NoRoom {
+        store: PathBuf,
+        needed: u64,
+        reserve: u64,
+        free: u64,
+    },
+    #[error(
+        "Nix keeps its own list of store paths here, and would not know what an update brings; set ota.nix_store to the program nix-store"
+    )]
+    NixWouldNotKnow,
+    #[error("{} could not register the paths with Nix: {why}", .program.display())]
+    NotRegistered { program: PathBuf, why: String },
+    #[error("store paths belong to Nix here; collect them with nix-collect-garbage")]
+    NixCollects,
+    #[error(
+        "the system of release {version} was left before: {reason}; --retry tries it once more"
+    )]
+    FailedBefore { version: String, reason: String },
+    #[error("updates are held since {0}; `headgate ota unhold` lets them go on")]
+    Held(Timestamp),
+    #[error("an update is under way, and nothing can be collected before it has ended")]
+    UnderWay,
+    #[error("release {0} would leave no trusted key, so it would be the last one; add a key to it")]
+    NoKeyLeft(String),
+    #[error("there is no generation to go back to")]
+    NothingBefore,
+    #[error("there is no generation {0} that could be booted")]
+    NoGeneration(u64),
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+impl AgentError {
+    pub fn io(doing: &'static str, path: &Path, source: io::Error) -> AgentError {
+        AgentError::Io {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// What one asks of an update.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    pub allow_downgrade: bool,
+    /// Also a system that was left before.
+    pub retry: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The newest release runs.
+    UpToDate,
+    /// It is not this gateway's turn.
+    NotYet {
+        version: String,
+        percent: f64,
+        place: f64,
+    },
+    /// The boot loader will try it.
+    Restart {
+        version: String,
+    },
+    /// It runs, and has to show that it is healthy.
+    OnProbation {
+        version: String,
+    },
+    Committed {
+        version: String,
+    },
+    RolledBack {
+        version: String,
+        reason: String,
+    },
+}
+
+/// Who updates a machine. Holds the lock that keeps others from doing so.
+pub struct Agent {
+    pub settings: Settings,
+    pub machine: Machine,
+    pub state: State,
+    now: Timestamp,
+    _lock: File,
+}
+
+/// What the store is like.
+#[derive(Debug, Default)]
+pub struct Scrub {
+    pub sound: usize,
+    pub damaged: Vec<StorePath>,
+    /// Paths of which nobody has written down what they should be.
+    pub unknown: usize,
+}
+
+/// What a channel offers.
+#[derive(Debug)]
+pub struct Checked {
+    pub release: Release,
+    pub offer: Offer,
+}
+
+impl Agent {
+    /// Waits for as long as `patience` if another one is at work.
+    pub fn open(
+        settings: Settings,
+        now: Timestamp,
+        patience: Duration,
+    ) -> Result<Agent, AgentError> {
+        let folder = &settings.state;
+        fs::create_dir_all(folder).map_err(|source| AgentError::io("make", folder, source))?;
+        let path = folder.join("lock");
+        let lock = File::create(&path).map_err(|source| AgentError::io("open", &path, source))?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_EVERY);
+                }
+                Err(TryLockError::WouldBlock) => return Err(AgentError::Busy(path)),
+                Err(TryLockError::Error(source)) => {
+                    return Err(AgentError::io("lock", &path, source));
+                }
+            }
+        }
+        let state = State::read(folder)?;
+        let machine = Machine {
+            root: settings.root.clone(),
+            esp: Esp::new(&settings.esp),
+        };
+        Ok(Agent {
+            now: state.no_earlier(now),
+            settings,
+            machine,
+            state,
+            _lock: lock,
+        })
+    }
+
+    pub fn save(&self) -> Result<(), AgentError> {
+        Ok(self.state.write(&self.settings.state)?)
+    }
+
+    /// Asks the channel.
+    pub fn check(&mut self, wish: Wish) -> Result<Checked, AgentError> {
+        let (caches, keys) = self.caches(&[])?;
+        let channel = self.settings.channel.trim_end_matches('/');
+        let name = match &self.settings.pin {
+            Some(version) => format!("release-{version}.json"),
+            None => "release.json".to_owned(),
+        };
+        let url = format!("{channel}/{name}");
+        let document = caches.document(&url, release::MAX_BYTES)?;
+        let signatures = caches.document(&format!("{url}.sig"), MAX_SIGNATURE_BYTES)?;
+        let signatures = String::from_utf8_lossy(&signatures);
+        let of_release = |fault| AgentError::Release {
+            url: url.clone(),
+            fault: Box::new(fault),
+        };
+        let release = Release::read(&document, &signatures, &keys, self.now).map_err(of_release)?;
+        let booted = self.machine.booted()?;
+        let committed = self.state.committed.as_ref();
+        let version = version_of(&self.machine.root, &booted).or_else(|| {
+            let committed = committed.filter(|release| release.toplevel == booted)?;
+            Some(committed.version.clone())
+        });
+        let gateway = Gateway {
+            product: &self.settings.product,
+            system: &system(),
+            id: &self.machine.id()?,
+            version: version.as_deref(),
+            toplevel: &booted,
+            pin: self.settings.pin.as_deref(),
+            newest_seen: self.state.newest_seen,
+            allow_downgrade: wish.allow_downgrade,
+        };
+        let offer = release.offer(&gateway, self.now).map_err(of_release)?;
+        self.state.last_check = Some(self.now);
+        Ok(Checked { release, offer })
+    }
+
+    /// The caches, with the keys that count and further ones.
+    fn caches(&self, added: &[TrustedKey]) -> Result<(Caches, Vec<TrustedKey>), AgentError> {
+        if self.settings.channel.is_empty() {
+            return Err(AgentError::NoChannel);
+        }
+        let mut keys = self.state.keys(&self.settings.trusted_keys);
+        if keys.is_empty() {
+            return Err(AgentError::NoKeys);
+        }
+        keys.extend_from_slice(added);
+        let urls = match self.settings.caches.as_slice() {
+            [] => vec![self.settings.channel.clone()],
+            caches => caches.to_vec(),
+        };
+        let alive = keys.iter().filter(|key| !key.has_expired(self.now));
+        let caches = Caches::new(cache::Settings {
+            urls,
+            trusted_keys: alive.map(|key| key.key.clone()).collect(),
+            bytes_per_second: self.settings.bytes_per_second,
+            ca_file: self.settings.ca_file.clone(),
+            proxy: self.settings.proxy.clone(),
+            spool: Some(self.settings.state.join("spool")),
+            ..cache::Settings::default()
+        })?;
+        Ok((caches, keys))
+    }
+
+    /// Has the machine run what the channel offers, as far as that goes without a restart. `baseline` is asked
+    /// once all is there; `progress` shows how the download is.
+    pub fn update(
+        &mut self,
+        wish: Wish,
+        progress: &Progress,
+        baseline: impl FnOnce() -> Baseline,
+    ) -> Result<Outcome, AgentError> {
+        let outcome = self.try_update(wish, progress, baseline);
+        self.state.last_error = outcome.as_ref().err().map(ToString::to_string);
+        self.save()?;
+        outcome
+    }
+
+    fn try_update(
+        &mut self,
+        wish: Wish,
+        progress: &Progress,
+        baseline: impl FnOnce() -> Baseline,
+    ) -> Result<Outcome, AgentError> {
+        // One that is ready to be booted, or is, comes to its end first.
+        if !matches!(self.state.phase, Phase::Ready { .. }) {
+            if let Some(since) = self.state.held_since {
+                return Err(AgentError::Held(since));
+            }
+            self.may_update()?;
+            match self.check(wish) {
+                Ok(Checked { release, offer }) => match offer {
+                    Offer::Running => {
+                        self.state.phase = Phase::Idle;
+                        return Ok(Outcome::UpToDate);
+                    }
+                    Offer::NotYet { percent, place } => {
+                        let version = release.version;
+                        return Ok(Outcome::NotYet {
+                            version,
+                            percent,
+                            place,
+                        });
+                    }
+                    Offer::Update => self.take(release, wish)?,
+                },
+                // A download that was interrupted goes on while the channel can't be reached.
+                Err(AgentError::Cache(error)) if self.state.release().is_some() => {
+                    tracing::warn!(%error, "the channel does not answer: going on with the last release");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.go_on(progress, baseline)
+    }
+
+    /// What is wrong with the machine, before a byte is fetched.
+    fn may_update(&mut self) -> Result<(), AgentError> {
+        if self.machine.has_nix() && self.settings.nix_store.is_none() {
+            return Err(AgentError::NixWouldNotKnow);
+        }
+        self.note_counting()?;
+        if !self.state.counts_boots {
+            return Err(AgentError::NotCounting(
+                "no boot of this machine has ever been counted, so its firmware may not be able to (see docs/ota.md)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Looks whether this boot was counted; that it was once is remembered.
+    pub fn note_counting(&mut self) -> Result<(), AgentError> {
+        let why = match self.machine.counting()? {
+            Counting::Works => {
+                self.state.counts_boots = true;
+                return Ok(());
+            }
+            Counting::Unknown => return Ok(()),
+            Counting::NoLoader => "systemd-boot has not started this system",
+            Counting::NotKnown => {
+                "the boot loader does not count boots; systemd-boot 248 and newer do"
+            }
+            Counting::NotRenamed => {
+                "the firmware could not rename the boot entry, so its tries never end (U-Boot needs 2025.07 or newer)"
+            }
+        };
+        self.state.counts_boots = false;
+        Err(AgentError::NotCounting(why))
+    }
+
+    fn take(&mut self, release: Release, wish: Wish) -> Result<(), AgentError> {
+        let mut after = self.state.clone();
+        after.change_keys(&release);
+        if after.keys(&self.settings.trusted_keys).is_empty() {
+            return Err(AgentError::NoKeyLeft(release.version));
+        }
+        if !wish.retry && self.state.failed.contains(&release.toplevel) {
+            let last = self.state.last_rollback.as_ref();
+            let last = last.filter(|rollback| rollback.toplevel == release.toplevel);
+            return Err(AgentError::FailedBefore {
+                version: release.version,
+                reason: last.map_or_else(|| "it failed".into(), |rollback| rollback.reason.clone()),
+            });
+        }
+        tracing::info!(version = release.version, "updating");
+        self.state.begin(release);
+        self.save()
+    }
+
+    /// The steps that are left of the update under way.
+    pub fn go_on(
+        &mut self,
+        progress: &Progress,
+        baseline: impl FnOnce() -> Baseline,
+    ) -> Result<Outcome, AgentError> {
+        let mut baseline = Some(baseline);
+        loop {
+            let Some(release) = self.state.release().cloned() else {
+                return Ok(Outcome::UpToDate);
+            };
+            let version = release.version.clone();
+            match update::next(&self.state.phase, &self.machine.seen()?) {
+                Step::Rest => return Ok(Outcome::UpToDate),
+                Step::Fetch => {
+                    self.fetch(&release, progress)?;
+                    let baseline = baseline.take().map(|baseline| baseline());
+                    self.state.on_fetched(baseline.unwrap_or_default());
+                    self.save()?;
+                }
+                Step::MakeGeneration => {
+                    self.machine.make_generation(&release.toplevel)?;
+                }
+                Step::WriteEntry { generation } => {
+                    self.state.on_arming(&self.machine.seen()?.boot);
+                    self.save()?;
+                    boot::install(
+                        &self.machine.esp,
+                        &Install {
+                            root: &self.machine.root,
+                            toplevel: &release.toplevel,
+                            generation,
+                            tries: Some(self.settings.tries),
+                            version: Some(&version),
+                            replaces: false,
+                        },
+                    )?;
+                }
+                Step::Restart => return Ok(Outcome::Restart { version }),
+                Step::Probation { .. } => return Ok(Outcome::OnProbation { version }),
+                Step::Commit { generation } => {
+                    self.machine.set_current(generation)?;
+                    self.state.on_committed();
+                    self.save()?;
+                    return Ok(Outcome::Committed { version });
+                }
+                Step::RollBack { generation, reason } => {
+                    boot::condemn(&self.machine.esp, generation)?;
+                    self.state.on_rolled_back(reason.clone(), self.now);
+                    self.save()?;
+                    self.machine.remove_generation(generation)?;
+                    return Ok(Outcome::RolledBack { version, reason });
+                }
+            }
+        }
+    }
+
+    fn fetch(&mut self, release: &Release, progress: &Progress) -> Result<(), AgentError> {
+        let of_release = |fault| AgentError::Release {
+            url: release.toplevel.clone(),
+            fault: Box::new(fault),
+        };
+        let toplevel = release.toplevel().map_err(of_release)?;
+        let (caches, _) = self.caches(&release.added_keys().map_err(of_release)?)?;
+        let store = StoreDir::open(&self.machine.root)?;
+        store.sweep()?;
+        let plan = cache::plan(&caches, &store, &toplevel)?;
+        let (free, reserve) = (self.machine.free_bytes()?, self.settings.min_free_bytes);
+        if plan.unpacked_bytes.saturating_add(reserve) > free {
+            return Err(AgentError::NoRoom {
+                store: self.machine.root.join("nix/store"),
+                needed: plan.unpacked_bytes,
+                reserve,
+                free,
+            });
+        }
+        cache::install(&caches, &store, &plan, progress)?;
+        self.register(&plan)
+    }
+
+    /// Tells Nix about the paths, where it is.
+    fn register(&self, plan: &Plan) -> Result<(), AgentError> {
+        let Some(program) = self
+            .settings
+            .nix_store
+            .as_ref()
+            .filter(|_| self.machine.has_nix())
+        else {
+            return Ok(());
+        };
+        let failed = |why: String| AgentError::NotRegistered {
+            program: program.clone(),
+            why,
+        };
+        let mut child = Command::new(program)
+            .arg("--load-db")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        let registration = self.registration(plan)?;
+        let mut input = child.stdin.take().expect("it was asked for");
+        // What it has against the list, it says itself.
+        let _ = input.write_all(registration.as_bytes());
+        drop(input);
+        let output = child
+            .wait_with_output()
+            .map_err(|error| failed(error.to_string()))?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(failed(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            )),
+        }
+    }
+
+    /// A closure as `nix-store --load-db` reads it.
+    fn registration(&self, plan: &Plan) -> Result<String, AgentError> {
+        let store = StoreDir::open(&self.machine.root)?;
+        let mut text = String::new();
+        for path in plan.closure.keys() {
+            if let Some(known) = store.known(path)? {
+                let digits = known.nar_hash.digest_as_bytes().iter();
+                let hash: String = digits.map(|byte| format!("{byte:02x}")).collect();
+                let path = path.to_absolute_path();
+                let (size, count) = (known.nar_size, known.references.len());
+                // Who has made it is not known.
+                text.push_str(&format!("{path}\n{hash}\n{size}\n\n{count}\n"));
+                for reference in &known.references {
+                    text.push_str(&reference.to_absolute_path());
+                    text.push('\n');
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Goes back to an older generation, at the next boot. Of an update that was not booted yet, nothing is left.
+    pub fn roll_back(&mut self, to: Option<u64>, reason: &str) -> Result<u64, AgentError> {
+        let seen = self.machine.seen()?;
+        if to.is_none()
+            && self
+                .state
+                .on_trial()
+                .is_some_and(|system| system != seen.booted)
+        {
+            return self.call_off(&seen, reason);
+        }
+        let is_bootable = |generation: &u64| match seen.entries.get(generation) {
+            Some(update::Tries::Good) => seen.generations.contains_key(generation),
+            _ => false,
+        };
+        let current = seen
+            .generations
+            .iter()
+            .rev()
+            .find(|(_, path)| **path == seen.booted);
+        let current = current.map(|(generation, _)| *generation);
+        let target = match to {
+            Some(generation) if is_bootable(&generation) => generation,
+            Some(generation) => return Err(AgentError::NoGeneration(generation)),
+            None => {
+                let before = seen.generations.keys().rev();
+                let mut before =
+                    before.filter(|generation| current.is_none_or(|now| **generation < now));
+                *before
+                    .find(|generation| is_bootable(generation))
+                    .ok_or(AgentError::NothingBefore)?
+            }
+        };
+        // First what is remembered: an update must not bring it back.
+        self.state.phase = Phase::Idle;
+        for (generation, toplevel) in seen.generations.range(target + 1..) {
+            if Some(toplevel) != seen.generations.get(&target) {
+                let version = version_of(&self.machine.root, toplevel);
+                let version = version.unwrap_or_else(|| format!("of generation {generation}"));
+                self.state.remember_rollback(
+                    version,
+                    toplevel.clone(),
+                    reason.to_owned(),
+                    self.now,
+                );
+            }
+        }
+        self.save()?;
+        for generation in seen
+            .entries
+            .keys()
+            .filter(|generation| **generation > target)
+        {
+            boot::condemn(&self.machine.esp, *generation)?;
+        }
+        self.machine.set_current(target)?;
+        Ok(target)
+    }
+
+    /// Ends an update before its system was booted. Returns the generation that stays.
+    fn call_off(&mut self, seen: &Seen, reason: &str) -> Result<u64, AgentError> {
+        let is_new = |path: &String| Some(path.as_str()) == self.state.on_trial();
+        let new = seen.generations.iter().rev().find(|(_, path)| is_new(path));
+        if let Some((generation, _)) = new {
+            if seen.entries.contains_key(generation) {
+                boot::condemn(&self.machine.esp, *generation)?;
+            }
+            self.machine.remove_generation(*generation)?;
+        }
+        self.state.on_rolled_back(reason.to_owned(), self.now);
+        self.save()?;
+        let stays = seen
+            .generations
+            .iter()
+            .rev()
+            .find(|(_, path)| **path == seen.booted);
+        stays
+            .map(|(generation, _)| *generation)
+            .ok_or(AgentError::NothingBefore)
+    }
+
+    /// Removes generations beyond those to keep, and store paths that none of the others needs. Returns how many of
+    /// each.
+    pub fn collect(&self) -> Result<(usize, usize), AgentError> {
+        if !matches!(self.state.phase, Phase::Idle) {
+            return Err(AgentError::UnderWay);
+        }
+        let seen = self.machine.seen()?;
+        let is_running = |toplevel: &str| seen.booted == toplevel;
+        let mut kept = 0;
+        let mut removed = 0;
+        // The newest that can be booted stay, and what runs.
+        for (generation, toplevel) in seen.generations.iter().rev() {
+            let is_bad = matches!(
+                seen.entries.get(generation),
+                None | Some(update::Tries::Counted { left: 0, .. })
+            );
+            if is_running(toplevel)
+                || (!is_bad && kept < self.settings.keep_generations.max(MIN_SYSTEMS))
+            {
+                kept += 1;
+                continue;
+            }
+            self.machine.remove_generation(*generation)?;
+            removed += 1;
+        }
+        if self.machine.has_nix() {
+            return match self.settings.nix_store {
+                Some(_) => Ok((removed, 0)),
+                None => Err(AgentError::NixCollects),
+            };
+        }
+        let store = StoreDir::open(&self.machine.root)?;
+        store.sweep()?;
+        let generations = self.machine.generations()?;
+        let named = generations.into_values().chain(self.machine.running());
+        let roots: Vec<StorePath> = named
+            .filter_map(|path| StorePath::from_absolute_path(path.as_bytes()).ok())
+            .collect();
+        let unreachable = store.unreachable(&roots)?;
+        store.remove(&unreachable)?;
+        Ok((removed, unreachable.len()))
+    }
+
+    /// Hashes every path of the store. With `repairs`, those that are damaged are fetched anew.
+    pub fn scrub(&self, repairs: bool, progress: &Progress) -> Result<Scrub, AgentError> {
+        let store = StoreDir::open(&self.machine.root)?;
+        let mut found = Scrub::default();
+        for path in store.paths()? {
+            match store.scrub(&path)? {
+                Scrubbed::Sound => found.sound += 1,
+                Scrubbed::Damaged => found.damaged.push(path),
+                Scrubbed::Unknown => found.unknown += 1,
+            }
+        }
+        if repairs && !found.damaged.is_empty() {
+            let (caches, _) = self.caches(&[])?;
+            cache::repair(&caches, &store, &found.damaged, progress)?;
+        }
+        Ok(found)
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+}
+
+/// What Nix calls machines of this kind.
+pub fn system() -> String {
+    format!("{}-linux", std::env::consts::ARCH)
+}
