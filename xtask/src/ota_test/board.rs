@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CODE: &str = "/usr/share/AAVMF/AAVMF_CODE.fd";
+pub const CODE: &str = "/usr/share/AAVMF/AAVMF_CODE.fd";
 const VARIABLES: &str = "/usr/share/AAVMF/AAVMF_VARS.fd";
 
 /// A board, switched off. What it was left with is in `parts.state`.

@@ -15,8 +15,6 @@ pub struct Channel {
     pub server: Server,
     /// The service for this machine.
     headgate: PathBuf,
-    /// Releases so far: each is made a second after the one before.
-    releases: u8,
 }
 
 impl Channel {
@@ -28,7 +26,6 @@ impl Channel {
             folder,
             server,
             headgate,
-            releases: 0,
         })
     }
 
@@ -38,29 +35,23 @@ impl Channel {
     }
 
     /// Offers `system` of the store from now on.
-    pub fn release(&mut self, store: &Store, version: &str, system: &str) -> Result<()> {
+    pub fn release(&self, store: &Store, version: &str, system: &str) -> Result<()> {
         store.copy_to_cache(system, &self.folder)?;
-        self.releases += 1;
         let release = json!({
             "schema": 1,
             "product": "headgate",
             "version": version,
             "system": "aarch64-linux",
             "toplevel": system,
-            "created": format!("2026-01-01T00:00:{:02}Z", self.releases),
         });
         let path = self.folder.join("release.json");
         fs::write(&path, release.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
-        let signatures = self.folder.join("release.json.sig");
-        if signatures.exists() {
-            fs::remove_file(&signatures)?;
-        }
         child::run(
             Command::new(&self.headgate)
-                .args(["release", "sign", "--key"])
+                .args(["release", "sign", "--key-file"])
                 .arg(store.secret_key())
-                .arg(&path),
+                .arg(&self.folder),
         )
     }
 }

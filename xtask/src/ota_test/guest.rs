@@ -11,6 +11,9 @@ pub const HEADGATE: &str = "/run/current-system/sw/bin/headgate";
 /// For firmware, kernel and systemd to come up, where others compute, too.
 const BOOT: Duration = Duration::from_secs(400);
 
+/// For an update under emulation.
+pub const UPDATE: Duration = Duration::from_secs(400);
+
 /// What became of a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
@@ -57,17 +60,35 @@ pub fn entries(machine: &mut Machine) -> Result<Vec<String>> {
     Ok(entries.split_whitespace().map(str::to_owned).collect())
 }
 
+/// Waits until what follows a boot by itself is over: nothing holds the lock of updates then.
+pub fn until_settled(machine: &mut Machine) -> Result<()> {
+    machine.until("what follows the boot", SOON, |machine| {
+        let unit = machine.output("systemctl is-active headgate-ota-commit.service")?;
+        let state = unit.text.trim();
+        ensure!(
+            state != "failed",
+            "headgate-ota-commit.service has failed: {}",
+            machine.run("systemctl status --no-pager headgate-ota-commit.service; true")?
+        );
+        Ok((state == "active").then_some(()))
+    })
+}
+
+/// Fetches and installs what the channel offers.
+pub fn update(machine: &mut Machine) -> Result<String> {
+    until_settled(machine)?;
+    machine.run_for(&format!("{HEADGATE} ota update --reboot never"), UPDATE)
+}
+
 /// Waits until the booted generation is the one for good: its entry counts no tries any more, and the agent has
 /// taken note of that.
 pub fn until_committed(machine: &mut Machine, generation: u64) -> Result<()> {
+    until_settled(machine)?;
     let wanted = format!("headgate-{generation}.conf");
-    machine.until("the generation to be committed", SOON, |machine| {
-        let unit = machine.output("systemctl is-active headgate-ota-commit.service")?;
-        let is_over = unit.text.trim() == "active";
-        ensure!(
-            unit.text.trim() != "failed",
-            "headgate-ota-commit.service has failed"
-        );
-        Ok((is_over && entries(machine)?.contains(&wanted)).then_some(()))
-    })
+    let entries = entries(machine)?;
+    ensure!(
+        entries.contains(&wanted),
+        "there is no {wanted}, but {entries:?}"
+    );
+    Ok(())
 }

@@ -26,6 +26,16 @@ use store::Store;
 use system::{Flaw, Ingredients};
 use trials::Trials;
 
+/// A program, and Debian's package with it.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("nix", "nix-bin"),
+    ("nix-hash", "nix-bin"),
+    ("nix-store", "nix-bin"),
+    ("mcopy", "mtools"),
+    ("mkfs.vfat", "dosfstools"),
+    ("sfdisk", "fdisk"),
+];
+
 /// What `cargo xtask ota-test` can be told.
 #[derive(clap::Args)]
 pub struct Options {
@@ -47,12 +57,13 @@ pub struct Options {
 }
 
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
-    vm::surroundings::check()?;
+    vm::surroundings::check(&PROGRAMS, &[(board::CODE, "qemu-efi-aarch64")])?;
     let work = tree.target.join("vm");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let _lock = vm::lock(&work)?;
     let tools = tree.root.join("tests").join("vm");
-    let fixture = Fixture::read(tools.join("fixture"))?;
+    let own = tree.root.join("tests").join("ota");
+    let fixture = Fixture::read(own.join("fixture"))?;
     let run = work.join("ota-run");
     if run.exists() {
         fs::remove_dir_all(&run).with_context(|| format!("cannot remove {}", run.display()))?;
@@ -69,6 +80,11 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     let binary = build(&options.service, cross::build)?;
     let headgate = build(&options.headgate, cross::build_own)?;
 
+    stage("apps");
+    crate::guest::build_apps(tree)?;
+    let apps = run.join("apps");
+    cross::compile_apps(&headgate, tree, &fixture, &apps)?;
+
     stage("systems");
     let mut store = Store::new(run.join("store"))?;
     let channel = Channel::new(run.join("channel"), headgate.clone())?;
@@ -76,10 +92,14 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
         debian: &debian,
         fixture: &fixture,
         binary: &binary,
+        apps: &apps,
         tools: &tools,
-        own: &tree.root.join("tests").join("ota"),
+        own: &own,
         run: &run,
-        ota: settings(&channel, &store),
+        settings: [
+            ("ota.channel", channel.url()),
+            ("ota.trusted_keys", store.public_key.clone()),
+        ],
     };
     let factory = ingredients.add(&mut store, trials::FACTORY, Flaw::None)?;
 
@@ -94,22 +114,6 @@ pub fn run(tree: &Tree, options: &Options) -> Result<()> {
     trials.run(image, options)?;
     println!("Good updates stay, bad ones do not, and a power cut leaves a machine that boots.");
     Ok(())
-}
-
-/// `[ota]` of the gateway's configuration.
-fn settings(channel: &Channel, store: &Store) -> String {
-    format!(
-        "ota.channel = \"{}\"\n\
-         ota.trusted_keys = \"{}\"\n\
-         ota.tries = {}\n\
-         ota.min_free_bytes = \"16MiB\"\n\
-         ota.health.deadline_s = {}\n\
-         ota.health.settle_s = 1\n",
-        channel.url(),
-        store.public_key,
-        trials::TRIES,
-        trials::DEADLINE.as_secs(),
-    )
 }
 
 /// The disk of a gateway as it leaves the factory, with the system `factory`.
@@ -153,6 +157,8 @@ fn disk(
             .arg(&root)
             .arg("--systemd-boot")
             .arg(loader)
+            .arg("--loader-conf")
+            .arg(ingredients.own.join("fixture/loader.conf"))
             .args(["--generation", "1", "--tries", &trials::TRIES.to_string()])
             .arg(factory),
     )?;

@@ -7,7 +7,7 @@
 
 use super::board::Board;
 use super::channel::Channel;
-use super::guest::{self, HEADGATE};
+use super::guest::{self, HEADGATE, UPDATE};
 use super::image;
 use super::store::{self, STORE, Store};
 use crate::vm::disk;
@@ -20,10 +20,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// For an update under emulation.
-pub const UPDATE: Duration = Duration::from_secs(400);
 
 /// How the moments are chosen.
 #[derive(clap::Args)]
@@ -155,6 +151,7 @@ impl Test<'_> {
     fn update(&mut self, machine: &mut Machine) -> Result<[u64; 3]> {
         let version = guest::until_ready(machine)?;
         ensure!(version == self.old.version, "{version} runs");
+        guest::until_settled(machine)?;
         let missing = self.missing();
         self.channel.server.take_answered();
         let from = log_bytes(&machine.disk_log)?;
@@ -278,9 +275,7 @@ impl Test<'_> {
 
     /// Updates a gateway that has come up with the old system.
     fn finish(&self, machine: &mut Machine) -> Result<()> {
-        machine
-            .run_for(&format!("{HEADGATE} ota update --reboot never"), UPDATE)
-            .map(drop)
+        guest::update(machine).map(drop)
     }
 
     fn until_new(&self, machine: &mut Machine) -> Result<()> {

@@ -1,13 +1,14 @@
 //! The systems that the machine is updated to and from: what NixOS would build, as far as the agent, the boot
 //! entries and systemd look at it.
 
-use super::store::Store;
+use super::store::{STORE, Store};
 use crate::vm::debian::{Debian, Pages};
 use crate::vm::fixture::{self, Fixture};
 use crate::vm::machine::KERNEL;
 use crate::vm::roots;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -35,14 +36,16 @@ pub struct Ingredients<'a> {
     pub fixture: &'a Fixture,
     /// The service.
     pub binary: &'a Path,
+    /// The compiled apps, a folder each.
+    pub apps: &'a Path,
     /// tests/vm/.
     pub tools: &'a Path,
     /// tests/ota/.
     pub own: &'a Path,
     /// Where to work.
     pub run: &'a Path,
-    /// `[ota]` of the gateway's configuration.
-    pub ota: String,
+    /// Of the gateway's configuration, instead of what the fixture has.
+    pub settings: [(&'a str, String); 2],
 }
 
 impl Ingredients<'_> {
@@ -58,11 +61,19 @@ impl Ingredients<'_> {
             fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
             Ok(())
         })?;
-        let settings = self.settings(flaw)?;
-        let etc = store.add("etc", &[], |out, _| {
+        let apps = store.add("headgate-apps", &[], |out, _| {
+            fixture::copy_dir(self.apps, out)
+        })?;
+        let links = Links {
+            fixture: self.fixture,
+            service: &service,
+            apps: &apps,
+        };
+        let settings = links.resolve(&self.settings(flaw)?);
+        let etc = store.add("etc", &[&apps], |out, _| {
             fixture::write(&out.join("headgate/headgate.toml"), &settings)
         })?;
-        let units = store.add("units", &[&service], |out, _| self.units(out, &service))?;
+        let units = store.add("units", &[&service], |out, _| self.units(out, &links))?;
         let ballast = store.add(&format!("ballast-{version}"), &[], |out, _| {
             ballast(out, version)
         })?;
@@ -118,51 +129,95 @@ impl Ingredients<'_> {
     }
 
     fn settings(&self, flaw: Flaw) -> Result<String> {
-        let settings = self.fixture.settings()?;
-        let settings: String = settings
-            .lines()
-            .filter(|line| !line.starts_with("ota."))
-            .map(|line| match line.split(" = ").next() {
-                Some("apps.preinstalled") => "apps.preinstalled = \"\"\n".to_owned(),
-                // An address that is nobody's (RFC 5737).
-                Some("mqtt.listen") if flaw == Flaw::Gateway => {
-                    "mqtt.listen = \"192.0.2.1:1883\"\n".to_owned()
-                }
-                _ => format!("{line}\n"),
-            })
+        let mut others: BTreeMap<&str, &str> = self
+            .settings
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
             .collect();
-        Ok(format!("{settings}{}", self.ota))
-    }
-
-    fn units(&self, out: &Path, service: &str) -> Result<()> {
-        for folder in ["units"] {
-            let from = self.own.join(folder);
-            for entry in
-                fs::read_dir(&from).with_context(|| format!("cannot list {}", from.display()))?
-            {
-                let entry = entry?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                self.unit(out, &name, &fs::read_to_string(entry.path())?, service)?;
+        if flaw == Flaw::Gateway {
+            // An address that is nobody's (RFC 5737).
+            others.insert("mqtt.listen", "192.0.2.1:1883");
+        }
+        let mut text = String::new();
+        for line in self.fixture.settings()?.lines() {
+            let key = line.split(" = ").next().unwrap_or_default();
+            match others.remove(key) {
+                Some(value) => text.push_str(&format!("{key} = \"{value}\"\n")),
+                None => text.push_str(&format!("{line}\n")),
             }
         }
-        self.unit(out, "headgate.service", &self.fixture.unit, service)
+        ensure!(
+            others.is_empty(),
+            "the fixture's headgate.toml has no {others:?}"
+        );
+        Ok(text)
     }
 
-    /// A unit, and what its `[Install]` section says.
-    fn unit(&self, out: &Path, name: &str, text: &str, service: &str) -> Result<()> {
-        let hashless = Path::new(&self.fixture.command[0]).ancestors().nth(2);
-        let hashless = hashless.context("it is in the store")?.to_string_lossy();
-        fixture::write(&out.join(name), &text.replace(&*hashless, service))?;
-        for (key, folder) in [("WantedBy=", "wants"), ("RequiredBy=", "requires")] {
-            for target in text.lines().filter_map(|line| line.strip_prefix(key)) {
-                let link = out.join(format!("{target}.{folder}")).join(name);
-                let parent = link.parent().context("it is in a folder")?;
-                fs::create_dir_all(parent)?;
-                symlink(format!("../{name}"), &link)?;
+    fn units(&self, out: &Path, links: &Links) -> Result<()> {
+        let own = self.own.join("fixture/units");
+        fixture::copy_dir(&own, out)?;
+        fixture::write(&out.join("headgate.service"), &self.fixture.unit)?;
+        for folder in [out.to_owned(), out.join("boot-complete.target.d")] {
+            for entry in fs::read_dir(&folder)
+                .with_context(|| format!("cannot list {}", folder.display()))?
+            {
+                let path = entry?.path();
+                if path.is_file() {
+                    let text = fs::read_to_string(&path)?;
+                    fixture::write(&path, &links.resolve(&text))?;
+                    enable(&path, &text)?;
+                }
             }
         }
         Ok(())
     }
+}
+
+/// What names of the fixture, which have no hashes, stand for.
+struct Links<'a> {
+    fixture: &'a Fixture,
+    service: &'a str,
+    apps: &'a str,
+}
+
+impl Links<'_> {
+    /// What is not the gateway's comes from Debian.
+    fn resolve(&self, text: &str) -> String {
+        let mut parts = text.split(STORE);
+        let mut resolved = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._?=".contains(c);
+            let (name, rest) = part.split_at(part.find(|c| !is_name(c)).unwrap_or(part.len()));
+            let path = format!("{STORE}{name}");
+            resolved.push_str(
+                if self.fixture.command[0].starts_with(&format!("{path}/")) {
+                    self.service
+                } else if self.fixture.preinstalled == path {
+                    self.apps
+                } else {
+                    "/usr"
+                },
+            );
+            resolved.push_str(rest);
+        }
+        resolved
+    }
+}
+
+/// Does what the `[Install]` section of the unit `text` says.
+fn enable(unit: &Path, text: &str) -> Result<()> {
+    let name = unit.file_name().context("a unit has a name")?;
+    for (key, kind) in [("WantedBy=", "wants"), ("RequiredBy=", "requires")] {
+        for targets in text.lines().filter_map(|line| line.strip_prefix(key)) {
+            for target in targets.split_whitespace() {
+                let folder = unit.with_file_name(format!("{target}.{kind}"));
+                fs::create_dir_all(&folder)
+                    .with_context(|| format!("cannot create {}", folder.display()))?;
+                symlink(Path::new("..").join(name), folder.join(name))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Bootspec, version 1.

@@ -4,7 +4,7 @@ use super::Options;
 use super::board::Board;
 use super::channel::Channel;
 use super::guest::{self, Boot, HEADGATE};
-use super::power_cuts::{self, System, UPDATE};
+use super::power_cuts::{self, System};
 use super::store::Store;
 use super::system::{Flaw, Ingredients};
 use crate::vm::stage;
@@ -15,11 +15,8 @@ use std::time::Duration;
 
 pub const FACTORY: &str = "1.0.0";
 
-/// Boots that a new system gets.
+/// Boots that a new system gets, as in the fixture.
 pub const TRIES: u32 = 2;
-/// Within which it has to be healthy.
-pub const DEADLINE: Duration = Duration::from_secs(60);
-
 /// A system that does nothing has nothing done to it for so long.
 const HANGS: Duration = Duration::from_secs(60);
 /// For one that is not healthy to be given up, where others compute, too.
@@ -102,7 +99,7 @@ impl Trials<'_> {
         let mut machine = board.boot()?;
         let update = (|| {
             guest::until_ready(&mut machine)?;
-            machine.run_for(&format!("{HEADGATE} ota update --reboot never"), UPDATE)
+            guest::update(&mut machine)
         })();
         update.map_err(|error| machine.explain(error))?;
         stage("installed");
@@ -142,7 +139,7 @@ impl Trials<'_> {
                 "the version before is not kept: {entries:?}"
             );
             self.channel.server.take_answered();
-            machine.run_for(&format!("{HEADGATE} ota update --reboot never"), UPDATE)?;
+            guest::update(&mut machine)?;
             let asked = self.channel.server.take_answered();
             ensure!(
                 asked.iter().all(|path| path.starts_with("/release.json")),
@@ -209,6 +206,7 @@ impl Trials<'_> {
         let mut machine = board.boot()?;
         let check = (|| {
             guest::until_ready(&mut machine)?;
+            guest::until_settled(&mut machine)?;
             let update = machine.output(&format!("{HEADGATE} ota update --reboot never"))?;
             if update.succeeded {
                 bail!("the update was installed: {}", update.text);

@@ -50,7 +50,7 @@ pub struct Options {
 }
 
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
-    surroundings::check()?;
+    surroundings::check(&[], &[])?;
     let work = tree.target.join("vm");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let _lock = lock(&work)?;
