@@ -8,6 +8,8 @@ mod fuzz;
 mod guest;
 mod lint;
 mod nix;
+#[cfg(unix)]
+mod ota_test;
 mod tests;
 mod tree;
 #[cfg(unix)]
@@ -64,6 +66,9 @@ enum Command {
     /// Boots the gateway on an emulated aarch64 machine, cuts its power, boots it again
     #[cfg(unix)]
     VmTest(vm::Options),
+    /// Updates the gateway over the air on an emulated aarch64 machine with UEFI, well and badly, and cuts its power
+    #[cfg(unix)]
+    OtaTest(ota_test::Options),
     /// Checks format, lints, and, where cargo-deny is installed, licences and advisories
     Lint,
     /// Checks what is written in Nix; with NIXPKGS=FOLDER evaluates it too
@@ -107,6 +112,8 @@ fn main() -> Result<()> {
         Command::Fuzz { targets, seconds } => fuzz::run(&tree, &targets, seconds),
         #[cfg(unix)]
         Command::VmTest(options) => vm::run(&tree, &options),
+        #[cfg(unix)]
+        Command::OtaTest(options) => ota_test::run(&tree, &options),
         Command::Lint => lint::run(&tree),
         Command::Nix { write: true } => nix::run(&tree, nix::Made::Write),
         Command::Nix { write: false } => nix::run(&tree, nix::Made::Check),

@@ -116,7 +116,11 @@ fn made_files(tree: &Tree, nix: &Evaluator, made: Made) -> Result<()> {
         made,
     )?;
 
-    for folder in ["tests/vm/fixture", "tests/images/fixture"] {
+    for folder in [
+        "tests/vm/fixture",
+        "tests/ota/fixture",
+        "tests/images/fixture",
+    ] {
         let folder = tree.root.join(folder);
         let texts: Texts = nix.value(&folder.with_extension("nix"), None)?;
         for (name, text) in texts {

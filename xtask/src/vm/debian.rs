@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 const SUITE: &str = "trixie";
 /// Not even the essential ones come unasked.
 const PACKAGES: &str = "base-files,base-passwd,coreutils,dash,e2fsprogs,grep,libc-bin,mount,systemd,\
-     udev,util-linux,busybox-static,linux-image-arm64,linux-image-arm64-16k";
+     udev,util-linux,busybox-static,linux-image-arm64,linux-image-arm64-16k,systemd-boot,systemd-boot-efi";
 
 /// The unpacked packages, in a folder that is kept between runs.
 pub struct Debian {

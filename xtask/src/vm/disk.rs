@@ -63,7 +63,7 @@ pub fn take_out(image: &Path, folder: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn e2fsprogs(program: &str) -> Command {
+pub fn e2fsprogs(program: &str) -> Command {
     let mut command = Command::new(program);
     // Not on everybody's path.
     command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");

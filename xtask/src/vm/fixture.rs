@@ -12,7 +12,7 @@ const STORE: &str = "/nix/store/";
 
 pub struct Fixture {
     dir: PathBuf,
-    unit: String,
+    pub unit: String,
     /// Where the apps are expected, of `headgate.toml`.
     pub preinstalled: String,
     /// The service with its arguments, of the unit.
@@ -89,6 +89,15 @@ impl Fixture {
         if tmpfiles.exists() {
             copy(&tmpfiles, &within(root, "/etc/tmpfiles.d/headgate.conf"))?;
         }
+        self.add_users(root)
+    }
+
+    pub fn settings(&self) -> Result<String> {
+        self.text("headgate.toml")
+    }
+
+    /// Adds the users to the root that the service runs as.
+    pub fn add_users(&self, root: &Path) -> Result<()> {
         add_users(root, &self.text("sysusers.conf")?)
     }
 

@@ -21,7 +21,7 @@ pub const SOON: Duration = Duration::from_secs(120);
 
 /// The kernel's command line. Where others compute, too, devices take their time to appear; what systemd
 /// starts is shown if it fails or takes long.
-const KERNEL: &str = "console=ttyAMA0 loglevel=4 panic=-1 systemd.show_status=auto \
+pub const KERNEL: &str = "console=ttyAMA0 loglevel=4 panic=-1 systemd.show_status=auto \
      systemd.getty_auto=no systemd.default_device_timeout_sec=600";
 
 /// Of the NVMe disk, which is there for its thermometer.
@@ -31,14 +31,42 @@ const THERMOMETER_BYTES: u64 = 1 << 20;
 const GATEWAY_LOG: &str = "if [ -e /run/headgate.log ]; then tail -n 40 /run/headgate.log; \
      else journalctl --no-pager -b -o cat -n 40 -u headgate.service; fi";
 
+/// What a machine is started by.
+pub enum Start {
+    /// QEMU itself loads the kernel; the processor has no firmware.
+    Kernel {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        /// Added to [`KERNEL`].
+        parameters: String,
+    },
+    /// UEFI, which finds a boot loader on the disk.
+    Firmware {
+        code: PathBuf,
+        /// What it keeps between two boots, which QEMU writes to.
+        variables: PathBuf,
+    },
+}
+
+/// What a machine reaches by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    Alone,
+    /// This machine, as [`HOST`].
+    Host,
+}
+
+/// What the guest calls this machine.
+pub const HOST: &str = "10.0.2.2";
+
 /// What a machine is made of.
 pub struct Parts {
     /// Names its logs.
     pub name: &'static str,
     /// QEMU's name of the processor.
     pub processor: &'static str,
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
+    pub start: Start,
+    pub network: Network,
     /// Of the file system with systemd, if there is one. It comes first.
     pub root: Option<PathBuf>,
     /// Of the store, as it is at the start. A machine writes to a copy.
@@ -58,6 +86,8 @@ pub struct Machine {
     messages: PathBuf,
     /// Of what the guest has the store's disk do; see [`DiskLog`].
     pub disk_log: PathBuf,
+    /// What that disk has now.
+    pub disk: PathBuf,
     pub mqtt: u16,
     pub metrics: u16,
     pub started: Instant,
@@ -105,13 +135,8 @@ impl Machine {
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-M", "virt", "-smp", "2", "-m", "1G"])
             .args(["-cpu", parts.processor])
-            .arg("-kernel")
-            .arg(&parts.kernel)
-            .arg("-initrd")
-            .arg(&parts.initramfs)
-            .args(["-append", KERNEL])
             .args(["-serial", &format!("file:{}", option(&console)?)])
-            .args(["-netdev", &user_network(mqtt, metrics)])
+            .args(["-netdev", &user_network(mqtt, metrics, parts.network)])
             .args(["-device", "virtio-net-pci,netdev=network,romfile="])
             .args(["-device", "virtio-serial-pci"])
             .args([
@@ -122,6 +147,7 @@ impl Machine {
                 ),
             ])
             .args(["-device", "virtserialport,chardev=agent,name=agent"]);
+        add_start(&mut command, &parts.start)?;
         if let Some(root) = &parts.root {
             add_disk(&mut command, "root", &option(root)?);
         }
@@ -158,6 +184,7 @@ impl Machine {
             console,
             messages,
             disk_log,
+            disk: state,
             mqtt,
             metrics,
             started,
@@ -183,6 +210,16 @@ impl Machine {
     /// What `command` wrote in the guest; an error if it failed there.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.agent.run(command, SOON)
+    }
+
+    /// The same for what takes as long as `patience` may last.
+    pub fn run_for(&mut self, command: &str, patience: Duration) -> Result<String> {
+        self.agent.run(command, patience)
+    }
+
+    /// Whether the guest has switched itself off, or has asked for a reset, by which QEMU ends, too.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.qemu.0.try_wait()?.is_some())
     }
 
     pub fn output(&mut self, command: &str) -> Result<Output> {
@@ -228,9 +265,18 @@ impl Machine {
 
     /// Has the guest shut down by `command`, and waits until it has.
     pub fn shut_down(mut self, command: &str) -> Result<()> {
+        self.halt(command)
+    }
+
+    /// The same, and the machine's disk is still to be looked at.
+    pub fn halt(&mut self, command: &str) -> Result<()> {
         // The answer may be lost on the way down.
         let _ = self.agent.output(command, Duration::from_secs(1));
-        wait::until("the machine to switch itself off", SOON, || {
+        self.end(SOON)
+    }
+
+    fn end(&mut self, patience: Duration) -> Result<()> {
+        wait::until("the machine to end by itself", patience, || {
             Ok(self.qemu.0.try_wait()?)
         })
         .map(drop)
@@ -288,6 +334,28 @@ fn dying_with_us(program: &str) -> Command {
     command
 }
 
+fn add_start(qemu: &mut Command, start: &Start) -> Result<()> {
+    match start {
+        Start::Kernel {
+            kernel,
+            initramfs,
+            parameters,
+        } => {
+            qemu.arg("-kernel").arg(kernel);
+            qemu.arg("-initrd").arg(initramfs);
+            qemu.args(["-append", &format!("{KERNEL} {parameters}")]);
+        }
+        Start::Firmware { code, variables } => {
+            for (file, readonly) in [(code, "on"), (variables, "off")] {
+                let file = option(file)?;
+                let flash = format!("if=pflash,format=raw,readonly={readonly},file={file}");
+                qemu.args(["-drive", &flash]);
+            }
+        }
+    }
+    Ok(())
+}
+
 fn add_disk(qemu: &mut Command, id: &str, file: &str) {
     qemu.args([
         "-drive",
@@ -310,7 +378,8 @@ fn add_logged_disk(qemu: &mut Command, image: &str, log: &str) {
         ),
         "-device",
         // A log of zeroes written at once is garbled by QEMU before 9.
-        "virtio-blk-pci,drive=state,write-cache=on,discard=off,write-zeroes=off",
+        // It is the one that firmware boots from.
+        "virtio-blk-pci,drive=state,write-cache=on,discard=off,write-zeroes=off,bootindex=0",
     ]);
 }
 
@@ -330,9 +399,13 @@ fn option(path: &Path) -> Result<String> {
     Ok(path.replace(',', ",,"))
 }
 
-fn user_network(mqtt: u16, metrics: u16) -> String {
+fn user_network(mqtt: u16, metrics: u16, network: Network) -> String {
+    let restrict = match network {
+        Network::Alone => "on",
+        Network::Host => "off",
+    };
     format!(
-        "user,id=network,restrict=on,hostfwd=tcp:127.0.0.1:{mqtt}-:1883,\
+        "user,id=network,restrict={restrict},hostfwd=tcp:127.0.0.1:{mqtt}-:1883,\
          hostfwd=tcp:127.0.0.1:{metrics}-:9464"
     )
 }

@@ -1,33 +1,33 @@
 //! Boots the gateway on an emulated aarch64 machine, as NixOS would run it, and looks at it from
 //! outside. docs/vm-test.md says what for; `surroundings` what it needs.
 
-mod agent;
+pub mod agent;
 mod analyze;
 mod bare;
-mod cross;
-mod debian;
+pub mod cross;
+pub mod debian;
 mod devices;
-mod disk;
-mod disk_log;
-mod fixture;
+pub mod disk;
+pub mod disk_log;
+pub mod fixture;
 mod full;
-mod gateway;
-mod http;
-mod initramfs;
-mod machine;
+pub mod gateway;
+pub mod http;
+pub mod initramfs;
+pub mod machine;
 mod mqtt;
 mod power_cut;
 mod report;
-mod roots;
-mod surroundings;
-mod wait;
+pub mod roots;
+pub mod surroundings;
+pub mod wait;
 
 use crate::guest;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
 use debian::{Debian, Pages};
 use fixture::Fixture;
-use machine::Parts;
+use machine::{Network, Parts, Start};
 use report::Report;
 use roots::Ingredients;
 use std::fs::{self, File, TryLockError};
@@ -50,7 +50,7 @@ pub struct Options {
 }
 
 pub fn run(tree: &Tree, options: &Options) -> Result<()> {
-    surroundings::check()?;
+    surroundings::check(&[], &[])?;
     let work = tree.target.join("vm");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let _lock = lock(&work)?;
@@ -119,8 +119,12 @@ fn full_machine(ingredients: &Ingredients) -> Result<Parts> {
     Ok(Parts {
         name: "4k",
         processor: "cortex-a72",
-        kernel: ingredients.debian.kernel(Pages::Of4KiB),
-        initramfs: ingredients.root_initramfs()?,
+        start: Start::Kernel {
+            kernel: ingredients.debian.kernel(Pages::Of4KiB),
+            initramfs: ingredients.root_initramfs()?,
+            parameters: String::new(),
+        },
+        network: Network::Alone,
         root: Some(root),
         state,
         logs: ingredients.run.to_owned(),
@@ -134,8 +138,12 @@ fn bare_machine(ingredients: &Ingredients) -> Result<Parts> {
         name: "16k",
         // The Cortex-A72 has no such pages.
         processor: "cortex-a76",
-        kernel: ingredients.debian.kernel(Pages::Of16KiB),
-        initramfs: ingredients.gateway_initramfs()?,
+        start: Start::Kernel {
+            kernel: ingredients.debian.kernel(Pages::Of16KiB),
+            initramfs: ingredients.gateway_initramfs()?,
+            parameters: String::new(),
+        },
+        network: Network::Alone,
         root: None,
         state,
         logs: ingredients.run.to_owned(),
@@ -143,13 +151,13 @@ fn bare_machine(ingredients: &Ingredients) -> Result<Parts> {
 }
 
 /// Held until the end, since two runs would share their disks.
-fn lock(work: &Path) -> Result<File> {
+pub fn lock(work: &Path) -> Result<File> {
     let path = work.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!(
-            "another vm-test works in {}: wait until it has ended, or give this one a folder of its \
+            "another test of an emulated machine works in {}: wait until it has ended, or give this one a folder of its \
              own with CARGO_TARGET_DIR",
             work.display()
         ),
@@ -160,7 +168,7 @@ fn lock(work: &Path) -> Result<File> {
 }
 
 /// Says what comes now, and when.
-fn stage(what: &str) {
+pub fn stage(what: &str) {
     static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
     println!("[{:6.1} s] {what}", BEGIN.elapsed().as_secs_f64());
 }

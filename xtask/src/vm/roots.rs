@@ -68,11 +68,7 @@ impl Ingredients<'_> {
     /// A disk with Debian, and on it what the NixOS module makes.
     pub fn root(&self) -> Result<PathBuf> {
         let tree = self.run.join("root");
-        self.unpack_debian(&tree)?;
-        prepare_debian(&tree)?;
-        fixture::copy_dir(&self.tools.join("guest"), &tree)?;
-        let units = within(&tree, "/etc/systemd/system");
-        fixture::enable(&units, "sysinit.target", "vm-agent.service")?;
+        debian(self.debian, self.tools, &tree)?;
         self.fixture.install(&tree, self.binary, self.apps)?;
         self.fixture.install_units(&tree)?;
         fixture::copy_dir(self.device_apps, &within(&tree, devices::APPS))?;
@@ -84,14 +80,20 @@ impl Ingredients<'_> {
     /// What finds that disk.
     pub fn root_initramfs(&self) -> Result<PathBuf> {
         let tree = self.run.join("root-initramfs");
-        self.add_start(&tree, Pages::Of4KiB, "start-root")?;
+        add_start(self.debian, self.tools, &tree, Pages::Of4KiB, "start-root")?;
         finish(&tree)
     }
 
     /// The gateway without a root, with the libraries of the one that was made before.
     pub fn gateway_initramfs(&self) -> Result<PathBuf> {
         let tree = self.run.join("gateway-initramfs");
-        self.add_start(&tree, Pages::Of16KiB, "start-gateway")?;
+        add_start(
+            self.debian,
+            self.tools,
+            &tree,
+            Pages::Of16KiB,
+            "start-gateway",
+        )?;
         for library in LIBRARIES {
             let name = format!("usr/lib/{library}");
             let target = tree.join("lib").join(library);
@@ -104,38 +106,55 @@ impl Ingredients<'_> {
         write_program(&tree.join("gateway"), &command)?;
         finish(&tree)
     }
-
-    fn unpack_debian(&self, tree: &Path) -> Result<()> {
-        fs::create_dir_all(tree).with_context(|| format!("cannot create {}", tree.display()))?;
-        child::run(
-            Command::new("tar")
-                .args([
-                    "--extract",
-                    "--numeric-owner",
-                    "--same-permissions",
-                    "--file",
-                ])
-                .arg(self.debian.root_tar())
-                .arg("--directory")
-                .arg(tree),
-        )
-    }
-
-    fn add_start(&self, tree: &Path, pages: Pages, start: &str) -> Result<()> {
-        let own = self.tools.join("initramfs");
-        fixture::copy(&own.join("init"), &tree.join("init"))?;
-        fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))?;
-        fixture::copy(&own.join(start), &tree.join("start"))?;
-        fixture::copy(&self.debian.busybox(), &tree.join("bin/busybox"))?;
-        for module in self.debian.modules(pages)? {
-            let name = module.file_name().context("a module has a name")?;
-            fixture::copy(&module, &tree.join("modules").join(name))?;
-        }
-        Ok(())
-    }
 }
 
-fn finish(tree: &Path) -> Result<PathBuf> {
+/// Debian with the agent, its network and its disks.
+pub fn debian(debian: &Debian, tools: &Path, tree: &Path) -> Result<()> {
+    unpack_debian(debian, tree)?;
+    prepare_debian(tree)?;
+    fixture::copy_dir(&tools.join("guest"), tree)?;
+    let units = within(tree, "/etc/systemd/system");
+    fixture::enable(&units, "sysinit.target", "vm-agent.service")
+}
+
+fn unpack_debian(debian: &Debian, tree: &Path) -> Result<()> {
+    fs::create_dir_all(tree).with_context(|| format!("cannot create {}", tree.display()))?;
+    child::run(
+        Command::new("tar")
+            .args([
+                "--extract",
+                "--numeric-owner",
+                "--same-permissions",
+                "--file",
+            ])
+            .arg(debian.root_tar())
+            .arg("--directory")
+            .arg(tree),
+    )
+}
+
+/// What loads the modules, and goes on with the script `start` of tests/vm/initramfs.
+pub fn add_start(
+    debian: &Debian,
+    tools: &Path,
+    tree: &Path,
+    pages: Pages,
+    start: &str,
+) -> Result<()> {
+    let own = tools.join("initramfs");
+    fixture::copy(&own.join("init"), &tree.join("init"))?;
+    fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))?;
+    fixture::copy(&own.join(start), &tree.join("start"))?;
+    fixture::copy(&debian.busybox(), &tree.join("bin/busybox"))?;
+    for module in debian.modules(pages)? {
+        let name = module.file_name().context("a module has a name")?;
+        fixture::copy(&module, &tree.join("modules").join(name))?;
+    }
+    Ok(())
+}
+
+/// The archive of it.
+pub fn finish(tree: &Path) -> Result<PathBuf> {
     let archive = tree.with_extension("cpio");
     initramfs::write(tree, &archive)?;
     Ok(archive)
@@ -176,7 +195,8 @@ fn prepare_debian(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Of the programs that make units at boot, only the one for /etc/fstab has something to do.
+/// Of the programs that make units at boot, only those for /etc/fstab and for boot loaders that count boots have
+/// something to do.
 fn mask_generators(tree: &Path) -> Result<()> {
     let masks = within(tree, "/etc/systemd/system-generators");
     fs::create_dir_all(&masks)?;
@@ -185,14 +205,14 @@ fn mask_generators(tree: &Path) -> Result<()> {
         .with_context(|| format!("cannot list {}", generators.display()))?
     {
         let name = generator?.file_name();
-        if name != "systemd-fstab-generator" {
+        if name != "systemd-fstab-generator" && name != "systemd-bless-boot-generator" {
             symlink("/dev/null", masks.join(name))?;
         }
     }
     Ok(())
 }
 
-fn write_program(path: &Path, text: &str) -> Result<()> {
+pub fn write_program(path: &Path, text: &str) -> Result<()> {
     fixture::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot make {} a program", path.display()))

@@ -7,7 +7,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// By which Debian's packages are checked.
+const KEYRING: (&str, &str) = (
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "debian-archive-keyring",
+);
 
 /// A program, and Debian's package with it.
 const PROGRAMS: [(&str, &str); 11] = [
@@ -24,10 +28,12 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("aarch64-linux-gnu-ar", "binutils-aarch64-linux-gnu"),
 ];
 
-/// Fails with all that is missing.
-pub fn check() -> Result<()> {
+/// Fails with all that is missing of what each test needs, and of the programs and files that this one needs
+/// besides, which come with Debian's package of the name.
+pub fn check(programs: &[(&str, &str)], files: &[(&str, &str)]) -> Result<()> {
     let mut missing: Vec<String> = PROGRAMS
         .iter()
+        .chain(programs)
         .filter(|(program, _)| !is_on_path(program))
         .map(|(program, package)| {
             format!(
@@ -35,10 +41,12 @@ pub fn check() -> Result<()> {
             )
         })
         .collect();
-    if !Path::new(KEYRING).is_file() {
-        missing.push(format!(
-            "{KEYRING}, by which Debian's packages are checked, is not there (apt-get install debian-archive-keyring)"
-        ));
+    for (file, package) in [KEYRING].iter().chain(files) {
+        if !Path::new(file).is_file() {
+            missing.push(format!(
+                "{file} is not there (Debian, as root: apt-get install {package})"
+            ));
+        }
     }
     // The root file system's files belong to several users, root above all.
     let user = fs::metadata("/proc/self").context("cannot read /proc/self")?;
@@ -52,7 +60,7 @@ pub fn check() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    bail!("cannot run the boot test here:\n- {}", missing.join("\n- "))
+    bail!("cannot run the test here:\n- {}", missing.join("\n- "))
 }
 
 /// `/usr/sbin` is not on everybody's path.
