@@ -481,9 +481,9 @@ section! {
         /// Whether an update restarts the machine: "window" in the next maintenance window, "never" leaves
         /// it to others.
         reboot: RebootWhen = Kind::Choice(RebootWhen::NAMES), Preset::Text("window");
-        /// PEM file of further certificate authorities for https. "" for those of Mozilla alone.
+        /// PEM file of the certificate authorities for https. "" for those that Mozilla trusts.
         ca_file: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
-        /// HTTP proxy. "" for that of the variables http_proxy, https_proxy and no_proxy.
+        /// HTTP proxy, which must allow CONNECT. "" for that of the variables http_proxy, https_proxy and no_proxy.
         proxy: String = Kind::Checked(&URL), Preset::Text("");
         /// How often a new system may be booted before the boot loader goes back to the one before.
         tries: u8 = integer(1, 9), Preset::Text("3");
