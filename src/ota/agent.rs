@@ -537,12 +537,8 @@ impl Agent {
     /// Goes back to an older generation, at the next boot. Of an update that was not booted yet, nothing is left.
     pub fn roll_back(&mut self, to: Option<u64>, reason: &str) -> Result<u64, AgentError> {
         let seen = self.machine.seen()?;
-        if to.is_none()
-            && self
-                .state
-                .on_trial()
-                .is_some_and(|system| system != seen.booted)
-        {
+        let under_way = self.state.release();
+        if to.is_none() && under_way.is_some_and(|release| release.toplevel != seen.booted) {
             return self.call_off(&seen, reason);
         }
         let is_bootable = |generation: &u64| match seen.entries.get(generation) {
@@ -595,24 +591,21 @@ impl Agent {
 
     /// Ends an update before its system was booted. Returns the generation that stays.
     fn call_off(&mut self, seen: &Seen, reason: &str) -> Result<u64, AgentError> {
-        let is_new = |path: &String| Some(path.as_str()) == self.state.on_trial();
-        let new = seen.generations.iter().rev().find(|(_, path)| is_new(path));
-        if let Some((generation, _)) = new {
-            if seen.entries.contains_key(generation) {
-                boot::condemn(&self.machine.esp, *generation)?;
-            }
-            self.machine.remove_generation(*generation)?;
+        let newest = |system: Option<&str>| {
+            let mut generations = seen.generations.iter().rev();
+            let found = generations.find(|(_, path)| Some(path.as_str()) == system);
+            found.map(|(generation, _)| *generation)
+        };
+        let new = newest(self.state.on_trial());
+        if let Some(generation) = new.filter(|generation| seen.entries.contains_key(generation)) {
+            boot::condemn(&self.machine.esp, generation)?;
         }
         self.state.on_rolled_back(reason.to_owned(), self.now);
         self.save()?;
-        let stays = seen
-            .generations
-            .iter()
-            .rev()
-            .find(|(_, path)| **path == seen.booted);
-        stays
-            .map(|(generation, _)| *generation)
-            .ok_or(AgentError::NothingBefore)
+        if let Some(generation) = new {
+            self.machine.remove_generation(generation)?;
+        }
+        newest(Some(&seen.booted)).ok_or(AgentError::NothingBefore)
     }
 
     /// Removes generations beyond those to keep, and store paths that none of the others needs. Returns how many of
