@@ -9,6 +9,7 @@ use liblzma::bufread::XzDecoder;
 use nix_derivation::{NixHash, StorePath};
 use nix_narinfo::{Compression, NarInfo};
 
+use super::ahead::read_ahead;
 use super::download::Download;
 use super::fault::{CacheError, Fault};
 use super::nar::{Metered, UnpackError, check_hash, unpack};
@@ -281,15 +282,14 @@ impl Caches {
     }
 }
 
-/// Decompresses and unpacks, and checks all that a narinfo says about its file and its NAR.
-fn unpack_file(
+/// Decompresses and unpacks. Returns whether something comes after the NAR.
+fn decode(
     file: impl Read,
-    limit: u64,
     info: &NarInfo,
     store: &StoreDir,
     temporary: &Temporary<'_>,
-) -> Result<(), UnpackError> {
-    let mut file = BufReader::with_capacity(BUFFER_BYTES, Metered::new(file, limit));
+) -> Result<bool, UnpackError> {
+    let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
     let wrong = |error: io::Error| Fault::Decompression(error.to_string());
     let NixHash::Sha256(hash) = info.nar_hash() else {
         return Err(Fault::HashKind.into());
@@ -305,23 +305,36 @@ fn unpack_file(
         Compression::Xz => {
             let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, 0)
                 .map_err(|error| wrong(error.into()))?;
-            unpack(
-                XzDecoder::new_stream(&mut file, stream),
-                size,
-                hash,
-                folder,
-                name,
-            )?;
+            let decoder = XzDecoder::new_stream(&mut file, stream);
+            unpack(decoder, size, hash, folder, name)?;
         }
         other => return Err(Fault::Compression(other.to_string()).into()),
     }
-    // What comes after the NAR belongs to nothing.
-    let mut rest = [0];
     let extra = file
-        .read(&mut rest)
+        .read(&mut [0])
         .map_err(|error| Fault::from_io(error, Fault::File))?;
-    let (_, digest, count) = file.into_inner().finish();
-    if extra > 0 {
+    Ok(extra > 0)
+}
+
+/// Decompresses and unpacks, and checks all that a narinfo says about its file and its NAR.
+fn unpack_file(
+    file: impl Read + Send,
+    limit: u64,
+    info: &NarInfo,
+    store: &StoreDir,
+    temporary: &Temporary<'_>,
+) -> Result<(), UnpackError> {
+    let metered = Metered::new(file, limit);
+    let ((_, digest, count), extra) = if limit >= LEAST_BYTES {
+        let (metered, extra) = read_ahead(metered, |file| decode(file, info, store, temporary));
+        (metered.finish(), extra?)
+    } else {
+        let mut metered = metered;
+        let extra = decode(&mut metered, info, store, temporary)?;
+        (metered.finish(), extra)
+    };
+    // What comes after the NAR belongs to nothing.
+    if extra {
         return Err(Fault::TooLong { limit: count - 1 }.into());
     }
     if let Some(expected) = info.file_size()

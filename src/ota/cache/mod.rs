@@ -4,6 +4,7 @@
 //! (NARs) of the paths that are not there. Both block, and use threads of their own. Nothing that a cache
 //! says is believed unless a trusted key has signed it, and nothing is taken that is longer than that says.
 
+mod ahead;
 mod download;
 mod fault;
 mod install;
@@ -41,7 +42,7 @@ const NARINFO_JOBS_MOST: usize = 8;
 
 /// NARs that are fetched at once: each can take a decompressor of 8 MiB and some buffers, and all of them
 /// have to stay below 64 MB.
-const JOBS_MOST: usize = 4;
+const JOBS_MOST: usize = 3;
 
 /// What a nix-cache-info may have.
 const CACHE_INFO_BYTES: u64 = 64 * 1024;
@@ -59,7 +60,7 @@ pub struct Settings {
     /// If not given, `http_proxy`, `https_proxy` and `no_proxy` of the environment. It has to let tunnels
     /// (CONNECT) through, also to caches without TLS.
     pub proxy: Option<String>,
-    /// NARs to fetch at once, 1 to 4.
+    /// NARs to fetch at once, 1 to 3.
     pub jobs: usize,
     /// How long a server may send nothing.
     pub stall: Duration,
