@@ -112,15 +112,25 @@ const UPDATE_REQUEST: &str = "ota-requested";
 
 /// Whether this system may be left again.
 fn standing(config: &Config) -> Standing {
-    let system = ota::booted_system(&config.ota.root);
+    let Some(system) = ota::booted_system(&config.ota.root) else {
+        return Standing::Unknown { system: None };
+    };
     match ota::State::read(&config.ota.state) {
-        Ok(state) => match (system, state.on_trial()) {
-            (Some(system), Some(on_trial)) if system == on_trial => Standing::OnTrial { system },
-            (system, _) => Standing::Passed { system },
+        Ok(state) if state.on_trial() == Some(&system) => Standing::OnTrial {
+            system,
+            before: state.committed.map(|release| release.toplevel),
+        },
+        Ok(state) if state.is_committed(&system) => Standing::Passed { system },
+        Ok(_) => Standing::Unknown {
+            system: Some(system),
         },
         Err(error) => {
+            // A copy harms nobody, whatever this system is.
             tracing::warn!(%error, "nobody knows whether this system is on probation");
-            Standing::Passed { system: None }
+            Standing::OnTrial {
+                system,
+                before: None,
+            }
         }
     }
 }
@@ -930,7 +940,7 @@ impl Gateway {
             Arc::new(move |letter: &DeadLetter| retry(letter, &apps, &pipeline, &broker))
         };
         let reload = Arc::new(move || reloader().map_err(|error| error.to_string()));
-        let store = self.store.clone();
+        let (store, config) = (self.store.clone(), self.config.clone());
         let update_requests = match self.config.ota.channel.is_empty() {
             true => None,
             false => Some(self.config.admin.socket.with_file_name(UPDATE_REQUEST)),
@@ -955,7 +965,12 @@ impl Gateway {
                 status,
                 reload,
                 why: Arc::new(move |topic| why.answer(topic)),
-                pass_trial: Arc::new(move || store.pass_trial().map_err(|error| error.to_string())),
+                pass_trial: Arc::new(move || match standing(&config) {
+                    Standing::Passed { .. } => {
+                        store.pass_trial().map_err(|error| error.to_string())
+                    }
+                    Standing::OnTrial { .. } | Standing::Unknown { .. } => Ok(false),
+                }),
                 update_requests,
             },
             stopped(),

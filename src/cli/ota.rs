@@ -235,7 +235,12 @@ fn say(output: &Output, value: serde_json::Value, text: String) -> anyhow::Resul
 fn check(agent: &mut Agent, output: &Output) -> anyhow::Result<()> {
     let Checked { release, offer } = agent.check(Wish::default())?;
     agent.save()?;
+    let was_left = agent.state.failed.contains(&release.toplevel);
     let text = match &offer {
+        Offer::Update if was_left => format!(
+            "Version {} was left before, and is not taken again but by `headgate ota update --retry`.",
+            release.version
+        ),
         Offer::Running => format!("Version {} is the newest, and runs.", release.version),
         Offer::NotYet { percent, place } => not_yet(&release.version, *percent, *place),
         Offer::Update => format!(
@@ -246,6 +251,7 @@ fn check(agent: &mut Agent, output: &Output) -> anyhow::Result<()> {
     let offered = match offer {
         Offer::Running => "running",
         Offer::NotYet { .. } => "not_yet",
+        Offer::Update if was_left => "left_before",
         Offer::Update => "update",
     };
     say(
@@ -312,6 +318,11 @@ fn update(
             return output.text(
                 "The clock is behind the newest release, so nobody knows whether this is a maintenance window.",
             );
+        }
+        if let Some(since) = agent.state.held_since {
+            return output.text(format!(
+                "Updates are held since {since}, so the machine does not restart."
+            ));
         }
         // Whoever runs next must find the lock free.
         drop(agent);
@@ -546,6 +557,11 @@ fn commit(mut agent: Agent, client: &Client, output: &Output) -> anyhow::Result<
     };
     match settle(&agent, &outcome, client)? {
         Some((value, text)) => say(output, value, text),
+        None if agent.state.is_committed(&agent.machine.booted()?) => {
+            // It may have missed it when it was committed.
+            tell_passed(client);
+            say(output, json!({}), "There is nothing to commit.".into())
+        }
         None => say(output, json!({}), "There is nothing to commit.".into()),
     }
 }
@@ -559,11 +575,7 @@ fn settle(
 ) -> anyhow::Result<Option<(serde_json::Value, String)>> {
     Ok(match outcome {
         Outcome::Committed { version } => {
-            // One that is down finds out when it starts.
-            let told = small_runtime()?.block_on(client.pass_trial());
-            if let Err(error) = told {
-                tracing::warn!(%error, "the gateway does not know yet that its system stays");
-            }
+            tell_passed(client);
             let (generations, paths) = agent.collect()?;
             Some((
                 json!({ "outcome": "committed", "committed": version, "generations": generations, "paths": paths }),
@@ -585,6 +597,14 @@ fn settle(
     })
 }
 
+/// What the gateway has stored on probation stays. One that is down finds out when it starts.
+fn tell_passed(client: &Client) {
+    let told = small_runtime().map(|runtime| runtime.block_on(client.pass_trial()));
+    if let Ok(Err(error)) = told {
+        eprintln!("the gateway does not know yet that its system stays: {error}");
+    }
+}
+
 fn scrub(agent: &Agent, repair: bool, output: &Output) -> anyhow::Result<ExitCode> {
     let found = agent.scrub(repair, &Progress::default())?;
     let damaged: Vec<String> = found
@@ -600,6 +620,13 @@ fn scrub(agent: &Agent, repair: bool, output: &Output) -> anyhow::Result<ExitCod
             damaged.join(", ")
         ),
     };
+    let text = match found.broken_entries.as_slice() {
+        [] => text,
+        broken => format!(
+            "{text}\nBoot entries that start nothing: {}",
+            broken.join("; ")
+        ),
+    };
     let text = match found.unknown {
         0 => text,
         unknown => {
@@ -611,13 +638,11 @@ fn scrub(agent: &Agent, repair: bool, output: &Output) -> anyhow::Result<ExitCod
         "damaged": damaged,
         "repaired": repair,
         "unknown": found.unknown,
+        "broken_entries": found.broken_entries,
     });
     say(output, value, text)?;
-    Ok(ExitCode::from(if damaged.is_empty() || repair {
-        0
-    } else {
-        FAILED
-    }))
+    let is_sound = damaged.is_empty() && found.broken_entries.is_empty();
+    Ok(ExitCode::from(if is_sound || repair { 0 } else { FAILED }))
 }
 
 fn status(config: &OtaConfig, output: &Output) -> anyhow::Result<()> {
@@ -637,16 +662,25 @@ fn reset(yes: bool, config: &Config, output: &Output) -> anyhow::Result<ExitCode
             folder.display()
         );
     }
+    let agent = match config.ota.state.exists() {
+        true => Some(Agent::open(
+            settings(&config.ota),
+            Timestamp::now(),
+            Duration::ZERO,
+        )?),
+        false => None,
+    };
     crate::store::erase(folder)?;
-    if config.ota.state.exists() {
-        let mut agent = Agent::open(settings(&config.ota), Timestamp::now(), Duration::ZERO)?;
+    if let Some(mut agent) = agent {
         agent.state = State {
-            // What the machine can does not change, and old releases stay old.
-            counts_boots: agent.state.counts_boots,
-            newest_seen: agent.state.newest_seen,
-            phase: agent.state.phase.clone(),
-            committed: agent.state.committed.clone(),
-            ..State::default()
+            added_keys: Vec::new(),
+            held_since: None,
+            last_rollback: None,
+            failed: Vec::new(),
+            last_check: None,
+            last_error: None,
+            // What the machine can does not change, old releases stay old, and what was revoked stays so.
+            ..agent.state
         };
         agent.save()?;
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -158,7 +158,17 @@ fn sign(args: &SignArgs, output: &Output) -> anyhow::Result<()> {
 }
 
 fn read_key(file: &Path) -> anyhow::Result<SecretKey> {
-    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let reading = || format!("reading {}", file.display());
+    let mode = fs::metadata(file)
+        .with_context(reading)?
+        .permissions()
+        .mode();
+    ensure!(
+        mode & 0o022 == 0,
+        "{}: others can write this key; make it yours alone with `chmod 600`, or take another",
+        file.display()
+    );
+    let text = fs::read_to_string(file).with_context(reading)?;
     text.parse().with_context(|| file.display().to_string())
 }
 
@@ -201,28 +211,49 @@ fn describe(args: &SignArgs) -> anyhow::Result<Release> {
     if !args.revoke_key.is_empty() {
         object.insert("revoke_keys".into(), json!(args.revoke_key));
     }
-    Release::parse(fields.to_string().as_bytes())
-        .map_err(|fault| anyhow::anyhow!("{} {fault}", path.display()))
+    let of_file = |fault| anyhow::anyhow!("{} {fault}", path.display());
+    let release = Release::parse(fields.to_string().as_bytes()).map_err(of_file)?;
+    release.check_created(Timestamp::now()).map_err(of_file)?;
+    Ok(release)
 }
 
 /// A copy that can be written; what Nix has built can't.
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let target = std::path::absolute(to)?;
+    let source = fs::canonicalize(from).with_context(|| from.display().to_string())?;
+    let parent = target
+        .parent()
+        .and_then(|parent| fs::canonicalize(parent).ok());
+    ensure!(
+        !parent.is_some_and(|parent| parent.starts_with(&source)),
+        "--output {}: this lies within the release itself; take a folder beside it",
+        to.display()
+    );
+    copy_folder(from, to)
+}
+
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir(to)
         .with_context(|| format!("--output {}: this must be a new folder", to.display()))?;
     let list = || format!("reading {}", from.display());
     for entry in fs::read_dir(from).with_context(list)? {
         let entry = entry.with_context(list)?;
-        let target = to.join(entry.file_name());
-        // A link counts for what it leads to.
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target)?;
-        } else {
-            let mut source =
-                fs::File::open(entry.path()).with_context(|| entry.path().display().to_string())?;
-            fs::File::create_new(&target)
-                .and_then(|mut target| std::io::copy(&mut source, &mut target))
-                .with_context(|| format!("writing {}", target.display()))?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().with_context(list)?.is_dir() {
+            copy_folder(&path, &target)?;
+            continue;
         }
+        // A link counts for the file that it leads to.
+        let about = fs::metadata(&path).with_context(|| path.display().to_string())?;
+        ensure!(
+            about.is_file(),
+            "{}: neither a file nor a folder, so no part of a release",
+            path.display()
+        );
+        let mut source = fs::File::open(&path).with_context(|| path.display().to_string())?;
+        fs::File::create_new(&target)
+            .and_then(|mut target| std::io::copy(&mut source, &mut target))
+            .with_context(|| format!("writing {}", target.display()))?;
     }
     Ok(())
 }
@@ -240,6 +271,7 @@ fn sign_narinfos(folder: &Path, keys: &[SecretKey]) -> anyhow::Result<usize> {
         }
         let mut text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let info: NarInfo = text.parse().with_context(|| path.display().to_string())?;
+        check_nar(folder, &path, &info)?;
         let fingerprint = info.fingerprint(&StoreDir::default());
         let before = text.len();
         for key in keys {
@@ -257,6 +289,23 @@ fn sign_narinfos(folder: &Path, keys: &[SecretKey]) -> anyhow::Result<usize> {
         count += 1;
     }
     Ok(count)
+}
+
+/// The file that a narinfo names is there, as long as it says.
+fn check_nar(folder: &Path, path: &Path, info: &NarInfo) -> anyhow::Result<()> {
+    let nar = folder.join(info.url());
+    let about = fs::metadata(&nar)
+        .with_context(|| format!("{} names {}", path.display(), nar.display()))?;
+    if let Some(size) = info.file_size() {
+        let found = about.len();
+        ensure!(
+            found == size,
+            "{}: has {found} bytes, and {} says {size}",
+            nar.display(),
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn write(path: &Path, text: &[u8]) -> anyhow::Result<()> {

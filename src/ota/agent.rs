@@ -1,8 +1,9 @@
 //! Does the steps that [`super::update`] says, and remembers how far they have come.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::num::NonZeroU64;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use jiff::Timestamp;
 use nix_derivation::StorePath;
 
 use super::boot::{self, BootError, Counting, Esp, Install};
-use super::cache::{self, CacheError, Caches, Plan, Progress};
+use super::cache::{self, CacheError, Caches, Missing, Plan, Progress};
 use super::health::Baseline;
 use super::keys::TrustedKey;
 use super::machine::{Machine, version_of};
@@ -25,6 +26,9 @@ const MAX_SIGNATURE_BYTES: usize = 16 * 1024;
 
 /// Between two tries to get the lock.
 const LOCK_EVERY: Duration = Duration::from_millis(50);
+
+/// An update has five, and some may come twice.
+const MOST_STEPS: usize = 16;
 
 /// The one that runs, and one to go back to.
 const MIN_SYSTEMS: usize = 2;
@@ -98,10 +102,16 @@ pub enum AgentError {
     FailedBefore { version: String, reason: String },
     #[error("updates are held since {0}; `headgate ota unhold` lets them go on")]
     Held(Timestamp),
-    #[error("an update is under way, and nothing can be collected before it has ended")]
-    UnderWay,
+    #[error(
+        "{0:?}, which a profile link, a boot entry or /run names, is no store path, so nothing is removed; remove or mend what names it"
+    )]
+    OddRoot(String),
     #[error("release {0} would leave no trusted key, so it would be the last one; add a key to it")]
     NoKeyLeft(String),
+    #[error(
+        "the update comes back to the same step again and again; `headgate boot list` shows what is on the boot partition, and `headgate ota rollback` calls it off"
+    )]
+    Astray,
     #[error("there is no generation to go back to")]
     NothingBefore,
     #[error("there is no generation {0} that could be booted")]
@@ -176,6 +186,8 @@ pub struct Scrub {
     pub damaged: Vec<StorePath>,
     /// Paths of which nobody has written down what they should be.
     pub unknown: usize,
+    /// Boot entries that start nothing, and why.
+    pub broken_entries: Vec<String>,
 }
 
 /// What a channel offers.
@@ -195,7 +207,18 @@ impl Agent {
         let folder = &settings.state;
         fs::create_dir_all(folder).map_err(|source| AgentError::io("make", folder, source))?;
         let path = folder.join("lock");
-        let lock = File::create(&path).map_err(|source| AgentError::io("open", &path, source))?;
+        // Whoever can open it can keep others from updating.
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|lock| {
+                lock.set_permissions(Permissions::from_mode(0o600))?;
+                Ok(lock)
+            })
+            .map_err(|source| AgentError::io("open", &path, source))?;
         let deadline = Instant::now() + patience;
         loop {
             match lock.try_lock() {
@@ -214,6 +237,7 @@ impl Agent {
             root: settings.root.clone(),
             esp: Esp::new(&settings.esp),
         };
+        machine.sweep(folder);
         Ok(Agent {
             now: state.no_earlier(now),
             settings,
@@ -322,9 +346,11 @@ impl Agent {
                 Ok(Checked { release, offer }) => match offer {
                     Offer::Running => {
                         self.state.phase = Phase::Idle;
+                        self.take_keys(release)?;
                         return Ok(Outcome::UpToDate);
                     }
                     Offer::NotYet { percent, place } => {
+                        self.state.phase = Phase::Idle;
                         let version = release.version;
                         return Ok(Outcome::NotYet {
                             version,
@@ -334,6 +360,11 @@ impl Agent {
                     }
                     Offer::Update => self.take(release, wish)?,
                 },
+                // What is offered no more, or never should have been, is not gone on with.
+                Err(error @ AgentError::Release { .. }) => {
+                    self.state.phase = Phase::Idle;
+                    return Err(error);
+                }
                 // A download that was interrupted goes on while the channel can't be reached.
                 Err(AgentError::Cache(error)) if self.state.release().is_some() => {
                     tracing::warn!(%error, "the channel does not answer: going on with the last release");
@@ -378,12 +409,34 @@ impl Agent {
         Err(AgentError::NotCounting(why))
     }
 
-    fn take(&mut self, release: Release, wish: Wish) -> Result<(), AgentError> {
-        let mut after = self.state.clone();
-        after.change_keys(&release);
-        if after.keys(&self.settings.trusted_keys).is_empty() {
-            return Err(AgentError::NoKeyLeft(release.version));
+    /// A release of the system that runs can still say something about keys.
+    fn take_keys(&mut self, release: Release) -> Result<(), AgentError> {
+        if self
+            .state
+            .newest_seen
+            .is_some_and(|seen| release.created <= seen)
+        {
+            return Ok(());
         }
+        self.check_keys(&release)?;
+        self.state.change_keys(&release);
+        self.state.newest_seen = Some(release.created);
+        Ok(())
+    }
+
+    /// A release that leaves no key is the last one.
+    fn check_keys(&self, release: &Release) -> Result<(), AgentError> {
+        let mut after = self.state.clone();
+        after.change_keys(release);
+        let left = after.keys(&self.settings.trusted_keys);
+        match left.iter().all(|key| key.has_expired(self.now)) {
+            true => Err(AgentError::NoKeyLeft(release.version.clone())),
+            false => Ok(()),
+        }
+    }
+
+    fn take(&mut self, release: Release, wish: Wish) -> Result<(), AgentError> {
+        self.check_keys(&release)?;
         if !wish.retry && self.state.failed.contains(&release.toplevel) {
             let last = self.state.last_rollback.as_ref();
             let last = last.filter(|rollback| rollback.toplevel == release.toplevel);
@@ -404,7 +457,7 @@ impl Agent {
         baseline: impl FnOnce() -> Baseline,
     ) -> Result<Outcome, AgentError> {
         let mut baseline = Some(baseline);
-        loop {
+        for _ in 0..MOST_STEPS {
             let Some(release) = self.state.release().cloned() else {
                 return Ok(Outcome::UpToDate);
             };
@@ -418,7 +471,9 @@ impl Agent {
                     self.save()?;
                 }
                 Step::MakeGeneration => {
-                    self.machine.make_generation(&release.toplevel)?;
+                    let generation = self.machine.make_generation(&release.toplevel)?;
+                    self.state.on_generation(generation);
+                    self.save()?;
                 }
                 Step::WriteEntry { generation } => {
                     self.state.on_arming(&self.machine.seen()?.boot);
@@ -452,6 +507,7 @@ impl Agent {
                 }
             }
         }
+        Err(AgentError::Astray)
     }
 
     fn fetch(&mut self, release: &Release, progress: &Progress) -> Result<(), AgentError> {
@@ -464,17 +520,31 @@ impl Agent {
         let store = StoreDir::open(&self.machine.root)?;
         store.sweep()?;
         let plan = cache::plan(&caches, &store, &toplevel)?;
+        if self.check_room(&plan).is_err() {
+            // What older generations take up may be enough.
+            self.collect()?;
+            self.check_room(&plan)?;
+        }
+        cache::install(&caches, &store, &plan, progress)?;
+        self.register(&plan)
+    }
+
+    fn check_room(&self, plan: &Plan) -> Result<(), AgentError> {
         let (free, reserve) = (self.machine.free_bytes()?, self.settings.min_free_bytes);
-        if plan.unpacked_bytes.saturating_add(reserve) > free {
+        // Files take whole blocks, and large downloads are kept until they are unpacked.
+        let blocks = plan.unpacked_bytes / 8;
+        let spooled = plan.missing.iter().map(Missing::download_bytes).max();
+        let parts = [plan.unpacked_bytes, blocks, spooled.unwrap_or(0)];
+        let needed = parts.into_iter().fold(0, u64::saturating_add);
+        if needed.saturating_add(reserve) > free {
             return Err(AgentError::NoRoom {
                 store: self.machine.root.join("nix/store"),
-                needed: plan.unpacked_bytes,
+                needed,
                 reserve,
                 free,
             });
         }
-        cache::install(&caches, &store, &plan, progress)?;
-        self.register(&plan)
+        Ok(())
     }
 
     /// Tells Nix about the paths, where it is.
@@ -608,25 +678,21 @@ impl Agent {
         newest(Some(&seen.booted)).ok_or(AgentError::NothingBefore)
     }
 
-    /// Removes generations beyond those to keep, and store paths that none of the others needs. Returns how many of
-    /// each.
+    /// Removes generations beyond those to keep, and store paths that none of the others needs, nor what was fetched
+    /// for an update that is not ready. Returns how many of each.
     pub fn collect(&self) -> Result<(usize, usize), AgentError> {
-        if !matches!(self.state.phase, Phase::Idle) {
-            return Err(AgentError::UnderWay);
-        }
         let seen = self.machine.seen()?;
-        let is_running = |toplevel: &str| seen.booted == toplevel;
-        let mut kept = 0;
-        let mut removed = 0;
-        // The newest that can be booted stay, and what runs.
+        let (mut kept, mut removed) = (0, 0);
+        // The newest that can be booted stay, and what runs, and what is about to.
         for (generation, toplevel) in seen.generations.iter().rev() {
             let is_bad = matches!(
                 seen.entries.get(generation),
                 None | Some(update::Tries::Counted { left: 0, .. })
             );
-            if is_running(toplevel)
-                || (!is_bad && kept < self.settings.keep_generations.max(MIN_SYSTEMS))
-            {
+            let is_needed =
+                seen.booted == *toplevel || self.state.generation() == Some(*generation);
+            let is_kept = !is_bad && kept < self.settings.keep_generations.max(MIN_SYSTEMS);
+            if is_needed || is_kept {
                 kept += 1;
                 continue;
             }
@@ -641,14 +707,24 @@ impl Agent {
         }
         let store = StoreDir::open(&self.machine.root)?;
         store.sweep()?;
-        let generations = self.machine.generations()?;
-        let named = generations.into_values().chain(self.machine.running());
-        let roots: Vec<StorePath> = named
-            .filter_map(|path| StorePath::from_absolute_path(path.as_bytes()).ok())
-            .collect();
-        let unreachable = store.unreachable(&roots)?;
+        let unreachable = store.unreachable(&self.roots()?)?;
         store.remove(&unreachable)?;
         Ok((removed, unreachable.len()))
+    }
+
+    /// All that can be booted, or runs. What can't be read may be needed, so then nothing is removed.
+    fn roots(&self) -> Result<Vec<StorePath>, AgentError> {
+        let links = self.machine.generations()?.into_values();
+        let entries = self.machine.esp.entries()?.into_iter();
+        let systems = entries.filter_map(|entry| entry.toplevel);
+        let all = links.chain(systems).chain(self.machine.running());
+        all.map(
+            |path| match StorePath::from_absolute_path(path.as_bytes()) {
+                Ok(path) => Ok(path),
+                Err(_) => Err(AgentError::OddRoot(path)),
+            },
+        )
+        .collect()
     }
 
     /// Hashes every path of the store. With `repairs`, those that are damaged are fetched anew.
@@ -665,6 +741,31 @@ impl Agent {
         if repairs && !found.damaged.is_empty() {
             let (caches, _) = self.caches(&[])?;
             cache::repair(&caches, &store, &found.damaged, progress)?;
+        }
+        for entry in self.machine.esp.entries()? {
+            let (Some(broken), Some(toplevel)) = (&entry.broken, &entry.toplevel) else {
+                continue;
+            };
+            // What was left needs nothing any more.
+            if entry.is_bad() {
+                continue;
+            }
+            found
+                .broken_entries
+                .push(format!("{}: {broken}", entry.file.display()));
+            if repairs {
+                boot::install(
+                    &self.machine.esp,
+                    &Install {
+                        root: &self.machine.root,
+                        toplevel,
+                        generation: entry.generation,
+                        tries: None,
+                        version: version_of(&self.machine.root, toplevel).as_deref(),
+                        replaces: false,
+                    },
+                )?;
+            }
         }
         Ok(found)
     }

@@ -12,6 +12,12 @@ use super::update::{Seen, Tries};
 /// Of links `system-N-link` and of the link that names the current one.
 const PROFILES: &str = "nix/var/nix/profiles";
 
+/// Numbers beyond that are nobody's who counts.
+const MOST_GENERATIONS: u64 = 1 << 32;
+
+/// Begins the names of what is being written.
+const TEMPORARY: &str = ".headgate-";
+
 /// A machine, below a folder that is `/` on a gateway.
 #[derive(Debug)]
 pub struct Machine {
@@ -34,12 +40,13 @@ impl Machine {
                 Some(boot::Tries { left, done }) => Tries::Counted { left, done },
             };
             // Of two for one generation, the first one is what the boot loader takes.
-            if entry.broken.is_none() {
+            if entry.broken.is_none() && entry.generation < MOST_GENERATIONS {
                 entries.entry(entry.generation).or_insert(tries);
             }
         }
         Ok(Seen {
             booted: self.booted()?,
+            booted_generation: self.boot_loader()?.generation(),
             boot: self.boot_id()?,
             generations: self.generations()?,
             entries,
@@ -77,6 +84,7 @@ impl Machine {
                 let number = name.strip_prefix("system-")?.strip_suffix("-link")?;
                 number.parse().ok()
             });
+            let number = number.filter(|number| *number < MOST_GENERATIONS);
             if let (Some(number), Ok(target)) = (number, fs::read_link(entry.path())) {
                 generations.insert(number, target.to_string_lossy().into_owned());
             }
@@ -91,6 +99,7 @@ impl Machine {
         let last = entries
             .iter()
             .map(|entry| entry.generation)
+            .filter(|number| *number < MOST_GENERATIONS)
             .fold(last, u64::max);
         self.link(&link_name(last + 1), toplevel)?;
         Ok(last + 1)
@@ -108,7 +117,7 @@ impl Machine {
         fs::create_dir_all(&folder).map_err(failed)?;
         let link = |temporary: &Path| std::os::unix::fs::symlink(target, temporary);
         let temporary = tempfile::Builder::new()
-            .prefix(".headgate-")
+            .prefix(TEMPORARY)
             .make_in(&folder, link)
             .map_err(failed)?;
         temporary
@@ -144,8 +153,28 @@ impl Machine {
 
     /// Whether boots are counted here, as far as this boot shows.
     pub fn counting(&self) -> Result<boot::Counting, AgentError> {
-        let booted = boot::booted(&self.root.join("sys/firmware/efi/efivars"))?;
-        Ok(booted.counting(&self.esp.entries()?))
+        Ok(self.boot_loader()?.counting(&self.esp.entries()?))
+    }
+
+    /// What the boot loader says about this boot.
+    fn boot_loader(&self) -> Result<boot::Booted, AgentError> {
+        Ok(boot::booted(&self.root.join("sys/firmware/efi/efivars"))?)
+    }
+
+    /// Removes what was left by whoever was interrupted.
+    pub fn sweep(&self, state: &Path) {
+        for folder in [state, &self.root.join(PROFILES)] {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .starts_with(TEMPORARY.as_bytes())
+                {
+                    // It is in nobody's way.
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
     }
 
     /// Bytes that can be written to the store's file system.

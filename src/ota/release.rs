@@ -4,9 +4,11 @@
 //! line, in Nix's form `name:base64`. docs/ota.md has an example.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix_derivation::store_path::StorePath;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -16,15 +18,34 @@ use super::version;
 /// The only schema there is.
 const SCHEMA: u64 = 1;
 
+/// 2026-01-01. Before that no clock is right.
+const CLOCK_WORKS_S: i64 = 1_767_225_600;
+
 /// Far more than a release has to say.
 pub const MAX_BYTES: usize = 64 * 1024;
 
 /// Most letters of a product, a version or a seed.
 const MAX_WORD_BYTES: usize = 128;
 
+/// Of schema 1, besides `schema` and `rollout`.
+const FIELDS: [&str; 8] = [
+    "product",
+    "version",
+    "system",
+    "toplevel",
+    "created",
+    "expires",
+    "add_keys",
+    "revoke_keys",
+];
+
+const ROLLOUT_FIELDS: [&str; 2] = ["percent", "seed"];
+
 /// What a channel offers.
+///
+/// What a gateway remembers of one may be of a newer Headgate, so unknown fields are refused only in
+/// [`Release::parse`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Release {
     pub schema: u64,
     /// What the system is for; a gateway takes only releases of its own product.
@@ -52,7 +73,6 @@ pub struct Release {
 
 /// The part of the gateways that a release is for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Rollout {
     /// 0 to 100.
     pub percent: f64,
@@ -88,6 +108,8 @@ pub enum ReleaseError {
         "has schema {0}, and this Headgate knows schema {SCHEMA}; update in steps, through a release that it knows"
     )]
     UnknownSchema(u64),
+    #[error("has a field {0:?}, which schema {SCHEMA} does not have")]
+    UnknownField(String),
     #[error("has a {field} that is none: {value:?}")]
     BadField { field: &'static str, value: String },
     #[error("has a toplevel that is no store path: {0:?}")]
@@ -116,6 +138,10 @@ pub enum ReleaseError {
         "was made on {found}, before one that this gateway has seen ({seen}): somebody replays it, or it has to be signed anew"
     )]
     Replayed { found: Timestamp, seen: Timestamp },
+    #[error(
+        "says that it was made on {found}, and it is only {now}: see to the clock of whoever signs, or of this gateway"
+    )]
+    FromTheFuture { found: Timestamp, now: Timestamp },
     #[error(
         "calls itself {version}, as the system that runs here does, but is another one; give it a version of its own"
     )]
@@ -183,11 +209,30 @@ impl Release {
         #[derive(Deserialize)]
         struct Schema {
             schema: u64,
+            #[serde(default)]
+            rollout: Option<BTreeMap<String, IgnoredAny>>,
+            #[serde(flatten)]
+            fields: BTreeMap<String, IgnoredAny>,
         }
         // Of another schema, the rest may be anything.
-        let Schema { schema } = read_json(document)?;
+        let Schema {
+            schema,
+            rollout,
+            fields,
+        } = read_json(document)?;
         if schema != SCHEMA {
             return Err(ReleaseError::UnknownSchema(schema));
+        }
+        for (found, known) in [
+            (fields, &FIELDS[..]),
+            (rollout.unwrap_or_default(), &ROLLOUT_FIELDS[..]),
+        ] {
+            let mut names = found.into_keys();
+            if let Some(name) = names.find(|name| !known.contains(&name.as_str())) {
+                return Err(ReleaseError::UnknownField(
+                    name.chars().take(MAX_WORD_BYTES).collect(),
+                ));
+            }
         }
         let release: Release = read_json(document)?;
         release.check()?;
@@ -258,6 +303,7 @@ impl Release {
         if self.toplevel == gateway.toplevel {
             return Ok(Offer::Running);
         }
+        self.check_created(now)?;
         if let Some(expires) = self.expires.filter(|expires| *expires <= now) {
             return Err(ReleaseError::Expired(expires));
         }
@@ -272,6 +318,20 @@ impl Release {
             }
         }
         Ok(Offer::Update)
+    }
+
+    /// One from far ahead would make each later one look old. A clock that was never set can't tell.
+    pub fn check_created(&self, now: Timestamp) -> Result<(), ReleaseError> {
+        let latest = now
+            .checked_add(SignedDuration::from_hours(24))
+            .unwrap_or(now);
+        if self.created > latest && now.as_second() >= CLOCK_WORKS_S {
+            return Err(ReleaseError::FromTheFuture {
+                found: self.created,
+                now,
+            });
+        }
+        Ok(())
     }
 
     fn is_newer(&self, gateway: &Gateway<'_>) -> Result<(), ReleaseError> {
@@ -304,7 +364,9 @@ impl Release {
 /// Whether a text can be a product, a version or a system. Versions become names of files.
 pub fn is_word(text: &str) -> bool {
     let is_fine = |letter: char| letter.is_ascii_alphanumeric() || "._+-".contains(letter);
-    (1..=MAX_WORD_BYTES).contains(&text.len()) && text.chars().all(is_fine)
+    text.len() <= MAX_WORD_BYTES
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.chars().all(is_fine)
 }
 
 /// With an error that says where in the document it is.
@@ -439,6 +501,15 @@ mod tests {
             ..release.clone()
         };
         is_refused(&expired, &GATEWAY, "expired");
+        let ahead = Release {
+            created: at("2026-11-24T00:00:01Z"),
+            ..release
+        };
+        is_refused(&ahead, &GATEWAY, "see to the clock");
+        assert_eq!(
+            ahead.offer(&GATEWAY, Timestamp::UNIX_EPOCH).unwrap(),
+            Offer::Update
+        );
     }
 
     #[test]
@@ -519,6 +590,12 @@ mod tests {
             ("schema", serde_json::Value::Null, "schema"),
             ("product", "".into(), "product"),
             ("version", "1/../2".into(), "version"),
+            ("version", "..".into(), "version"),
+            (
+                "rollout",
+                serde_json::json!({"percent": 1, "seed": "", "sed": ""}),
+                "sed",
+            ),
             ("version", "v".repeat(200).into(), "version"),
             ("system", serde_json::Value::Null, "system"),
             ("toplevel", "/etc/passwd".into(), "store path"),

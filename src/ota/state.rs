@@ -55,6 +55,8 @@ pub enum Phase {
         release: Release,
         /// What flowed before.
         baseline: Baseline,
+        /// The generation that was made for it. An older one may be of the same system.
+        generation: Option<u64>,
         /// The boot in which the boot entry was written, by the kernel's boot id.
         armed_in: Option<String>,
         /// Why the last try was given up.
@@ -76,7 +78,7 @@ pub enum StateError {
     #[error("{}: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{}: can't be read: {source}; remove it to begin anew: then the gateway forgets which releases have failed and which keys were added", .path.display()
+        "{}: can't be read: {source}; remove it to begin anew: then the gateway forgets which releases it has seen and which have failed, and which keys were added and revoked", .path.display()
     )]
     Damaged {
         path: PathBuf,
@@ -117,6 +119,13 @@ impl State {
         }
     }
 
+    /// Whether a system is the last one that has passed its probation.
+    pub fn is_committed(&self, system: &str) -> bool {
+        let committed = self.committed.as_ref();
+        matches!(self.phase, Phase::Idle | Phase::Fetching { .. })
+            && committed.is_some_and(|release| release.toplevel == system)
+    }
+
     /// The keys that count: those of the configuration and those that releases have added, without those that
     /// releases have revoked.
     pub fn keys(&self, configured: &[TrustedKey]) -> Vec<TrustedKey> {
@@ -145,9 +154,24 @@ impl State {
             self.phase = Phase::Ready {
                 release,
                 baseline,
+                generation: None,
                 armed_in: None,
                 failure: None,
             };
+        }
+    }
+
+    pub fn on_generation(&mut self, number: u64) {
+        if let Phase::Ready { generation, .. } = &mut self.phase {
+            *generation = Some(number);
+        }
+    }
+
+    /// The generation of the update that is under way.
+    pub fn generation(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Ready { generation, .. } => generation,
+            Phase::Idle | Phase::Fetching { .. } => None,
         }
     }
 

@@ -130,7 +130,9 @@ impl StoreDir {
         let bytes = fs::read(&file).map_err(|error| StoreError::new("read", &file, error))?;
         let kept = NarInfo::parse_in(&nix_derivation::StoreDir::default(), &bytes)
             .ok()
+            // A file that was damaged must not make references disappear.
             .filter(|info| info.store_path() == path)
+            .filter(|info| !info.signatures().is_empty() && info.to_canonical_bytes() == bytes)
             .map(|info| Known {
                 nar_hash: info.nar_hash().clone(),
                 nar_size: info.nar_size(),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::boot::CONDEMNED;
 use super::state::Phase;
 
 /// What is seen on the machine.
@@ -12,6 +13,8 @@ use super::state::Phase;
 pub struct Seen {
     /// Store path of the system that is booted.
     pub booted: String,
+    /// Its generation, as far as the boot loader says so.
+    pub booted_generation: Option<u64>,
     /// The kernel's boot id.
     pub boot: String,
     /// Store paths by generation.
@@ -53,22 +56,25 @@ pub enum Step {
 
 /// The next step of the update that is under way.
 pub fn next(phase: &Phase, seen: &Seen) -> Step {
-    let (release, armed_in, failure) = match phase {
+    let (release, generation, armed_in, failure) = match phase {
         Phase::Idle => return Step::Rest,
         Phase::Fetching { .. } => return Step::Fetch,
         Phase::Ready {
             release,
+            generation,
             armed_in,
             failure,
             ..
-        } => (release, armed_in, failure),
+        } => (release, generation, armed_in, failure),
     };
-    // Of several generations of one system the newest one counts.
-    let mut of_release = seen.generations.iter().rev();
-    let Some((&generation, _)) = of_release.find(|(_, path)| **path == release.toplevel) else {
+    let is_there = |generation: &u64| seen.generations.get(generation) == Some(&release.toplevel);
+    let Some(generation) = generation.filter(is_there) else {
         return Step::MakeGeneration;
     };
-    let is_booted = seen.booted == release.toplevel;
+    let is_booted = seen.booted == release.toplevel
+        && seen
+            .booted_generation
+            .is_none_or(|booted| booted == generation);
     let roll_back = |reason: String| Step::RollBack { generation, reason };
     match seen.entries.get(&generation) {
         None => Step::WriteEntry { generation },
@@ -77,6 +83,7 @@ pub fn next(phase: &Phase, seen: &Seen) -> Step {
         Some(Tries::Good) => roll_back("another system was booted after it had passed".to_owned()),
         Some(Tries::Counted { left: 0, done }) => roll_back(match failure {
             Some(failure) => failure.clone(),
+            None if *done >= CONDEMNED.done => "it was given up".to_owned(),
             None => format!("it was booted {done} times and never came up"),
         }),
         Some(Tries::Counted { done: 0, .. }) if armed_in.as_ref() != Some(&seen.boot) => {
@@ -168,6 +175,7 @@ mod tests {
                 *done += 1;
             }
             self.seen.booted = self.seen.generations[generation].clone();
+            self.seen.booted_generation = Some(*generation);
             assert!(
                 self.present.contains(&self.seen.booted),
                 "its store paths are there"
@@ -201,7 +209,10 @@ mod tests {
                     }
                     Step::MakeGeneration => {
                         self.write()?;
-                        self.seen.generations.insert(2, NEW.into());
+                        let next = self.seen.generations.keys().next_back().unwrap() + 1;
+                        self.seen.generations.insert(next, NEW.into());
+                        self.write()?;
+                        self.state.on_generation(next);
                     }
                     Step::WriteEntry { generation } => {
                         self.write()?;
@@ -237,7 +248,7 @@ mod tests {
                         self.write()?;
                         let bad = Tries::Counted {
                             left: 0,
-                            done: TRIES,
+                            done: CONDEMNED.done,
                         };
                         self.seen.entries.insert(generation, bad);
                         self.write()?;
@@ -286,7 +297,23 @@ mod tests {
             assert_eq!(rollback.reason, reason);
             assert_eq!(machine.state.failed, [NEW]);
             assert_eq!(machine.seen.generations.len(), 1);
+            assert_eq!(machine.seen.entries.len(), 1);
         }
+    }
+
+    #[test]
+    fn an_older_generation_of_the_same_system_is_left_alone() {
+        let mut machine = Machine::new(Kind::Unhealthy, Vec::new());
+        machine.present.insert(NEW.into());
+        machine.seen.generations = [(1, NEW.to_owned()), (2, OLD.to_owned())].into();
+        machine.seen.entries = [(1, Tries::Good), (2, Tries::Good)].into();
+        machine.boot();
+        machine.run_to_the_end();
+        assert_eq!(machine.seen.booted, OLD);
+        assert_eq!(
+            machine.seen.entries,
+            [(1, Tries::Good), (2, Tries::Good)].into()
+        );
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl AppRecord {
 impl Store {
     /// Opens the store of a gateway whose system stays; see [`Store::open_as`].
     pub fn open(config: &StoreConfig) -> Result<Store, StoreError> {
-        Store::open_as(config, &Standing::Passed { system: None })
+        Store::open_as(config, &Standing::Unknown { system: None })
     }
 
     /// Opens the store, makes it if it isn't there, and locks it for this process. A system on probation gets

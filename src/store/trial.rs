@@ -22,10 +22,15 @@ const SYSTEM: &str = "SYSTEM";
 /// How sure it is that the system stays on which the gateway runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It may be left again.
-    OnTrial { system: String },
-    /// It stays. Nothing is known of a gateway that doesn't run on a system with updates.
-    Passed { system: Option<String> },
+    /// It may be left again. `before` is what has passed last.
+    OnTrial {
+        system: String,
+        before: Option<String>,
+    },
+    /// It stays.
+    Passed { system: String },
+    /// It came by no update, or was left and is still booted. Nothing at all is known of a gateway that runs elsewhere.
+    Unknown { system: Option<String> },
 }
 
 /// The folder of the database to open. Needs the store's lock.
@@ -34,16 +39,26 @@ pub(super) fn folder(config: &StoreConfig, standing: &Standing) -> Result<PathBu
     let copy = config.path.join(COPY);
     let copy_is_for = fs::read_to_string(copy.join(SYSTEM)).ok();
     match standing {
-        Standing::OnTrial { system } => {
+        Standing::OnTrial { system, before } => {
             if copy_is_for.as_ref() != Some(system) {
+                // Nobody could tell the gateway that the system before had passed.
+                if copy_is_for.is_some() && copy_is_for == *before {
+                    promote(&original, &copy)?;
+                }
                 make_copy(config, &original, &copy, system)?;
             }
             return Ok(copy);
         }
-        Standing::Passed { system: None } => {}
-        Standing::Passed { system } if copy_is_for == *system => promote(&original, &copy)?,
+        Standing::Passed { system } if copy_is_for.as_ref() == Some(system) => {
+            promote(&original, &copy)?;
+        }
+        // It goes on as it began, and is not what counts.
+        Standing::Unknown { system } if system.is_some() && copy_is_for == *system => {
+            return Ok(copy);
+        }
+        Standing::Unknown { system: None } => {}
         // Of a system that was left again, or half made.
-        Standing::Passed { system: Some(_) } => {
+        Standing::Passed { .. } | Standing::Unknown { .. } => {
             if remove(&copy)? {
                 tracing::info!("what the system on probation has stored is gone with it");
             }
@@ -169,13 +184,13 @@ mod tests {
         }
 
         fn passed(&self, system: &str) -> Store {
-            let system = Some(system.to_owned());
+            let system = system.to_owned();
             Store::open_as(&self.config, &Standing::Passed { system }).unwrap()
         }
 
         fn on_trial(&self, system: &str) -> Store {
-            let system = system.to_owned();
-            Store::open_as(&self.config, &Standing::OnTrial { system }).unwrap()
+            let (system, before) = (system.to_owned(), Some(OLD.to_owned()));
+            Store::open_as(&self.config, &Standing::OnTrial { system, before }).unwrap()
         }
 
         fn folders(&self) -> Vec<String> {
@@ -243,6 +258,27 @@ mod tests {
             );
             assert_eq!(machine.folders(), ["lmdb"]);
         }
+    }
+
+    #[test]
+    fn what_has_passed_unseen_is_what_the_next_system_begins_with() {
+        let machine = Machine::new();
+        keep(&machine.on_trial(OLD), "old");
+        assert_eq!(kept(&machine.on_trial(NEW)), "old");
+        assert_eq!(kept(&machine.passed(OLD)), "old");
+    }
+
+    #[test]
+    fn one_that_is_being_left_never_writes_the_original() {
+        let machine = Machine::new();
+        keep(&machine.passed(OLD), "old");
+        keep(&machine.on_trial(NEW), "new");
+        let system = Some(NEW.to_owned());
+        let left = Store::open_as(&machine.config, &Standing::Unknown { system }).unwrap();
+        assert_eq!(kept(&left), "new");
+        keep(&left, "newer");
+        drop(left);
+        assert_eq!(kept(&machine.passed(OLD)), "old");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use headgate::ota::keys::SecretKey;
+use jiff::{SignedDuration, Timestamp};
 use nix_derivation::StorePath;
 use serde_json::{Value, json};
 
@@ -581,6 +582,166 @@ fn a_release_can_not_take_the_last_key_away() {
     let mut board = Board::new();
     board.publish("1.1.0", &["--revoke-key", "test-1"]);
     board.fails(&["ota", "update"], "would leave no trusted key");
+}
+
+/// Has the machine run a version for good.
+fn committed(board: &mut Board, version: &str) -> StorePath {
+    let system = board.publish(version, &[]);
+    board.ends_well(&["ota", "update"]);
+    assert_eq!(board.boot(), version);
+    board.bless();
+    board.ends_well(&["ota", "commit"]);
+    system
+}
+
+#[test]
+fn a_system_that_comes_again_gets_a_generation_of_its_own() {
+    let mut board = Board::new();
+    let first = board.root().join("run/booted-system").read_link().unwrap();
+    let first: StorePath = first.to_str().unwrap().parse().unwrap();
+    committed(&mut board, "1.1.0");
+    board.offer("1.2.0", &first, &[]);
+    board.ends_well(&["ota", "update"]);
+    assert_eq!(
+        board.entries(),
+        ["headgate-3+3.conf", "headgate-2.conf", "headgate-1.conf"]
+    );
+    for _ in 0..3 {
+        board.boot();
+    }
+    assert_eq!(board.boot(), "1.1.0");
+    board.ends_well(&["ota", "commit"]);
+    assert_eq!(board.entries(), ["headgate-2.conf", "headgate-1.conf"]);
+}
+
+#[test]
+fn room_is_made_and_a_withdrawn_release_is_given_up() {
+    let mut board = Board::new();
+    board.publish("1.1.0", &[]);
+    let home = board.home.clone();
+    board.home = home.clone().set("ota.min_free_bytes", "64GiB");
+    board.fails(&["ota", "update"], "headgate ota gc");
+    assert_eq!(board.status()["phase"], "fetching");
+    board.ends_well(&["ota", "gc"]);
+    board.home = home;
+    board.publish("0.9.0", &[]);
+    board.fails(&["ota", "update"], "older than 1.0.0");
+    assert_eq!(board.status()["phase"], "idle");
+}
+
+#[test]
+fn what_a_boot_entry_names_is_never_collected() {
+    let mut board = Board::new();
+    committed(&mut board, "1.1.0");
+    let link = board.root().join("nix/var/nix/profiles/system-1-link");
+    let system = link.read_link().unwrap();
+    fs::remove_file(&link).unwrap();
+    board.ends_well(&["ota", "gc"]);
+    assert!(
+        board
+            .root()
+            .join(system.strip_prefix("/").unwrap())
+            .exists()
+    );
+    symlink("../../../store/relative", &link).unwrap();
+    board.fails(&["ota", "gc"], "is no store path");
+}
+
+#[test]
+fn keys_can_be_revoked_without_a_new_system() {
+    let mut board = Board::new();
+    let secret = board.home.path().join("second.key");
+    let value = board.ends_well(&["release", "keygen", "second", secret.to_str().unwrap()]);
+    let public = value["public_key"].as_str().unwrap().to_owned();
+    let system = committed(&mut board, "1.1.0");
+    let later = |hours| (Timestamp::now() + SignedDuration::from_hours(hours)).to_string();
+    let keys = [
+        "--add-key",
+        &public,
+        "--revoke-key",
+        "test-1",
+        "--created",
+        &later(1),
+    ];
+    board.offer("1.1.0", &system, &keys);
+    assert_eq!(board.ends_well(&["ota", "update"])["outcome"], "up_to_date");
+    board.publish("1.2.0", &["--created", &later(2)]);
+    board.fails(
+        &["ota", "update"],
+        "signed by none of the trusted keys (second)",
+    );
+
+    let ended = board.run(&["ota", "reset", "--yes"]);
+    assert_eq!(ended.code, 0, "{}", ended.error);
+    board.fails(&["ota", "update"], "no trusted key");
+}
+
+#[test]
+fn a_release_that_is_signed_far_ahead_is_refused() {
+    let mut board = Board::new();
+    board.publish("1.1.0", &[]);
+    let channel = board.home.path().join("channel");
+    let signed = [
+        "release",
+        "sign",
+        channel.to_str().unwrap(),
+        "--created",
+        "2100-01-01T00:00:00Z",
+    ];
+    let secret = board.nix.secret_file();
+    let args = [&signed[..], &["--key-file", secret.to_str().unwrap()]].concat();
+    board.fails(&args, "see to the clock");
+    let document = channel.join("release.json");
+    let text = fs::read_to_string(&document).unwrap();
+    let mut release: Value = serde_json::from_str(&text).unwrap();
+    release["created"] = json!("2100-01-01T00:00:00Z");
+    fs::write(&document, release.to_string()).unwrap();
+    board.sign_by_hand(&document);
+    board.fails(&["ota", "update"], "see to the clock");
+}
+
+#[test]
+fn a_release_is_not_copied_into_itself() {
+    let mut board = Board::new();
+    board.publish("1.1.0", &[]);
+    let channel = board.home.path().join("channel");
+    let (channel, inside) = (channel.to_str().unwrap(), channel.join("sub"));
+    let secret = board.nix.secret_file();
+    let secret = secret.to_str().unwrap();
+    let args = [
+        "release",
+        "sign",
+        channel,
+        "--output",
+        inside.to_str().unwrap(),
+        "--key-file",
+        secret,
+    ];
+    board.fails(&args, "within the release itself");
+    let nar = fs::read_dir(format!("{channel}/nar"))
+        .unwrap()
+        .next()
+        .unwrap();
+    fs::remove_file(nar.unwrap().path()).unwrap();
+    board.fails(
+        &["release", "sign", channel, "--key-file", secret],
+        ".narinfo names",
+    );
+}
+
+#[test]
+fn an_update_that_is_killed_leaves_nothing_behind() {
+    let mut board = Board::new();
+    let state = board.root().join("var/lib/headgate-ota");
+    fs::write(state.join(".headgate-left"), "").unwrap();
+    let odd = board
+        .root()
+        .join("nix/var/nix/profiles/system-18446744073709551615-link");
+    symlink("/nix/store/nowhere", odd).unwrap();
+    board.publish("1.1.0", &[]);
+    assert_eq!(board.ends_well(&["ota", "update"])["outcome"], "restart");
+    assert_eq!(board.entries(), ["headgate-2+3.conf", "headgate-1.conf"]);
+    assert!(!state.join(".headgate-left").exists());
 }
 
 #[test]

@@ -194,13 +194,13 @@ pub fn bless(esp: &Esp, generation: u64) -> Result<(), BootError> {
     rename(esp, generation, |_| None)
 }
 
+/// What no count of boots leads to: systemd-bless-boot, which looks for the name under which the entry was booted,
+/// must not find it.
+pub const CONDEMNED: Tries = Tries { left: 0, done: 100 };
+
 /// Declares a generation bad: systemd-boot takes the one before.
 pub fn condemn(esp: &Esp, generation: u64) -> Result<(), BootError> {
-    rename(esp, generation, |tries| {
-        let Tries { left, done } = tries.unwrap_or(Tries { left: 1, done: 0 });
-        let done = done.saturating_add(left).min(i32::MAX as u32);
-        Some(Tries { left: 0, done })
-    })
+    rename(esp, generation, |_| Some(CONDEMNED))
 }
 
 /// Leaves one entry of the generation, with other tries.

@@ -31,7 +31,7 @@ pub use efi_vars::{Booted, Counting, booted};
 pub use entry::{Entry, Tries};
 pub use esp::Esp;
 pub use install::{
-    Install, Installed, Loader, bless, condemn, install, install_loader, remove, retain,
+    CONDEMNED, Install, Installed, Loader, bless, condemn, install, install_loader, remove, retain,
 };
 
 /// Why the machine's boot files are not as they should be. Each message names the file.

@@ -60,11 +60,16 @@ pub fn repair(
 ) -> Result<(), CacheError> {
     caches.begin();
     let mut missing = Vec::new();
+    let mut failed = None;
     for path in damaged {
-        let (cache, info) = caches.narinfo(path, &progress.cancel)?;
-        missing.push(Missing { info, cache });
+        match caches.narinfo(path, &progress.cancel) {
+            Ok((cache, info)) => missing.push(Missing { info, cache }),
+            // The others are mended nevertheless.
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    fetch_all(caches, store, missing, progress)
+    fetch_all(caches, store, missing, progress)?;
+    failed.map_or(Ok(()), Err)
 }
 
 fn fetch_all(

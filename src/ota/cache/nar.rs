@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -18,6 +18,9 @@ use crate::ota::store_dir::StoreError;
 /// Few large writes rather than many small ones. Always of the same size, whatever the NAR's: an allocator
 /// keeps memory for each size that was ever asked for.
 const WRITE_BYTES: usize = 128 * 1024;
+
+/// Bytes of a file after which they begin to be written to the disk.
+const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024;
 
 /// More files than any path of a system has, and fewer than would take all inodes of a disk.
@@ -248,7 +251,12 @@ impl Files<'_> {
         file: &mut File,
         mut contents: FileContents<'_, R>,
     ) -> Result<(), UnpackError> {
+        let (mut written, mut begun) = (0, 0);
         loop {
+            if written - begun >= WRITE_BACK_BYTES {
+                begin_write_back(file, begun, written - begun);
+                begun = written;
+            }
             let read = match contents.read(&mut self.buffer) {
                 Ok(0) => return Ok(()),
                 Ok(read) => read,
@@ -262,11 +270,27 @@ impl Files<'_> {
             };
             file.write_all(&self.buffer[..read])
                 .map_err(|error| self.error(error))?;
+            written += read as u64;
         }
     }
 
     fn error(&self, error: io::Error) -> StoreError {
         StoreError::new("write", &self.path, error)
+    }
+}
+
+/// Has the kernel write what it would write anyway when the path is put in place, so that less is left to wait for.
+fn begin_write_back(file: &File, offset: u64, length: u64) {
+    // SAFETY: the descriptor is open, and the call reads and writes no memory of ours.
+    #[allow(unsafe_code)]
+    unsafe {
+        // Where it is not possible, it takes place later.
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            offset as i64,
+            length as i64,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
     }
 }
 
