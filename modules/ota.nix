@@ -21,16 +21,6 @@ let
   request = "${dirOf cfg.settings.admin.socket}/ota-requested";
   counted = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
-  # The restart comes whatever else goes wrong, with one exception: a machine that has only a bad system, as one
-  # whose image was never healthy, stays up for somebody to look at it.
-  anotherTry = pkgs.writeShellScript "headgate-another-try" ''
-    ${headgate} ota failed
-    case $(${headgate} boot next --esp ${lib.escapeShellArg esp}) in
-    *" bad") echo "there is no system to go back to" ;;
-    *) exec systemctl reboot ;;
-    esac
-  '';
-
   # All of these run as root, without most of what root can do.
   confined = {
     Type = "oneshot";
@@ -248,7 +238,7 @@ in
           FailureAction = "reboot-force";
         };
         serviceConfig = confined // {
-          ExecStart = anotherTry;
+          ExecStart = "${headgate} ota failed";
           CapabilityBoundingSet = confined.CapabilityBoundingSet ++ [ "CAP_SYS_BOOT" ];
           TimeoutStartSec = 90;
         };

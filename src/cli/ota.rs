@@ -62,7 +62,7 @@ pub(super) enum OtaCommand {
     Unhold,
     /// Wait until the gateway is healthy; for the unit that decides about a new system
     Health,
-    /// Note why this boot of a new system is given up; for the unit that restarts the machine
+    /// Note why this boot of a new system is given up, and restart the machine
     Failed,
     /// Note that a new system has passed; for the unit that runs after each boot
     Commit,
@@ -508,20 +508,29 @@ fn health(config: &OtaConfig, client: &Client, output: &Output) -> anyhow::Resul
     );
 }
 
-/// What has failed was written down by whoever looked, or is a unit that boot-complete.target needs.
+/// What has failed was written down by whoever looked, or is a unit that boot-complete.target needs. A machine that
+/// has only a bad system, as one whose image was never healthy, stays up for somebody to look at it.
 fn failed(mut agent: Agent, output: &Output) -> anyhow::Result<()> {
-    let Phase::Ready {
+    let booted = agent.machine.booted()?;
+    if let Phase::Ready {
         failure: None,
         release,
         ..
     } = &agent.state.phase
-    else {
-        return Ok(());
-    };
-    ensure!(
-        agent.machine.booted()? == release.toplevel,
-        "the system that is booted is on no probation"
-    );
+        && release.toplevel == booted
+    {
+        let reason = what_failed()?;
+        agent.state.on_failure(&reason);
+        agent.save()?;
+        say(output, json!({ "reason": reason }), reason)?;
+    }
+    match agent.machine.esp.entries()?.first() {
+        Some(next) if !next.is_bad() => restart(),
+        _ => output.text("There is no system to go back to, so the machine stays up."),
+    }
+}
+
+fn what_failed() -> anyhow::Result<String> {
     let units = Command::new("systemctl")
         .args([
             "list-units",
@@ -537,13 +546,10 @@ fn failed(mut agent: Agent, output: &Output) -> anyhow::Result<()> {
         .lines()
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let reason = match names.as_slice() {
+    Ok(match names.as_slice() {
         [] => "boot-complete.target was not reached in time".to_owned(),
         names => format!("units have failed: {}", names.join(", ")),
-    };
-    agent.state.on_failure(&reason);
-    agent.save()?;
-    say(output, json!({ "reason": reason }), reason)
+    })
 }
 
 /// After each boot: what the boot entries say becomes what is remembered.
