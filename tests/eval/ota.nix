@@ -102,7 +102,7 @@ in
         gateway.systemd.targets.boot-complete.unitConfig.JobTimeoutSec
         > gateway.services.headgate.settings.ota.health.deadline_s
       )
-      (lib.hasInfix "systemctl reboot" ours.headgate-ota-failed.serviceConfig.ExecStart.text)
+      (lib.hasSuffix " ota failed" ours.headgate-ota-failed.serviceConfig.ExecStart)
       ours.headgate-ota-failed.unitConfig.FailureAction
     ];
     expected = [
