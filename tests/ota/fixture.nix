@@ -30,7 +30,7 @@ let
               trusted_keys = "ota-test-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
               min_free_bytes = "16MiB";
               health = {
-                deadline_s = 60;
+                deadline_s = 30;
                 settle_s = 1;
               };
             };

@@ -138,6 +138,9 @@ impl Test<'_> {
         let [from, between, to] = moments;
         let log = DiskLog::read(&machine.disk_log, to)?;
         machine.halt("systemctl poweroff")?;
+        // The next boot begins another one in its place.
+        fs::rename(&machine.disk_log, before.join("disk.log"))
+            .context("cannot keep the log of the disk")?;
         board.keep(machine)?;
         Ok(Recording {
             board: before,

@@ -71,7 +71,9 @@ impl Ingredients<'_> {
         };
         let settings = links.resolve(&self.settings(flaw)?);
         let etc = store.add("etc", &[&apps], |out, _| {
-            fixture::write(&out.join("headgate/headgate.toml"), &settings)
+            fixture::write(&out.join("headgate/headgate.toml"), &settings)?;
+            let release = format!("ID=nixos\nIMAGE_VERSION=\"{version}\"\n");
+            fixture::write(&out.join("os-release"), &release)
         })?;
         let units = store.add("units", &[&service], |out, _| self.units(out, &links))?;
         let ballast = store.add(&format!("ballast-{version}"), &[], |out, _| {
