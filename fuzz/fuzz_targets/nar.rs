@@ -12,8 +12,21 @@ use nix_derivation::{HashAlgorithm, NixHash, hash_bytes};
 use tempfile::TempDir;
 
 const WORDS: [&[u8]; 15] = [
-    b"nix-archive-1", b"(", b")", b"type", b"regular", b"directory", b"symlink", b"contents",
-    b"executable", b"", b"entry", b"name", b"node", b"target", b"..",
+    b"nix-archive-1",
+    b"(",
+    b")",
+    b"type",
+    b"regular",
+    b"directory",
+    b"symlink",
+    b"contents",
+    b"executable",
+    b"",
+    b"entry",
+    b"name",
+    b"node",
+    b"target",
+    b"..",
 ];
 
 /// The bytes as they are, or words of NARs that they choose, and words that are not.
@@ -57,7 +70,10 @@ fuzz_target!(|bytes: &[u8]| {
         if let Ok(metadata) = place.symlink_metadata() {
             if metadata.is_dir() {
                 // As root, which the fuzzer may not be, nothing has to be made writable.
-                let _ = std::process::Command::new("chmod").args(["-R", "u+w"]).arg(&place).status();
+                let _ = std::process::Command::new("chmod")
+                    .args(["-R", "u+w"])
+                    .arg(&place)
+                    .status();
                 fs::remove_dir_all(&place).unwrap();
             } else {
                 fs::remove_file(&place).unwrap();
