@@ -227,9 +227,8 @@ impl Test<'_> {
     /// The store paths on the disk. All that are there are whole: Nix's own hash says so.
     fn present(&self, board: &Board) -> Result<BTreeSet<String>> {
         let work = tempfile::tempdir_in(self.run).context("cannot create a folder")?;
-        let recovered = work.path().join("disk.img");
-        disk::copy(board.disk(), &recovered)?;
-        let root = image::root(&recovered);
+        let root = work.path().join("root.img");
+        image::take_root(board.disk(), &root)?;
         disk::recover(&root)?;
         disk::take_out(&root, "nix", work.path())?;
         let mut present = BTreeSet::new();
