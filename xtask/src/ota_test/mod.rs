@@ -48,6 +48,9 @@ pub struct Options {
     /// Leave out the systems that panic or hang as they start: they take their time
     #[arg(long)]
     quick: bool,
+    /// Only the healthy update, and the power cuts of the next one
+    #[arg(long)]
+    only_cuts: bool,
     /// The service for aarch64, instead of building it
     #[arg(long, value_name = "FILE")]
     service: Option<PathBuf>,
