@@ -29,6 +29,8 @@ let
               channel = "http://10.0.2.2";
               trusted_keys = "ota-test-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
               min_free_bytes = "16MiB";
+              # The test restarts the machine.
+              reboot = "never";
               health = {
                 deadline_s = 30;
                 settle_s = 1;
