@@ -60,6 +60,15 @@ impl Board {
         Machine::boot(&self.parts)
     }
 
+    /// Boots, does `what`, and switches off.
+    pub fn run<T>(&self, what: impl FnOnce(&mut Machine) -> Result<T>) -> Result<T> {
+        let mut machine = self.boot()?;
+        let result = what(&mut machine).map_err(|error| machine.explain(error))?;
+        machine.halt("systemctl poweroff")?;
+        self.keep(machine)?;
+        Ok(result)
+    }
+
     /// After a boot that has ended: what is on the disk now is what the next one begins with.
     pub fn keep(&self, machine: Machine) -> Result<()> {
         let disk = machine.disk.clone();

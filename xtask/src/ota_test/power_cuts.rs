@@ -137,6 +137,15 @@ impl Test<'_> {
         let moments = what(self, &mut machine).map_err(|error| machine.explain(error))?;
         let [from, between, to] = moments;
         let log = DiskLog::read(&machine.disk_log, to)?;
+        let flushes = |from, to| {
+            let is_within = |flush: &Flush| (from..=to).contains(&flush.log_bytes);
+            log.flushes().filter(is_within).count()
+        };
+        stage(&format!(
+            "{name}: {} and {} flushes to cut the power at",
+            flushes(from, between),
+            flushes(between, to)
+        ));
         machine.halt("systemctl poweroff")?;
         // The next boot begins another one in its place.
         fs::rename(&machine.disk_log, before.join("disk.log"))
@@ -155,7 +164,7 @@ impl Test<'_> {
         let version = guest::until_ready(machine)?;
         ensure!(version == self.old.version, "{version} runs");
         guest::until_settled(machine)?;
-        let missing = self.missing();
+        let missing = self.store.missing(self.new.toplevel, self.old.toplevel);
         self.channel.server.take_answered();
         let from = log_bytes(&machine.disk_log)?;
         machine.run(&format!(
@@ -189,34 +198,29 @@ impl Test<'_> {
         Ok([0, between, log_bytes(&machine.disk_log)?])
     }
 
-    /// How many paths the new system has that the old one has not.
-    fn missing(&self) -> usize {
-        let old = self.store.closure(self.old.toplevel);
-        self.store
-            .closure(self.new.toplevel)
-            .difference(&old)
-            .count()
-    }
-
     fn check(&mut self, board: &Board, moment: Moment, unflushed: Unflushed) -> Result<()> {
         let present = self.present(board)?;
-        let mut machine = board.boot()?;
-        let result = self.check_boot(&mut machine, &present);
-        let version = result.map_err(|error| machine.explain(error))?;
-        let ready = machine.started.elapsed();
+        let (version, ready) = board.run(|machine| {
+            let version = self.check_boot(machine, &present)?;
+            let ready = machine.started.elapsed();
+            if version == self.old.version {
+                guest::update(machine)?;
+            } else {
+                guest::until_committed(machine, self.generation)?;
+            }
+            Ok((version, ready))
+        })?;
         if version == self.old.version {
-            self.finish(&mut machine)
-                .map_err(|error| machine.explain(error))?;
-            machine.halt("systemctl poweroff")?;
-            board.keep(machine)?;
-            machine = board.boot()?;
+            board.run(|machine| {
+                let version = guest::until_ready(machine)?;
+                ensure!(
+                    version == self.new.version,
+                    "{version} is booted, though the update was finished"
+                );
+                guest::until_committed(machine, self.generation)
+            })?;
         }
-        self.until_new(&mut machine)
-            .map_err(|error| machine.explain(error))?;
-        machine.halt("systemctl poweroff")?;
-        board.keep(machine)?;
-        let present = self.present(board)?;
-        self.check_whole(self.new.toplevel, &present)?;
+        self.check_whole(self.new.toplevel, &self.present(board)?)?;
         stage(&format!(
             "a power cut during {moment} ({unflushed}): {version} is ready after {} s, and the update finished",
             ready.as_secs()
@@ -273,20 +277,6 @@ impl Test<'_> {
             "of {toplevel}, there are not {missing:?}"
         );
         Ok(())
-    }
-
-    /// Updates a gateway that has come up with the old system.
-    fn finish(&self, machine: &mut Machine) -> Result<()> {
-        guest::update(machine).map(drop)
-    }
-
-    fn until_new(&self, machine: &mut Machine) -> Result<()> {
-        let version = guest::until_ready(machine)?;
-        ensure!(
-            version == self.new.version,
-            "{version} is booted, though the update was finished"
-        );
-        guest::until_committed(machine, self.generation)
     }
 }
 

@@ -118,6 +118,11 @@ impl Store {
         closure
     }
 
+    /// How many paths `new` needs that `old` does not.
+    pub fn missing(&self, new: &str, old: &str) -> usize {
+        self.closure(new).difference(&self.closure(old)).count()
+    }
+
     /// SHA-256 of the NAR, in Nix's base 32.
     pub fn nar_hash(&self, path: &str) -> Option<&str> {
         self.paths.get(path).map(|path| path.nar_hash.as_str())

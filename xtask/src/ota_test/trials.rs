@@ -8,7 +8,7 @@ use super::power_cuts::{self, System};
 use super::store::Store;
 use super::system::{Flaw, Ingredients};
 use crate::vm::stage;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,15 +83,11 @@ impl Trials<'_> {
     }
 
     fn first_boot(&self, board: &Board) -> Result<()> {
-        let mut machine = board.boot()?;
-        let check = (|| {
-            let version = guest::until_ready(&mut machine)?;
+        board.run(|machine| {
+            let version = guest::until_ready(machine)?;
             ensure!(version == FACTORY, "{version} was booted");
-            guest::until_committed(&mut machine, 1)
-        })();
-        check.map_err(|error| machine.explain(error))?;
-        machine.halt("systemctl poweroff")?;
-        board.keep(machine)
+            guest::until_committed(machine, 1)
+        })
     }
 
     /// Has the cache offer a system from now on.
@@ -101,62 +97,51 @@ impl Trials<'_> {
         Ok(system)
     }
 
-    /// Has the gateway, which runs, fetch what is offered, and restarts it.
+    /// Has the gateway fetch what is offered, and switches it off.
     fn update(&self, board: &Board) -> Result<()> {
-        let mut machine = board.boot()?;
-        let update = (|| {
-            guest::until_ready(&mut machine)?;
-            guest::update(&mut machine)
-        })();
-        update.map_err(|error| machine.explain(error))?;
+        board.run(|machine| {
+            guest::until_ready(machine)?;
+            guest::update(machine)
+        })?;
         stage("installed");
-        machine.halt("systemctl reboot")?;
-        board.keep(machine)
+        Ok(())
     }
 
+    /// Its system is returned.
     fn healthy(&mut self, board: &Board, version: &str, generation: u64) -> Result<String> {
         let system = self.offer(version, Flaw::None)?;
         self.channel.server.take_answered();
         self.update(board)?;
         let nars = self.channel.server.nars();
-        let missing = self.store.closure(&system).len()
-            - self
-                .store
-                .closure(&system)
-                .intersection(&self.store.closure(&self.factory))
-                .count();
+        let missing = self.store.missing(&system, &self.factory);
         ensure!(
             nars == missing,
             "{nars} paths were fetched, and {missing} were missing"
         );
 
-        let mut machine = board.boot()?;
-        let check = (|| {
-            let booted = guest::until_ready(&mut machine)?;
+        board.run(|machine| {
+            let booted = guest::until_ready(machine)?;
             ensure!(
                 booted == version,
                 "{booted} was booted after the update to {version}"
             );
             stage("the new version is ready");
-            guest::until_committed(&mut machine, generation)?;
-            let entries = guest::entries(&mut machine)?;
+            guest::until_committed(machine, generation)?;
+            let entries = guest::entries(machine)?;
             let old = format!("headgate-{}.conf", generation - 1);
             ensure!(
                 entries.contains(&old),
                 "the version before is not kept: {entries:?}"
             );
             self.channel.server.take_answered();
-            guest::update(&mut machine)?;
+            guest::update(machine)?;
             let asked = self.channel.server.take_answered();
             ensure!(
                 asked.iter().all(|path| path.starts_with("/release.json")),
                 "a second update fetches {asked:?}"
             );
             Ok(())
-        })();
-        check.map_err(|error| machine.explain(error))?;
-        machine.halt("systemctl poweroff")?;
-        board.keep(machine)?;
+        })?;
         stage("committed");
         Ok(system)
     }
@@ -165,70 +150,55 @@ impl Trials<'_> {
     fn unhealthy(&mut self, board: &Board, version: &str, flaw: Flaw) -> Result<()> {
         self.offer(version, flaw)?;
         self.update(board)?;
+        let (patience, wanted) = match flaw {
+            Flaw::Hang => (HANGS, Boot::Hangs),
+            _ => (GIVEN_UP, Boot::Ended),
+        };
         for boot in 1..=TRIES {
             let mut machine = board.boot()?;
-            let patience = match flaw {
-                Flaw::Hang => HANGS,
-                _ => GIVEN_UP,
-            };
             let became = guest::watch(&mut machine, patience)?;
-            let wanted = match flaw {
-                Flaw::Hang => Boot::Hangs,
-                _ => Boot::Ended,
-            };
             if became != wanted {
-                let error = anyhow::anyhow!("boot {boot} of {version}: {became:?}, not {wanted:?}");
+                let error = anyhow!("boot {boot} of {version}: {became:?}, not {wanted:?}");
                 return Err(machine.explain(error));
             }
             board.keep(machine)?;
             stage(&format!("boot {boot} has failed"));
         }
-        let mut machine = board.boot()?;
-        let check = (|| {
-            let booted = guest::until_ready(&mut machine)?;
+        board.run(|machine| {
+            let booted = guest::until_ready(machine)?;
             ensure!(
                 booted == "2.0.0",
                 "{booted} was booted after {version} has failed"
             );
-            guest::until_settled(&mut machine)?;
+            guest::until_settled(machine)?;
             let status = machine.run(&format!("{HEADGATE} ota status"))?;
             let begin = format!("left again {version}, ");
             let left = status.lines().find(|line| line.starts_with(&begin));
-            println!(
-                "{}",
-                left.with_context(|| format!("ota status doesn't tell of {version}: {status}"))?
-            );
+            let left =
+                left.with_context(|| format!("ota status doesn't tell of {version}: {status}"))?;
+            println!("{left}");
             Ok(())
-        })();
-        check.map_err(|error| machine.explain(error))?;
-        machine.halt("systemctl poweroff")?;
-        board.keep(machine)
+        })
     }
 
-    /// OTA disables itself, and says so.
+    /// Updates are off, and the agent says so.
     fn uncounted(&mut self, mut board: Board) -> Result<()> {
         let part = |name| {
             let link = fs::read_link(self.store.real(&self.factory).join(name));
             link.map(|link| self.store.real(&link.to_string_lossy()))
         };
         board.without_firmware(part("kernel")?, part("initrd")?, &self.factory);
-        let mut machine = board.boot()?;
-        let check = (|| {
-            guest::until_ready(&mut machine)?;
-            guest::until_settled(&mut machine)?;
+        board.run(|machine| {
+            guest::until_ready(machine)?;
+            guest::until_settled(machine)?;
             let update = machine.output(&format!("{HEADGATE} ota update --reboot never"))?;
-            if update.succeeded {
-                bail!("the update was installed: {}", update.text);
-            }
-            let reason = update.text.lines().next().context("it says nothing")?;
             ensure!(
-                reason.contains("updates are off"),
-                "it says something else: {}",
+                !update.succeeded && update.text.contains("updates are off"),
+                "it says: {}",
                 update.text
             );
-            println!("{reason}");
+            println!("{}", update.text.trim());
             Ok(())
-        })();
-        check.map_err(|error| machine.explain(error))
+        })
     }
 }
