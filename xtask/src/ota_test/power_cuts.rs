@@ -7,7 +7,7 @@
 
 use super::board::Board;
 use super::channel::Channel;
-use super::guest::{self, HEADGATE, UPDATE};
+use super::guest::{self, UPDATE, UPDATE_COMMAND};
 use super::image;
 use super::store::{self, STORE, Store};
 use crate::vm::disk;
@@ -168,7 +168,7 @@ impl Test<'_> {
         self.channel.server.take_answered();
         let from = log_bytes(&machine.disk_log)?;
         machine.run(&format!(
-            "({HEADGATE} ota update --reboot never; echo $? >/run/update.status) >/run/update.log 2>&1 &"
+            "({UPDATE_COMMAND}; echo $? >/run/update.status) >/run/update.log 2>&1 &"
         ))?;
         let mut between = None;
         machine.until("the update to be installed", UPDATE, |machine| {
