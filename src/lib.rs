@@ -23,5 +23,6 @@ pub mod pipeline;
 mod regular_file;
 pub mod store;
 pub mod systemd;
+pub mod uplink;
 mod uring;
 pub mod why;
