@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod ota;
 pub mod pipeline;
 mod regular_file;
+pub mod remote;
 pub mod store;
 pub mod systemd;
 pub mod uplink;
