@@ -8,6 +8,8 @@
 //! The format is in `docs/journal.md`. Knows events; not where they come from or go to.
 
 mod disk;
+mod epochs;
+mod follow;
 mod frame;
 mod reading;
 mod retention;
@@ -17,6 +19,7 @@ mod tests;
 mod tracker;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::iter;
@@ -37,6 +40,8 @@ use segment::{Next, Reader, Segment, after_torn};
 use tracker::Tracker;
 use writer::Writer;
 
+pub use epochs::{Epoch, Epochs};
+pub use follow::{Followed, Follower};
 pub use frame::{Record, Records};
 pub use reading::{Entry, Problem, Reading};
 pub use tracker::Receipt;
@@ -93,6 +98,9 @@ struct Shared {
     stats: Mutex<Stats>,
     /// The sequence of the first event since the start.
     opened_at: u64,
+    epochs: Epochs,
+    /// Who else needs events: each with the first that may not be removed on account of its age.
+    holds: Mutex<BTreeMap<Box<str>, u64>>,
     folder: PathBuf,
     io: Io,
 }
@@ -187,6 +195,8 @@ impl Journal {
                 Io::Blocking
             }
         };
+        let first = segments.first().map_or(next, |segment| segment.first);
+        let epochs = Epochs::begin(&folder, first, next).map_err(failed)?;
         let recovered = Recovered {
             from: cursor,
             to: next,
@@ -208,6 +218,8 @@ impl Journal {
             tracker: Arc::new(Tracker::new(cursor, next)),
             stats: Mutex::default(),
             opened_at: next,
+            epochs,
+            holds: Mutex::default(),
             folder,
             io,
         });
@@ -328,6 +340,26 @@ impl Journal {
             .wait_for(|durable| durable.next >= next || durable.closed)
             .await;
         reached.is_ok_and(|durable| durable.next >= next)
+    }
+
+    /// Reads along, from an event on.
+    pub fn follow(&self, from: u64) -> io::Result<Follower> {
+        Follower::new(self.clone(), from)
+    }
+
+    /// The sequences that the oldest event and the next one have.
+    pub fn bounds(&self) -> (u64, u64) {
+        let next = self.shared.queue.lock().next;
+        (self.shared.stats.lock().first.unwrap_or(next), next)
+    }
+
+    pub fn epochs(&self) -> &Epochs {
+        &self.shared.epochs
+    }
+
+    /// `who` needs the events from `from` on: they stay, as long as there is room, however old they are.
+    pub fn hold(&self, who: &str, from: u64) {
+        self.shared.holds.lock().insert(who.into(), from);
     }
 
     /// From now on, events that are dropped were not finished.

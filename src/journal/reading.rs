@@ -85,27 +85,41 @@ pub struct Reading {
     expected: Option<u64>,
     /// After a torn end numbers are left out: the next segment begins with this one at the latest.
     left_out_to: u64,
+    /// Where more may come. None: what is there at the beginning is all.
+    growing: Option<PathBuf>,
 }
 
 impl Reading {
+    /// Like [`Reading::open`], but what comes later is read, too: after its end, it goes on when there is more.
+    /// It must not be asked for more than is on disk.
+    pub(super) fn follow(folder: &Path, from: u64) -> io::Result<Reading> {
+        Ok(Reading {
+            growing: Some(folder.to_owned()),
+            ..Reading::open(folder, from)?
+        })
+    }
+
     /// From the frame on that has the event with the sequence `from`.
     pub fn open(folder: &Path, from: u64) -> io::Result<Reading> {
-        let mut left = VecDeque::from(segment::list(folder)?);
-        while left.get(1).is_some_and(|next| next.first <= from) {
-            left.pop_front();
-        }
         Ok(Reading {
             from,
-            left,
+            left: segments_from(folder, from)?,
             current: None,
             expected: None,
             left_out_to: 0,
+            growing: None,
         })
     }
 
     fn step(&mut self) -> io::Result<Option<Entry>> {
         loop {
             let Some((segment, reader)) = &mut self.current else {
+                if let Some(folder) = &self.growing
+                    && self.left.is_empty()
+                    && self.expected.is_none()
+                {
+                    self.left = segments_from(folder, self.from)?;
+                }
                 let Some(segment) = self.left.pop_front() else {
                     return Ok(None);
                 };
@@ -150,6 +164,21 @@ impl Reading {
                 }
                 Next::Frame(_, Frame::Cursor(_)) => continue,
                 Next::End => {
+                    if let Some(folder) = &self.growing {
+                        if reader.grow()? {
+                            continue;
+                        }
+                        if self.left.is_empty() {
+                            let last = segment.first;
+                            self.left = segments_from(folder, last + 1)?;
+                            self.left.retain(|segment| segment.first > last);
+                            if self.left.is_empty() {
+                                return Ok(None);
+                            }
+                            // It may have grown before the next one was begun.
+                            continue;
+                        }
+                    }
                     self.current = None;
                     continue;
                 }
@@ -169,6 +198,15 @@ impl Reading {
             return Ok(Some(Entry::Problem { segment, problem }));
         }
     }
+}
+
+/// The segments in which events from this one on may be.
+fn segments_from(folder: &Path, from: u64) -> io::Result<VecDeque<Segment>> {
+    let mut segments = VecDeque::from(segment::list(folder)?);
+    while segments.get(1).is_some_and(|next| next.first <= from) {
+        segments.pop_front();
+    }
+    Ok(segments)
 }
 
 impl Iterator for Reading {

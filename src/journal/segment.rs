@@ -154,6 +154,14 @@ impl Reader {
         Ok(reader)
     }
 
+    /// Whether there is more in the file than before.
+    pub(super) fn grow(&mut self) -> io::Result<bool> {
+        let length = self.file.get_ref().metadata()?.len();
+        let grown = length > self.length;
+        self.length = self.length.max(length);
+        Ok(grown)
+    }
+
     /// The sequence behind all events so far.
     pub(super) fn expected(&self) -> u64 {
         self.expected

@@ -754,3 +754,124 @@ proptest! {
         journal.close();
     }
 }
+
+/// All that a follower has to read now: the payloads, and how many events are lost.
+fn followed(follower: &mut Follower) -> (Vec<String>, u64) {
+    let (mut payloads, mut lost) = (Vec::new(), 0);
+    while let Some(next) = follower.read().unwrap() {
+        match next {
+            Followed::Events(records) => payloads.extend(
+                records
+                    .iter()
+                    .map(|record| String::from_utf8(record.payload.to_vec()).unwrap()),
+            ),
+            Followed::Lost(range) => lost += range.end - range.start,
+        }
+    }
+    (payloads, lost)
+}
+
+#[test]
+fn a_follower_reads_what_there_is_and_then_what_comes_through_all_segments() {
+    let folder = TempDir::new().unwrap();
+    let config = JournalConfig {
+        segment_bytes: 200,
+        ..config(&folder)
+    };
+    let (journal, _) = open(&config);
+    leave(&journal, write(&journal, &["a", "b"]));
+    let (journal, _) = open(&config);
+    let mut follower = journal.follow(1).unwrap();
+    assert_eq!(followed(&mut follower), (vec!["b".into()], 0));
+    let mut kept = Vec::new();
+    for round in 0..40 {
+        let payload = format!("round {round}");
+        kept.push(write(&journal, &[&payload]));
+        assert!(runtime().block_on(follower.ready()));
+        assert_eq!(followed(&mut follower), (vec![payload], 0));
+    }
+    assert!(journal.status().segments > 5);
+    assert_eq!(follower.position(), 42);
+    leave(&journal, kept);
+    assert!(
+        !runtime().block_on(follower.ready()),
+        "nothing comes any more"
+    );
+}
+
+#[test]
+fn a_follower_of_an_empty_journal_finds_its_first_event() {
+    let folder = TempDir::new().unwrap();
+    let (journal, _) = open(&config(&folder));
+    let mut follower = journal.follow(0).unwrap();
+    assert_eq!(followed(&mut follower), (vec![], 0));
+    let kept = write(&journal, &["a"]);
+    assert_eq!(followed(&mut follower), (vec!["a".into()], 0));
+    leave(&journal, kept);
+}
+
+#[test]
+fn a_follower_that_is_too_slow_learns_what_it_has_missed() {
+    let folder = TempDir::new().unwrap();
+    let config = JournalConfig {
+        segment_bytes: 200,
+        max_bytes: 1000,
+        ..config(&folder)
+    };
+    let (journal, _) = open(&config);
+    let mut follower = journal.follow(0).unwrap();
+    for round in 0..100 {
+        drop(write(&journal, &[&format!("round {round}")]));
+    }
+    let first = journal.bounds().0;
+    assert!(first > 50);
+    let (payloads, lost) = followed(&mut follower);
+    assert_eq!(lost, first);
+    assert_eq!(payloads.len() as u64, 100 - first);
+    leave(&journal, ());
+}
+
+#[test]
+fn damage_costs_a_follower_what_it_hits_and_a_torn_end_nothing() {
+    let folder = TempDir::new().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    leave(&journal, write(&journal, &["a", "b", "c"]));
+    let path = segment::list(&config.folder).unwrap()[0].path.clone();
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes
+        .windows(9)
+        .position(|window| window == b"plant/ab\0" || window.starts_with(b"plant/ab"));
+    bytes[at.unwrap()] ^= 1;
+    bytes.extend_from_slice(b"torn");
+    fs::write(&path, bytes).unwrap();
+    let (journal, _) = open(&config);
+    let kept = write(&journal, &["d"]);
+    let mut follower = journal.follow(0).unwrap();
+    let (payloads, lost) = followed(&mut follower);
+    assert_eq!(
+        (payloads, lost),
+        (vec!["a".into(), "c".into(), "d".into()], 1)
+    );
+    leave(&journal, kept);
+}
+
+#[test]
+fn what_somebody_holds_does_not_go_on_account_of_its_age() {
+    let folder = TempDir::new().unwrap();
+    let config = JournalConfig {
+        max_age: Some(Duration::from_millis(1)),
+        ..config(&folder)
+    };
+    let (journal, _) = open(&config);
+    journal.hold("link", 1);
+    drop(write(&journal, &["a", "b"]));
+    // Of two looks the second one sees what the first one's new segment left.
+    until(&journal, "a new segment", |status| status.finished == 2);
+    drop(write(&journal, &["c"]));
+    let mut follower = journal.follow(1).unwrap();
+    assert_eq!(followed(&mut follower), (vec!["b".into(), "c".into()], 0));
+    journal.hold("link", 3);
+    until(&journal, "nothing old", |status| status.first == 3);
+    leave(&journal, ());
+}

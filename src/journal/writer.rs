@@ -248,7 +248,14 @@ impl Writer {
     /// Whether all events in the oldest segment are finished, and it is not the last one.
     fn is_oldest_finished(&self) -> bool {
         let next = self.segments.get(1);
-        next.is_some_and(|next| next.first <= self.written_cursor)
+        next.is_some_and(|next| next.first <= self.needed_from())
+    }
+
+    /// All events before this one are finished, and nobody else needs them.
+    fn needed_from(&self) -> u64 {
+        let holds = self.shared.holds.lock();
+        let held = holds.values().copied().min().unwrap_or(u64::MAX);
+        self.written_cursor.min(held)
     }
 
     /// Removes what is too old and finished, and has the next events begin a segment if this one is old enough.
@@ -263,7 +270,7 @@ impl Writer {
         }
         let is_over =
             |oldest: Option<&Segment>| oldest.is_some_and(|oldest| retention.is_over(oldest, now));
-        let is_finished = self.written_cursor >= next;
+        let is_finished = self.needed_from() >= next;
         let is_only = self.segments.len() == 1 && has_events;
         if is_only && is_finished && is_over(self.segments.front()) {
             // One stays, so that its sequences are not given again.
