@@ -86,7 +86,10 @@ impl Key {
             Some(("shard", shard)) => shard.parse().ok().map(Key::Shard),
             Some(("member", _)) => {
                 let claim = claim?;
-                let key = Key::Member { gateway: claim.gateway.clone(), instance: claim.instance.clone() };
+                let key = Key::Member {
+                    gateway: claim.gateway.clone(),
+                    instance: claim.instance.clone(),
+                };
                 (key.name() == name).then_some(key)
             }
             _ => None,
@@ -113,10 +116,16 @@ mod tests {
     #[test]
     fn a_claim_is_read_as_it_was_written() {
         let mut claim = Claim::new("a", "01", Duration::from_secs(5));
-        assert_eq!(claim.write(), br#"{"gateway":"a","instance":"01","ttl_ms":5000}"#);
+        assert_eq!(
+            claim.write(),
+            br#"{"gateway":"a","instance":"01","ttl_ms":5000}"#
+        );
         claim.token = Some(7);
         claim.released = true;
-        claim.member = Some(About { host: "h".into(), shards: 8 });
+        claim.member = Some(About {
+            host: "h".into(),
+            shards: 8,
+        });
         assert_eq!(Claim::read(&claim.write()), claim);
     }
 
@@ -130,7 +139,10 @@ mod tests {
     #[test]
     fn each_key_has_a_name_of_which_it_can_be_told() {
         let claim = Claim::new("line 1.é", "01", Duration::ZERO);
-        let member = Key::Member { gateway: claim.gateway.clone(), instance: claim.instance.clone() };
+        let member = Key::Member {
+            gateway: claim.gateway.clone(),
+            instance: claim.instance.clone(),
+        };
         assert_eq!(member.name(), "member.line=201=2E=C3=A9.01");
         for key in [member, Key::Leader, Key::Shard(3)] {
             assert_eq!(Key::of(&key.name(), Some(&claim)), Some(key));

@@ -27,7 +27,11 @@ pub enum Error {
         "the bucket {bucket} with {replicas} replicas can't be made: {why}; cluster.replicas says how \
          many servers of the cluster are to have a copy"
     )]
-    Make { bucket: String, replicas: usize, why: String },
+    Make {
+        bucket: String,
+        replicas: usize,
+        why: String,
+    },
     #[error(
         "the bucket {bucket} forgets entries after {age:?}, which is too early; delete it, so that it is made \
          anew, or set its max_age to {LEAST_AGE:?} or more"
@@ -36,7 +40,11 @@ pub enum Error {
     #[error("the bucket {bucket} can't be watched: {why}")]
     Watch { bucket: String, why: String },
     #[error("{key} in the bucket {bucket}: {why}")]
-    Ask { bucket: String, key: String, why: String },
+    Ask {
+        bucket: String,
+        key: String,
+        why: String,
+    },
 }
 
 pub(super) struct Bucket {
@@ -45,10 +53,16 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// Opens the bucket, and makes it if there is none.
-    pub(super) async fn open(context: &Context, bucket: &str, replicas: usize) -> Result<Bucket, Error> {
+    pub(super) async fn open(
+        context: &Context,
+        bucket: &str,
+        replicas: usize,
+    ) -> Result<Bucket, Error> {
         let config = Config {
             name: format!("KV_{bucket}"),
-            description: Some("Headgate: who is in the cluster of the site, and who does what".into()),
+            description: Some(
+                "Headgate: who is in the cluster of the site, and who does what".into(),
+            ),
             subjects: vec![format!("$KV.{bucket}.>")],
             max_messages_per_subject: 1,
             max_message_size: LARGEST_CLAIM,
@@ -67,22 +81,36 @@ impl Bucket {
             Err(error) if is(error.kind(), ErrorCode::STREAM_NAME_EXIST) => context
                 .get_stream(name)
                 .await
-                .map_err(|error| Error::Open { bucket: bucket.into(), why: error.to_string() })?,
+                .map_err(|error| Error::Open {
+                    bucket: bucket.into(),
+                    why: error.to_string(),
+                })?,
             made => made.map_err(|error| match error.kind() {
-                CreateStreamErrorKind::JetStream(_) => {
-                    Error::Make { bucket: bucket.into(), replicas, why: error.to_string() }
-                }
-                _ => Error::Open { bucket: bucket.into(), why: error.to_string() },
+                CreateStreamErrorKind::JetStream(_) => Error::Make {
+                    bucket: bucket.into(),
+                    replicas,
+                    why: error.to_string(),
+                },
+                _ => Error::Open {
+                    bucket: bucket.into(),
+                    why: error.to_string(),
+                },
             })?,
         };
         let age = stream.cached_info().config.max_age;
         if !age.is_zero() && age < LEAST_AGE {
-            return Err(Error::ShortAge { bucket: bucket.into(), age });
+            return Err(Error::ShortAge {
+                bucket: bucket.into(),
+                age,
+            });
         }
         let store = context
             .get_key_value(bucket)
             .await
-            .map_err(|error| Error::Open { bucket: bucket.into(), why: error.to_string() })?;
+            .map_err(|error| Error::Open {
+                bucket: bucket.into(),
+                why: error.to_string(),
+            })?;
         Ok(Bucket { store })
     }
 
@@ -90,27 +118,44 @@ impl Bucket {
     pub(super) async fn watch(&self) -> Result<Watch, Error> {
         let bucket = || self.store.name.clone();
         let watch = self.store.watch_many_with_history([">"]).await;
-        watch.map_err(|error| Error::Watch { bucket: bucket(), why: error.to_string() })
+        watch.map_err(|error| Error::Watch {
+            bucket: bucket(),
+            why: error.to_string(),
+        })
     }
 
     pub(super) async fn ask(&self, key: &Key, ask: Ask) -> Result<Answer, Error> {
         let name = key.name();
         match ask {
             Ask::Write { expected, claim } => {
-                match self.store.update(&name, claim.write().into(), expected).await {
+                match self
+                    .store
+                    .update(&name, claim.write().into(), expected)
+                    .await
+                {
                     Ok(revision) => Ok(Answer::Written(revision)),
-                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Answer::Refused),
+                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                        Ok(Answer::Refused)
+                    }
                     Err(error) => Err(self.failed(name, error)),
                 }
             }
             Ask::Read => {
                 // Of the stream's leader: what another replica has may be older.
                 let subject = format!("{}{name}", self.store.prefix);
-                match self.store.stream.get_last_raw_message_by_subject(&subject).await {
+                match self
+                    .store
+                    .stream
+                    .get_last_raw_message_by_subject(&subject)
+                    .await
+                {
                     Ok(message) => {
                         let deleted = message.headers.get("KV-Operation").is_some();
                         let claim = (!deleted).then(|| Claim::read(&message.payload));
-                        Ok(Answer::Read(Entry { revision: message.sequence, claim }))
+                        Ok(Answer::Read(Entry {
+                            revision: message.sequence,
+                            claim,
+                        }))
                     }
                     Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
                         Ok(Answer::Read(Entry::MISSING))
@@ -122,7 +167,11 @@ impl Bucket {
     }
 
     fn failed(&self, key: String, error: impl ToString) -> Error {
-        Error::Ask { bucket: self.store.name.clone(), key, why: error.to_string() }
+        Error::Ask {
+            bucket: self.store.name.clone(),
+            key,
+            why: error.to_string(),
+        }
     }
 }
 
@@ -130,7 +179,13 @@ impl Bucket {
 pub(super) fn change(entry: async_nats::jetstream::kv::Entry) -> Option<(Key, Entry)> {
     let claim = (entry.operation == Operation::Put).then(|| Claim::read(&entry.value));
     let key = Key::of(&entry.key, claim.as_ref())?;
-    Some((key, Entry { revision: entry.revision, claim }))
+    Some((
+        key,
+        Entry {
+            revision: entry.revision,
+            claim,
+        },
+    ))
 }
 
 fn is(kind: CreateStreamErrorKind, code: ErrorCode) -> bool {
@@ -138,6 +193,8 @@ fn is(kind: CreateStreamErrorKind, code: ErrorCode) -> bool {
 }
 
 fn microseconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     (since.as_micros() as u64).max(1)
 }

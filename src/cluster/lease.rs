@@ -54,7 +54,10 @@ impl Timing {
 pub enum Ask {
     Read,
     /// Write if the key's last revision is the expected one; 0 if it has none.
-    Write { expected: u64, claim: Claim },
+    Write {
+        expected: u64,
+        claim: Claim,
+    },
 }
 
 /// What came of it.
@@ -77,7 +80,10 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub const MISSING: Entry = Entry { revision: 0, claim: None };
+    pub const MISSING: Entry = Entry {
+        revision: 0,
+        claim: None,
+    };
 }
 
 /// The right to act, until a moment.
@@ -166,8 +172,15 @@ impl Lease {
 
     /// For a key that carries this instance in its name.
     pub fn uncontended(timing: Timing, mine: Claim, seed: u64) -> Lease {
-        let seen = Some(Seen { entry: Entry::MISSING, since: Moment::ZERO });
-        Lease { uncontended: true, seen, ..Lease::new(timing, mine, seed) }
+        let seen = Some(Seen {
+            entry: Entry::MISSING,
+            since: Moment::ZERO,
+        });
+        Lease {
+            uncontended: true,
+            seen,
+            ..Lease::new(timing, mine, seed)
+        }
     }
 
     /// Whether to get and keep it, or to leave it to others.
@@ -183,7 +196,10 @@ impl Lease {
     pub fn holding(&self, now: Moment) -> Option<Holding> {
         let held = self.held?;
         let until = held.sent + self.timing.ttl - self.timing.margin();
-        (now < until).then_some(Holding { token: held.token, until })
+        (now < until).then_some(Holding {
+            token: held.token,
+            until,
+        })
     }
 
     /// Who has written the key last.
@@ -220,7 +236,11 @@ impl Lease {
             return None;
         }
         let (_, step) = self.due()?;
-        self.asked = Some(Asked { step, sent: now, highest: self.highest });
+        self.asked = Some(Asked {
+            step,
+            sent: now,
+            highest: self.highest,
+        });
         if step == Step::Read {
             return Some(Ask::Read);
         }
@@ -268,12 +288,17 @@ impl Lease {
     }
 
     pub fn answered(&mut self, answer: Answer, now: Moment) {
-        let Some(asked) = self.asked.take() else { return };
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
         match answer {
             Answer::Written(revision) => self.written(&asked, revision, now),
             Answer::Read(entry) => {
                 self.doubtful = false;
-                let newer = self.seen.as_ref().is_none_or(|seen| entry.revision > seen.entry.revision);
+                let newer = self
+                    .seen
+                    .as_ref()
+                    .is_none_or(|seen| entry.revision > seen.entry.revision);
                 if newer {
                     self.changed(entry, now);
                 } else if self.seen.as_ref().is_some_and(|seen| entry != seen.entry) {
@@ -297,7 +322,10 @@ impl Lease {
             return;
         }
         self.went_back = false;
-        self.pauses = self.timing.patience().pauses_from_seed(self.seed ^ revision);
+        self.pauses = self
+            .timing
+            .patience()
+            .pauses_from_seed(self.seed ^ revision);
         let since_then = self.seen.as_ref().map_or(0, |seen| seen.entry.revision);
         if since_then > revision {
             // Somebody was faster than this answer.
@@ -307,16 +335,30 @@ impl Lease {
         claim.released = asked.step == Step::Release;
         let still_held = self.holding(now);
         match asked.step {
-            Step::Acquire => self.held = Some(Held { token: revision, sent: asked.sent }),
+            Step::Acquire => {
+                self.held = Some(Held {
+                    token: revision,
+                    sent: asked.sent,
+                })
+            }
             // Over is over: what stopped meanwhile starts with a new token.
             Step::Renew => {
-                self.held = still_held.map(|held| Held { token: held.token, sent: asked.sent });
+                self.held = still_held.map(|held| Held {
+                    token: held.token,
+                    sent: asked.sent,
+                });
                 claim.token = still_held.map(|held| held.token);
             }
             Step::Release | Step::Read => {}
         }
         self.highest = self.highest.max(revision);
-        self.seen = Some(Seen { entry: Entry { revision, claim: Some(claim) }, since: now });
+        self.seen = Some(Seen {
+            entry: Entry {
+                revision,
+                claim: Some(claim),
+            },
+            since: now,
+        });
         if self.holding(now).is_none() {
             self.held = None;
         }
@@ -325,14 +367,22 @@ impl Lease {
     /// Something has come of the key by way of the watch on the bucket.
     pub fn observed(&mut self, entry: Entry, now: Moment) {
         self.replayed = true;
-        if self.seen.as_ref().is_none_or(|seen| entry.revision > seen.entry.revision) {
+        if self
+            .seen
+            .as_ref()
+            .is_none_or(|seen| entry.revision > seen.entry.revision)
+        {
             self.changed(entry, now);
         }
     }
 
     fn changed(&mut self, entry: Entry, now: Moment) {
         self.highest = self.highest.max(entry.revision);
-        if entry.claim.as_ref().is_some_and(|claim| !self.is_mine(claim)) {
+        if entry
+            .claim
+            .as_ref()
+            .is_some_and(|claim| !self.is_mine(claim))
+        {
             self.held = None;
         }
         self.seen = Some(Seen { entry, since: now });
@@ -345,9 +395,15 @@ impl Lease {
 
     /// All that was in the bucket has come.
     pub fn watch_caught_up(&mut self, now: Moment) {
-        let known_missing = self.seen.as_ref().is_some_and(|seen| seen.entry.claim.is_none());
+        let known_missing = self
+            .seen
+            .as_ref()
+            .is_some_and(|seen| seen.entry.claim.is_none());
         if !self.replayed && !known_missing {
-            self.seen = Some(Seen { entry: Entry::MISSING, since: now });
+            self.seen = Some(Seen {
+                entry: Entry::MISSING,
+                since: now,
+            });
         }
     }
 
@@ -372,7 +428,10 @@ mod tests {
     }
 
     fn entry(revision: u64, instance: &str) -> Entry {
-        Entry { revision, claim: Some(claim(instance)) }
+        Entry {
+            revision,
+            claim: Some(claim(instance)),
+        }
     }
 
     /// That of "a", which wants it and has seen that there is nothing at 0 s.
@@ -387,9 +446,21 @@ mod tests {
     /// Has held it since 10 s, with token 5.
     fn held() -> Lease {
         let mut lease = lease();
-        assert_eq!(lease.wake(at(10.0)), Some(Ask::Write { expected: 0, claim: claim("a") }));
+        assert_eq!(
+            lease.wake(at(10.0)),
+            Some(Ask::Write {
+                expected: 0,
+                claim: claim("a")
+            })
+        );
         lease.answered(Answer::Written(5), at(10.5));
-        assert_eq!(lease.holding(at(10.5)), Some(Holding { token: 5, until: at(19.0) }));
+        assert_eq!(
+            lease.holding(at(10.5)),
+            Some(Holding {
+                token: 5,
+                until: at(19.0)
+            })
+        );
         lease
     }
 
@@ -419,10 +490,18 @@ mod tests {
     fn a_third_of_the_lease_later_it_is_renewed_and_keeps_its_token() {
         let mut lease = held();
         assert_eq!(lease.wake(at(13.3)), None);
-        let Some(Ask::Write { expected: 5, claim }) = lease.wake(at(13.4)) else { panic!() };
+        let Some(Ask::Write { expected: 5, claim }) = lease.wake(at(13.4)) else {
+            panic!()
+        };
         assert_eq!(claim.token, Some(5));
         lease.answered(Answer::Written(6), at(14.0));
-        assert_eq!(lease.holding(at(14.0)), Some(Holding { token: 5, until: at(22.4) }));
+        assert_eq!(
+            lease.holding(at(14.0)),
+            Some(Holding {
+                token: 5,
+                until: at(22.4)
+            })
+        );
     }
 
     #[test]
@@ -434,7 +513,13 @@ mod tests {
         // The key is its own, and nobody can have acted: it may act again, with a token of its own.
         assert_eq!(expected(lease.wake(at(19.5))), 6);
         lease.answered(Answer::Written(7), at(19.6));
-        assert_eq!(lease.holding(at(19.6)), Some(Holding { token: 7, until: at(28.5) }));
+        assert_eq!(
+            lease.holding(at(19.6)),
+            Some(Holding {
+                token: 7,
+                until: at(28.5)
+            })
+        );
     }
 
     #[test]
@@ -453,10 +538,22 @@ mod tests {
         assert_eq!(lease.wake(at(16.5)), None, "there is a pause");
         assert_eq!(lease.wake(at(17.0)), Some(Ask::Read));
         lease.answered(Answer::Read(entry(6, "a")), at(17.1));
-        assert_eq!(lease.holding(at(17.1)), Some(Holding { token: 5, until: at(19.0) }));
+        assert_eq!(
+            lease.holding(at(17.1)),
+            Some(Holding {
+                token: 5,
+                until: at(19.0)
+            })
+        );
         assert_eq!(expected(lease.wake(at(17.1))), 6);
         lease.answered(Answer::Written(7), at(17.2));
-        assert_eq!(lease.holding(at(17.2)), Some(Holding { token: 5, until: at(26.1) }));
+        assert_eq!(
+            lease.holding(at(17.2)),
+            Some(Holding {
+                token: 5,
+                until: at(26.1)
+            })
+        );
     }
 
     #[test]
@@ -474,7 +571,13 @@ mod tests {
         let mut lease = lease();
         let mut before = claim("a");
         before.instance = "an earlier one".into();
-        lease.observed(Entry { revision: 5, claim: Some(before) }, at(1.0));
+        lease.observed(
+            Entry {
+                revision: 5,
+                claim: Some(before),
+            },
+            at(1.0),
+        );
         assert_eq!(lease.wake(at(10.9)), None);
     }
 
@@ -483,7 +586,13 @@ mod tests {
         let mut lease = lease();
         let mut released = claim("b");
         released.released = true;
-        lease.observed(Entry { revision: 5, claim: Some(released) }, at(1.0));
+        lease.observed(
+            Entry {
+                revision: 5,
+                claim: Some(released),
+            },
+            at(1.0),
+        );
         assert_eq!(expected(lease.wake(at(1.0))), 5);
     }
 
@@ -492,7 +601,9 @@ mod tests {
         let mut lease = held();
         lease.want(false);
         assert_eq!(lease.holding(at(11.0)), None);
-        let Some(Ask::Write { expected: 5, claim }) = lease.wake(at(11.0)) else { panic!() };
+        let Some(Ask::Write { expected: 5, claim }) = lease.wake(at(11.0)) else {
+            panic!()
+        };
         assert!(claim.released);
         assert!(!lease.is_over());
         lease.answered(Answer::Written(6), at(11.1));
@@ -517,7 +628,13 @@ mod tests {
         assert!(holder.holding(at(15.1)).is_some());
         assert_eq!(expected(holder.wake(at(15.1))), 0);
         holder.answered(Answer::Written(100), at(15.2));
-        assert_eq!(holder.holding(at(15.2)), Some(Holding { token: 100, until: at(24.1) }));
+        assert_eq!(
+            holder.holding(at(15.2)),
+            Some(Holding {
+                token: 100,
+                until: at(24.1)
+            })
+        );
 
         let mut other = lease();
         other.observed(entry(5, "a"), at(10.0));
@@ -534,7 +651,13 @@ mod tests {
         assert_eq!(expected(lease.wake(at(14.0))), 0);
         lease.answered(Answer::Written(1), at(14.1));
         assert!(lease.went_back());
-        assert_eq!(lease.holding(at(14.1)), Some(Holding { token: 5, until: at(19.0) }));
+        assert_eq!(
+            lease.holding(at(14.1)),
+            Some(Holding {
+                token: 5,
+                until: at(19.0)
+            })
+        );
     }
 
     #[test]

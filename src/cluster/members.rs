@@ -29,12 +29,21 @@ pub enum Objection {
         "two gateways of this site have the name {gateway}: this one and one on host {host} (instance \
          {instance}); give one of them another name in uplink.gateway"
     )]
-    SameName { gateway: String, host: String, instance: String },
+    SameName {
+        gateway: String,
+        host: String,
+        instance: String,
+    },
     #[error(
         "gateway {gateway} on host {host} divides topics into {theirs} shards, this one into {ours}; set \
          cluster.shards to the same number on all gateways of the site"
     )]
-    OtherShards { gateway: String, host: String, theirs: u16, ours: u16 },
+    OtherShards {
+        gateway: String,
+        host: String,
+        theirs: u16,
+        ours: u16,
+    },
 }
 
 #[derive(Debug)]
@@ -90,7 +99,10 @@ impl Members {
     }
 
     pub fn own_key(&self) -> Key {
-        Key::Member { gateway: self.gateway.clone(), instance: self.instance.clone() }
+        Key::Member {
+            gateway: self.gateway.clone(),
+            instance: self.instance.clone(),
+        }
     }
 
     pub fn own(&mut self) -> &mut Lease {
@@ -113,13 +125,24 @@ impl Members {
             self.others.remove(&key);
             return;
         };
-        let Some(about) = claim.member.clone() else { return };
+        let Some(about) = claim.member.clone() else {
+            return;
+        };
         let proven = match self.others.get(&key) {
             Some(other) if other.revision == entry.revision => return,
             known => known.is_some() || self.joined,
         };
         let revision = entry.revision;
-        self.others.insert(key, Other { claim, about, revision, changed: now, proven });
+        self.others.insert(
+            key,
+            Other {
+                claim,
+                about,
+                revision,
+                changed: now,
+                proven,
+            },
+        );
     }
 
     /// Forgets who has been gone for so long that nobody asks.
@@ -141,7 +164,10 @@ impl Members {
     /// Why this gateway and another can't both be in, and whether it is this one that stands back.
     pub fn objection(&self, now: Moment) -> Option<(Objection, bool)> {
         let since = self.own.holding(now).map_or(u64::MAX, |own| own.token);
-        let alive = self.others.values().filter(|other| other.proven && other.is_alive(now));
+        let alive = self
+            .others
+            .values()
+            .filter(|other| other.proven && other.is_alive(now));
         let objections = alive.filter_map(|other| {
             let Other { claim, about, .. } = other;
             let objection = if claim.gateway == self.gateway {
@@ -186,7 +212,9 @@ impl Members {
             alive: other.is_alive(now),
         });
         let mut list: Vec<Member> = others.chain([own]).collect();
-        list.sort_by(|one, other| (&one.gateway, &one.instance).cmp(&(&other.gateway, &other.instance)));
+        list.sort_by(|one, other| {
+            (&one.gateway, &one.instance).cmp(&(&other.gateway, &other.instance))
+        });
         list
     }
 }
@@ -203,14 +231,20 @@ mod tests {
     }
 
     fn about(shards: u16) -> About {
-        About { host: "host".into(), shards }
+        About {
+            host: "host".into(),
+            shards,
+        }
     }
 
     /// Gateway "a" with 8 shards, in since 0 s with this token.
     fn members(token: u64) -> Members {
         let mut members = Members::new(Timing { ttl: TTL }, "a", "01", about(8), 1);
         members.own.watch_caught_up(at(0));
-        assert!(matches!(members.own.wake(at(0)), Some(Ask::Write { expected: 0, .. })));
+        assert!(matches!(
+            members.own.wake(at(0)),
+            Some(Ask::Write { expected: 0, .. })
+        ));
         members.own.answered(Answer::Written(token), at(0));
         assert!(members.has_joined(at(0)));
         members
@@ -219,8 +253,18 @@ mod tests {
     fn beat(members: &mut Members, gateway: &str, shards: u16, revision: u64, now: Moment) {
         let mut claim = Claim::new(gateway, "02", TTL);
         claim.member = Some(about(shards));
-        let key = Key::Member { gateway: gateway.into(), instance: "02".into() };
-        members.observed(key, Entry { revision, claim: Some(claim) }, now);
+        let key = Key::Member {
+            gateway: gateway.into(),
+            instance: "02".into(),
+        };
+        members.observed(
+            key,
+            Entry {
+                revision,
+                claim: Some(claim),
+            },
+            now,
+        );
     }
 
     #[test]
@@ -242,9 +286,14 @@ mod tests {
         for (token, stands_back) in [(4, false), (6, true)] {
             let mut members = members(token);
             beat(&mut members, "a", 8, 5, at(1));
-            let Some((objection, back)) = members.objection(at(1)) else { panic!() };
+            let Some((objection, back)) = members.objection(at(1)) else {
+                panic!()
+            };
             assert_eq!(back, stands_back);
-            assert!(objection.to_string().contains("on host host (instance 02)"), "{objection}");
+            assert!(
+                objection.to_string().contains("on host host (instance 02)"),
+                "{objection}"
+            );
             if token == 4 {
                 assert_eq!(members.objection(at(11)), None, "the other is gone");
             }
@@ -265,7 +314,14 @@ mod tests {
         let mut members = members(4);
         beat(&mut members, "b", 16, 5, at(1));
         assert_eq!(members.sharing(at(1)), ["a"]);
-        let Some((objection, false)) = members.objection(at(1)) else { panic!() };
-        assert!(objection.to_string().contains("into 16 shards, this one into 8"), "{objection}");
+        let Some((objection, false)) = members.objection(at(1)) else {
+            panic!()
+        };
+        assert!(
+            objection
+                .to_string()
+                .contains("into 16 shards, this one into 8"),
+            "{objection}"
+        );
     }
 }

@@ -56,7 +56,9 @@ pub struct Config {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("uplink.site {0:?} can't name a bucket: letters, digits, - and _ only, at most 64 of them")]
+    #[error(
+        "uplink.site {0:?} can't name a bucket: letters, digits, - and _ only, at most 64 of them"
+    )]
     Site(String),
     #[error("uplink.gateway {0:?} must have between 1 and 64 bytes")]
     Gateway(String),
@@ -131,7 +133,13 @@ impl Cluster {
             problem: None,
         };
         let task = tokio::spawn(task.run());
-        Ok(Cluster { site, node, changed, stop, task })
+        Ok(Cluster {
+            site,
+            node,
+            changed,
+            stop,
+            task,
+        })
     }
 
     pub fn node(&self) -> &Arc<Node> {
@@ -290,7 +298,10 @@ impl Task {
 
 /// Tells the others, and the log what is news.
 fn publish(seat: &Seat, problem: &Option<String>, node: &Node, changes: &watch::Sender<()>) {
-    let view = View { problem: problem.clone(), ..seat.view(clock::now()) };
+    let view = View {
+        problem: problem.clone(),
+        ..seat.view(clock::now())
+    };
     let before = node.view();
     if *before == view {
         return;

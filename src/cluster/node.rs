@@ -60,7 +60,13 @@ impl Node {
 
     /// The fencing token, if this gateway acts for the shard now.
     pub fn owns(&self, shard: u16) -> Option<u64> {
-        let holding = self.view.load().shards.get(usize::from(shard)).copied().flatten();
+        let holding = self
+            .view
+            .load()
+            .shards
+            .get(usize::from(shard))
+            .copied()
+            .flatten();
         valid(holding, clock::now())
     }
 
@@ -79,7 +85,9 @@ impl Node {
 }
 
 fn valid(holding: Option<Holding>, now: Moment) -> Option<u64> {
-    holding.filter(|holding| now < holding.until).map(|holding| holding.token)
+    holding
+        .filter(|holding| now < holding.until)
+        .map(|holding| holding.token)
 }
 
 #[cfg(test)]
@@ -103,6 +111,9 @@ mod tests {
         });
         assert!(!node.is_alone());
         assert_eq!(node.leads(), Some(7));
-        assert_eq!([0, 1, 2].map(|shard| node.owns(shard)), [None, Some(7), None]);
+        assert_eq!(
+            [0, 1, 2].map(|shard| node.owns(shard)),
+            [None, Some(7), None]
+        );
     }
 }

@@ -37,9 +37,18 @@ pub struct Seat {
 
 impl Seat {
     pub fn new(timing: Timing, identity: Identity) -> Seat {
-        let Identity { gateway, instance, host, shards, seed } = &identity;
+        let Identity {
+            gateway,
+            instance,
+            host,
+            shards,
+            seed,
+        } = &identity;
         let claim = Claim::new(gateway, instance, timing.ttl);
-        let about = About { host: host.clone(), shards: *shards };
+        let about = About {
+            host: host.clone(),
+            shards: *shards,
+        };
         Seat {
             timing,
             members: Members::new(timing, gateway, instance, about, *seed),
@@ -69,7 +78,8 @@ impl Seat {
     }
 
     pub fn watch_caught_up(&mut self, now: Moment) {
-        self.leases().for_each(|(_, lease)| lease.watch_caught_up(now));
+        self.leases()
+            .for_each(|(_, lease)| lease.watch_caught_up(now));
     }
 
     /// Something has come by way of the watch on the bucket.
@@ -83,12 +93,21 @@ impl Seat {
     /// What is to be asked of the bucket now, each to be answered.
     pub fn wake(&mut self, now: Moment) -> Vec<(Key, Ask)> {
         self.members.forget(REMEMBERED, now);
-        let stands_back = self.members.objection(now).is_some_and(|(_, stands_back)| stands_back);
+        let stands_back = self
+            .members
+            .objection(now)
+            .is_some_and(|(_, stands_back)| stands_back);
         let takes_part = !self.leaving && !stands_back && self.members.has_joined(now);
         self.leader.want(takes_part);
-        let sharing = if takes_part { self.members.sharing(now) } else { Vec::new() };
+        let sharing = if takes_part {
+            self.members.sharing(now)
+        } else {
+            Vec::new()
+        };
         self.shards.divide(&sharing);
-        self.leases().filter_map(|(key, lease)| Some((key, lease.wake(now)?))).collect()
+        self.leases()
+            .filter_map(|(key, lease)| Some((key, lease.wake(now)?)))
+            .collect()
     }
 
     pub fn answered(&mut self, key: &Key, answer: Answer, now: Moment) {
@@ -102,12 +121,17 @@ impl Seat {
 
     /// The connection has ended: whatever was asked is open.
     pub fn lost(&mut self, now: Moment) {
-        self.leases().for_each(|(_, lease)| lease.answered(Answer::Unknown, now));
+        self.leases()
+            .for_each(|(_, lease)| lease.answered(Answer::Unknown, now));
     }
 
     /// When to wake it again if nothing comes; each call to it may change that.
     pub fn next(&self, now: Moment) -> Option<Moment> {
-        let leases = self.shards.leases().iter().chain([&self.leader, self.members.own_lease()]);
+        let leases = self
+            .shards
+            .leases()
+            .iter()
+            .chain([&self.leader, self.members.own_lease()]);
         let due = leases.clone().filter_map(Lease::next);
         let ends = leases.filter_map(|lease| Some(lease.holding(now)?.until));
         due.chain(ends).chain(self.members.next(now)).min()
@@ -127,7 +151,9 @@ impl Seat {
             shards: shards.clone().map(|lease| lease.holding(now)).collect(),
             shards_are: shards.map(holder).collect(),
             members: self.members.list(now),
-            connected_until: self.heard.map_or(Moment::ZERO, |heard| heard + self.timing.ttl),
+            connected_until: self
+                .heard
+                .map_or(Moment::ZERO, |heard| heard + self.timing.ttl),
             objection: self.members.objection(now),
             went_back: self.leader.went_back() || self.shards.leases().iter().any(Lease::went_back),
             problem: None,
@@ -138,13 +164,17 @@ impl Seat {
         match key {
             Key::Leader => Some(&mut self.leader),
             Key::Shard(shard) => self.shards.lease(*shard),
-            Key::Member { instance, .. } if *instance == self.identity.instance => Some(self.members.own()),
+            Key::Member { instance, .. } if *instance == self.identity.instance => {
+                Some(self.members.own())
+            }
             Key::Member { .. } => None,
         }
     }
 
     fn leases(&mut self) -> impl Iterator<Item = (Key, &mut Lease)> {
         let own = (self.members.own_key(), self.members.own());
-        [own, (Key::Leader, &mut self.leader)].into_iter().chain(self.shards.leases_mut())
+        [own, (Key::Leader, &mut self.leader)]
+            .into_iter()
+            .chain(self.shards.leases_mut())
     }
 }

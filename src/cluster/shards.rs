@@ -15,7 +15,9 @@ pub fn shard_of<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>, shards: u16
     const OFFSET: u32 = 0x811c_9dc5;
     const PRIME: u32 = 0x0100_0193;
     let hash = tokens.into_iter().fold(OFFSET, |hash, token| {
-        token.as_ref().iter().fold(hash, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(PRIME))
+        token.as_ref().iter().fold(hash, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(PRIME)
+        })
     });
     (hash % u32::from(shards.max(1))) as u16
 }
@@ -71,12 +73,18 @@ impl Shards {
     }
 
     pub fn leases_mut(&mut self) -> impl Iterator<Item = (Key, &mut Lease)> {
-        self.leases.iter_mut().enumerate().map(|(shard, lease)| (Key::Shard(shard as u16), lease))
+        self.leases
+            .iter_mut()
+            .enumerate()
+            .map(|(shard, lease)| (Key::Shard(shard as u16), lease))
     }
 
     /// Those that this gateway acts for.
     pub fn owned(&self, now: Moment) -> usize {
-        self.leases.iter().filter(|lease| lease.holding(now).is_some()).count()
+        self.leases
+            .iter()
+            .filter(|lease| lease.holding(now).is_some())
+            .count()
     }
 }
 
@@ -89,16 +97,27 @@ mod tests {
         // The first three are test vectors of FNV-1a: "", "a", "foobar".
         assert_eq!(shard_of([""], 1000), (0x811c_9dc5_u32 % 1000) as u16);
         assert_eq!(shard_of(["a"], 1000), (0xe40c_292c_u32 % 1000) as u16);
-        assert_eq!(shard_of(["foo", "bar"], 1000), (0xbf9c_f968_u32 % 1000) as u16);
+        assert_eq!(
+            shard_of(["foo", "bar"], 1000),
+            (0xbf9c_f968_u32 % 1000) as u16
+        );
         assert_eq!(shard_of(["plant", "1"], 1), 0);
     }
 
     #[test]
     fn all_have_about_as_many_shards() {
         let members = ["a", "b", "c", "d"];
-        let share = |member| (0..MOST_SHARDS).filter(|shard| heir(*shard, &members) == Some(member)).count();
+        let share = |member| {
+            (0..MOST_SHARDS)
+                .filter(|shard| heir(*shard, &members) == Some(member))
+                .count()
+        };
         for member in members {
-            assert!((200..=312).contains(&share(member)), "{member}: {}", share(member));
+            assert!(
+                (200..=312).contains(&share(member)),
+                "{member}: {}",
+                share(member)
+            );
         }
     }
 

@@ -39,7 +39,9 @@ impl Status {
         for owner in view.shards_are.iter().flatten() {
             *owners.entry(owner.clone()).or_default() += 1;
         }
-        let owned = (0..).zip(&view.shards).filter(|(_, holding)| holding.is_some_and(|it| now < it.until));
+        let owned = (0..)
+            .zip(&view.shards)
+            .filter(|(_, holding)| holding.is_some_and(|it| now < it.until));
         let objection = view.objection.as_ref();
         let went_back = view.went_back.then(|| WENT_BACK.to_owned());
         Status {
@@ -53,7 +55,10 @@ impl Status {
             owners,
             members: view.members.clone(),
             stands_back: objection.is_some_and(|(_, stands_back)| *stands_back),
-            problem: objection.map(|(objection, _)| objection.to_string()).or(went_back).or(view.problem.clone()),
+            problem: objection
+                .map(|(objection, _)| objection.to_string())
+                .or(went_back)
+                .or(view.problem.clone()),
         }
     }
 }
