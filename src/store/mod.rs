@@ -4,6 +4,7 @@
 //! what the records mean to those who ask for them. A write is on disk when its call returns.
 
 mod app_state;
+mod cursors;
 mod error;
 mod lock;
 mod mappings;
@@ -25,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use app_state::AppStateDatabase;
 pub use app_state::{AppStateChanges, MAX_APP_KEY_BYTES};
+pub use cursors::{Cursor, Cursors};
 pub use error::StoreError;
 use mappings::MappingDatabases;
 pub use mappings::VariableChange;

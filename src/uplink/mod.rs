@@ -1,0 +1,3 @@
+//! Shipping what is in the journal to other machines.
+
+pub mod window;

@@ -1,0 +1,535 @@
+//! What of the journal is on its way to the other side, and how far that has taken it: a state machine without I/O.
+//!
+//! Messages go out in the order of the journal, and the cursor moves over contiguous acknowledgements only. When
+//! something went wrong, all that was not acknowledged goes out again, in its order.
+//!
+//! A stream that has no other writer is *exclusive*: each message says after which one of the stream it comes, so
+//! that there is nothing in it twice and nothing out of order, however long the link was away. The last message of
+//! the stream then tells where to go on ([`Window::resume`]).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// However bad the link is, so much may be on its way.
+const LEAST_BYTES: usize = 64 << 10;
+
+/// Messages of the journal, from the first that was not acknowledged on.
+#[derive(Debug)]
+pub struct Window<M> {
+    exclusive: bool,
+    /// In the order of their sequences.
+    messages: VecDeque<Entry<M>>,
+    /// The sequence behind all that was taken in.
+    next: u64,
+    /// Those before this one are on their way, or done.
+    unsent: usize,
+    /// Of those on their way.
+    bytes: usize,
+    /// Of all.
+    held_bytes: usize,
+    /// Most bytes that may be on their way now.
+    limit: usize,
+    max_bytes: usize,
+    /// The number in the stream of what comes before the next one that is sent. None: not known, or not exclusive.
+    tail: Option<u64>,
+    /// How often all began again.
+    attempt: u64,
+    /// The last one that the other side has taken.
+    last: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Entry<M> {
+    sequence: u64,
+    bytes: usize,
+    /// In this attempt.
+    sent: Option<Instant>,
+    done: bool,
+    message: M,
+}
+
+/// A message that is to be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outgoing<'a, M> {
+    pub sequence: u64,
+    /// To be handed back with a refusal.
+    pub attempt: u64,
+    /// The number in the stream of the message that it follows.
+    pub follows: Option<u64>,
+    pub message: &'a M,
+}
+
+/// The end of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// The number of its last message; 0 if it never had one.
+    pub number: u64,
+    /// The sequence of that in this journal, if it came from there.
+    pub ours: Option<u64>,
+}
+
+/// What a link has to do to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// Nothing else.
+    Onward,
+    /// The stream has lost what it had acknowledged, from this sequence on: it is to be read again, see
+    /// [`Window::rewind`].
+    Lost { from: u64 },
+    /// It has never had a message, and was to have one.
+    Empty,
+}
+
+impl<M> Window<M> {
+    /// From the event `next` on. `last` is the last one that the other side has taken.
+    pub fn new(exclusive: bool, next: u64, last: Option<u64>, max_bytes: usize) -> Window<M> {
+        let max_bytes = max_bytes.max(LEAST_BYTES);
+        Window {
+            exclusive,
+            messages: VecDeque::new(),
+            next,
+            unsent: 0,
+            bytes: 0,
+            held_bytes: 0,
+            limit: (max_bytes / 8).max(LEAST_BYTES),
+            max_bytes,
+            tail: None,
+            attempt: 0,
+            last,
+        }
+    }
+
+    /// All events before this one are done.
+    pub fn cursor(&self) -> u64 {
+        self.messages
+            .front()
+            .map_or(self.next, |first| first.sequence)
+    }
+
+    /// The last event that the other side has taken.
+    pub fn last(&self) -> Option<u64> {
+        self.last
+    }
+
+    /// The sequence of the event that is to be taken in next.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// How many are on their way, or wait for it.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Whether more may be taken in.
+    pub fn has_room(&self) -> bool {
+        self.held_bytes < self.limit
+    }
+
+    /// Takes a message in. What the stream is known to have is left out.
+    pub fn push(&mut self, sequence: u64, bytes: usize, message: M) {
+        self.next = sequence + 1;
+        if self.exclusive && self.last.is_some_and(|last| sequence <= last) {
+            return;
+        }
+        self.held_bytes += bytes;
+        self.messages.push_back(Entry {
+            sequence,
+            bytes,
+            sent: None,
+            done: false,
+            message,
+        });
+    }
+
+    /// The events before `next` are none of this link's.
+    pub fn skip_to(&mut self, next: u64) {
+        self.next = self.next.max(next);
+    }
+
+    /// The next message that is to be sent, if it may be.
+    pub fn send(&mut self, now: Instant) -> Option<Outgoing<'_, M>> {
+        while self.messages.get(self.unsent)?.done {
+            self.unsent += 1;
+        }
+        let entry = self.messages.get_mut(self.unsent)?;
+        if self.bytes > 0 && self.bytes + entry.bytes > self.limit {
+            return None;
+        }
+        if self.exclusive && self.tail.is_none() {
+            return None;
+        }
+        let follows = self.tail;
+        self.tail = follows.map(|number| number + 1);
+        self.unsent += 1;
+        self.bytes += entry.bytes;
+        entry.sent = Some(now);
+        Some(Outgoing {
+            sequence: entry.sequence,
+            attempt: self.attempt,
+            follows,
+            message: &entry.message,
+        })
+    }
+
+    /// The other side has taken a message, in whatever attempt. Returns when it was sent last, if that is news.
+    pub fn acknowledge(&mut self, sequence: u64) -> Option<Instant> {
+        let index = self.find(sequence)?;
+        let entry = &mut self.messages[index];
+        if entry.done {
+            return None;
+        }
+        entry.done = true;
+        let sent = entry.sent.take();
+        let bytes = entry.bytes;
+        if sent.is_some() {
+            self.bytes -= bytes;
+        }
+        self.limit = (self.limit + bytes).min(self.max_bytes);
+        self.advance();
+        sent
+    }
+
+    /// The other side will never take a message: it is done with. None if it is none of those that wait. To go on
+    /// where others are on their way after it, call [`Window::go_back`].
+    pub fn remove(&mut self, sequence: u64) -> Option<M> {
+        let index = self.find(sequence)?;
+        if self.messages[index].done {
+            return None;
+        }
+        let entry = self.messages.remove(index)?;
+        if entry.sent.is_some() {
+            self.bytes -= entry.bytes;
+        }
+        self.held_bytes -= entry.bytes;
+        if index < self.unsent {
+            self.unsent -= 1;
+        }
+        self.advance();
+        Some(entry.message)
+    }
+
+    /// Whether a refusal is about this attempt, and not about one that was given up.
+    pub fn is_current(&self, attempt: u64) -> bool {
+        self.attempt == attempt
+    }
+
+    /// Since when the one that waits the longest for its acknowledgement does.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.messages
+            .iter()
+            .take(self.unsent)
+            .find_map(|entry| entry.sent)
+    }
+
+    /// When that has waited for too long.
+    pub fn deadline(&self, patience: Duration) -> Option<Instant> {
+        self.waiting_since().map(|since| since + patience)
+    }
+
+    /// Something went wrong: what was not acknowledged is to be sent again, and less at a time.
+    pub fn go_back(&mut self) {
+        for entry in self.messages.iter_mut().take(self.unsent) {
+            entry.sent = None;
+        }
+        self.attempt += 1;
+        self.unsent = 0;
+        self.bytes = 0;
+        self.tail = None;
+        self.limit = (self.limit / 2).max(LEAST_BYTES);
+    }
+
+    /// Goes on after [`Window::go_back`], or begins, at the end of an exclusive stream.
+    pub fn resume(&mut self, tail: Tail) -> Resumed {
+        let had = self.last;
+        if let Some(ours) = tail.ours {
+            if had.is_some_and(|had| ours < had) {
+                return Resumed::Lost { from: ours + 1 };
+            }
+            self.last = Some(ours);
+            for entry in self
+                .messages
+                .iter_mut()
+                .take_while(|entry| entry.sequence <= ours)
+            {
+                entry.done = true;
+            }
+            self.advance();
+        } else if tail.number == 0 && had.is_some() {
+            return Resumed::Empty;
+        }
+        self.tail = Some(tail.number);
+        Resumed::Onward
+    }
+
+    /// Begins again at the event `from`, whatever was acknowledged: what comes from there on has to be taken in
+    /// again. `last` is the last one that the other side still has.
+    pub fn rewind(&mut self, from: u64, last: Option<u64>) {
+        self.go_back();
+        self.messages.clear();
+        self.held_bytes = 0;
+        self.next = from;
+        self.last = last;
+    }
+
+    fn find(&self, sequence: u64) -> Option<usize> {
+        self.messages
+            .binary_search_by_key(&sequence, |entry| entry.sequence)
+            .ok()
+    }
+
+    fn advance(&mut self) {
+        while let Some(done) = self.messages.pop_front_if(|entry| entry.done) {
+            if done.sent.is_some() {
+                self.bytes -= done.bytes;
+            }
+            self.held_bytes -= done.bytes;
+            self.unsent = self.unsent.saturating_sub(1);
+            self.last = self.last.max(Some(done.sequence));
+        }
+    }
+}
+
+/// Up to where events are safe with the other side: what it had acknowledged a while ago.
+#[derive(Debug)]
+pub struct SafePoint {
+    hold: Duration,
+    /// Where the cursor was, and when.
+    cursors: VecDeque<(Instant, u64)>,
+    safe: u64,
+}
+
+impl SafePoint {
+    pub fn new(hold: Duration, safe: u64) -> SafePoint {
+        SafePoint {
+            hold,
+            cursors: VecDeque::new(),
+            safe,
+        }
+    }
+
+    /// To be called now and then. All events before what is returned may go.
+    pub fn note(&mut self, cursor: u64, now: Instant) -> u64 {
+        // A link that began again makes nothing safe that it has not taken since.
+        while self
+            .cursors
+            .pop_back_if(|(_, noted)| *noted > cursor)
+            .is_some()
+        {}
+        if self.cursors.back().is_none_or(|(_, noted)| *noted < cursor) {
+            self.cursors.push_back((now, cursor));
+        }
+        let is_over =
+            |(at, _): &mut (Instant, u64)| now.saturating_duration_since(*at) >= self.hold;
+        while let Some((_, safe)) = self.cursors.pop_front_if(is_over) {
+            self.safe = self.safe.max(safe);
+        }
+        self.safe
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(exclusive: bool) -> Window<&'static str> {
+        Window::new(exclusive, 10, None, 1 << 20)
+    }
+
+    fn filled(exclusive: bool, sequences: &[u64]) -> Window<&'static str> {
+        let mut window = window(exclusive);
+        for sequence in sequences {
+            window.push(*sequence, 100, "event");
+        }
+        window
+    }
+
+    /// What is sent now: sequences, each with what it follows.
+    fn sent(window: &mut Window<&'static str>) -> Vec<(u64, Option<u64>)> {
+        let now = Instant::now();
+        let mut sent = Vec::new();
+        while let Some(outgoing) = window.send(now) {
+            sent.push((outgoing.sequence, outgoing.follows));
+        }
+        sent
+    }
+
+    #[test]
+    fn the_cursor_moves_over_contiguous_acknowledgements_only() {
+        let mut window = filled(false, &[10, 12, 13]);
+        window.skip_to(20);
+        assert_eq!(sent(&mut window), [(10, None), (12, None), (13, None)]);
+        assert!(window.acknowledge(12).is_some());
+        assert!(window.acknowledge(12).is_none(), "it was done");
+        assert_eq!((window.cursor(), window.last()), (10, None));
+        window.acknowledge(10);
+        assert_eq!((window.cursor(), window.last()), (13, Some(12)));
+        window.acknowledge(13);
+        assert_eq!((window.cursor(), window.last()), (20, Some(13)));
+        assert!(window.acknowledge(99).is_none());
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_goes_out_again_in_its_order() {
+        let mut window = filled(false, &[10, 11, 12]);
+        sent(&mut window);
+        window.acknowledge(11);
+        assert!(window.is_current(0));
+        window.go_back();
+        assert!(!window.is_current(0));
+        assert_eq!(window.waiting_since(), None);
+        assert_eq!(sent(&mut window), [(10, None), (12, None)]);
+        window.acknowledge(10);
+        window.acknowledge(12);
+        assert!(window.is_empty());
+        assert_eq!(window.bytes, 0);
+        assert_eq!(window.held_bytes, 0);
+    }
+
+    #[test]
+    fn an_exclusive_stream_says_where_to_go_on() {
+        let mut window = filled(true, &[10, 11, 12]);
+        assert_eq!(sent(&mut window), [], "its end is not known");
+        let tail = |number, ours| Tail { number, ours };
+        assert_eq!(window.resume(tail(0, None)), Resumed::Onward);
+        assert_eq!(
+            sent(&mut window),
+            [(10, Some(0)), (11, Some(1)), (12, Some(2))]
+        );
+        window.acknowledge(10);
+        window.go_back();
+        // The acknowledgement of 11 was lost, 12 never arrived.
+        assert_eq!(window.resume(tail(2, Some(11))), Resumed::Onward);
+        assert_eq!(window.cursor(), 12);
+        assert_eq!(sent(&mut window), [(12, Some(2))]);
+    }
+
+    #[test]
+    fn what_a_stream_has_taken_before_a_crash_is_not_sent_again() {
+        let mut window = window(true);
+        window.resume(Tail {
+            number: 7,
+            ours: Some(11),
+        });
+        for sequence in 10..14 {
+            window.push(sequence, 100, "event");
+        }
+        assert_eq!(sent(&mut window), [(12, Some(7)), (13, Some(8))]);
+    }
+
+    #[test]
+    fn a_stream_that_lost_what_it_had_acknowledged_gets_it_again() {
+        let mut window = filled(true, &[10, 11, 12]);
+        window.resume(Tail {
+            number: 0,
+            ours: None,
+        });
+        sent(&mut window);
+        for sequence in 10..13 {
+            window.acknowledge(sequence);
+        }
+        window.go_back();
+        let tail = Tail {
+            number: 1,
+            ours: Some(10),
+        };
+        assert_eq!(window.resume(tail), Resumed::Lost { from: 11 });
+        window.rewind(11, Some(10));
+        assert_eq!((window.cursor(), window.last()), (11, Some(10)));
+        assert_eq!(window.resume(tail), Resumed::Onward);
+        window.push(11, 100, "event");
+        assert_eq!(sent(&mut window), [(11, Some(1))]);
+        window.go_back();
+        assert_eq!(
+            window.resume(Tail {
+                number: 0,
+                ours: None
+            }),
+            Resumed::Empty
+        );
+        window.rewind(5, None);
+        assert_eq!(
+            window.resume(Tail {
+                number: 0,
+                ours: None
+            }),
+            Resumed::Onward
+        );
+    }
+
+    #[test]
+    fn a_message_that_nobody_takes_is_left_out() {
+        let mut window = filled(true, &[10, 11, 12]);
+        window.resume(Tail {
+            number: 0,
+            ours: None,
+        });
+        sent(&mut window);
+        window.acknowledge(10);
+        assert_eq!(window.remove(11), Some("event"));
+        assert_eq!(window.remove(11), None);
+        window.go_back();
+        window.resume(Tail {
+            number: 1,
+            ours: Some(10),
+        });
+        assert_eq!(sent(&mut window), [(12, Some(1))]);
+        window.acknowledge(12);
+        assert_eq!(window.cursor(), 13);
+        assert_eq!((window.bytes, window.held_bytes), (0, 0));
+    }
+
+    #[test]
+    fn no_more_is_on_its_way_than_the_link_takes() {
+        let mut window = Window::new(false, 0, None, 1 << 20);
+        let bytes = 60 << 10;
+        let mut taken = 0;
+        let mut fill = |window: &mut Window<()>| {
+            while window.has_room() {
+                window.push(taken, bytes, ());
+                taken += 1;
+            }
+            let mut sent = 0;
+            while window.send(Instant::now()).is_some() {
+                sent += 1;
+            }
+            sent
+        };
+        assert_eq!(fill(&mut window), 2, "an eighth at first");
+        let mut most = 0;
+        for sequence in 0..60 {
+            window.acknowledge(sequence);
+            fill(&mut window);
+            most = most.max(window.bytes);
+        }
+        assert!(most > (1 << 20) - bytes && most <= 1 << 20, "{most}");
+        for _ in 0..10 {
+            window.go_back();
+        }
+        assert_eq!(fill(&mut window), 1);
+        let mut small = Window::new(false, 0, None, 1);
+        small.push(0, 10 << 20, ());
+        assert!(
+            small.send(Instant::now()).is_some(),
+            "a large one goes alone"
+        );
+    }
+
+    #[test]
+    fn an_event_is_safe_when_it_was_acknowledged_long_ago() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut safe = SafePoint::new(Duration::from_secs(60), 3);
+        assert_eq!(safe.note(10, at(0)), 3);
+        assert_eq!(safe.note(20, at(30)), 3);
+        assert_eq!(safe.note(20, at(60)), 10);
+        // The stream has lost what it had acknowledged.
+        assert_eq!(safe.note(15, at(70)), 10);
+        assert_eq!(safe.note(15, at(100)), 10);
+        assert_eq!(safe.note(15, at(130)), 15);
+    }
+}
