@@ -158,24 +158,30 @@ impl Producer {
             .send(Priority::Medium, &self.topic, &self.payload)?;
         Ok(())
     }
+}
 
-    /// Sends evenly spaced events until `enough`; each has when it was due, in nanoseconds since `epoch`. How many.
-    fn send_steadily(mut self, epoch: Instant, enough: impl Fn() -> bool) -> Result<u64> {
-        precise_sleeps();
-        let began = Instant::now();
-        let mut sent = 0;
-        while !enough() {
-            let due = began + Duration::from_nanos(sent * 1_000_000_000 / STEADY_RATE);
-            if let Some(wait) = due.checked_duration_since(Instant::now()) {
-                thread::sleep(wait);
-            }
-            self.send((due - epoch).as_nanos() as u64)?;
-            self.sender.flush()?;
-            sent += 1;
+/// Sends evenly spaced events until `enough`; each has when it was due, in nanoseconds since `epoch`. How many.
+fn send_steadily(
+    endpoint: &Endpoint,
+    name: &str,
+    epoch: Instant,
+    enough: impl Fn() -> bool,
+) -> Result<u64> {
+    precise_sleeps();
+    let mut producer = Producer::connect(endpoint, name)?;
+    let began = Instant::now();
+    let mut sent = 0;
+    while !enough() {
+        let due = began + Duration::from_nanos(sent * 1_000_000_000 / STEADY_RATE);
+        if let Some(wait) = due.checked_duration_since(Instant::now()) {
+            thread::sleep(wait);
         }
-        self.sender.finish()?;
-        Ok(sent)
+        producer.send((due - epoch).as_nanos() as u64)?;
+        producer.sender.flush()?;
+        sent += 1;
     }
+    producer.sender.finish()?;
+    Ok(sent)
 }
 
 /// What flat out gave.
@@ -287,16 +293,17 @@ impl Suite {
         for round in 0..self.rounds {
             let epoch = Instant::now();
             let before = upstream.last_sequence(STREAM)?;
-            let producer = Producer::connect(&endpoint, &format!("steady-{round}"))?;
             let observer = runtime.block_on(observe(url))?;
-            let time = self.time;
-            let sending = thread::spawn(move || {
-                let began = Instant::now();
-                producer.send_steadily(epoch, || began.elapsed() >= time)
-            });
-            let count = time.as_secs() * STEADY_RATE * 9 / 10;
-            let times = runtime.block_on(times(observer, epoch, count))?;
-            let sent = sending.join().expect("it does not panic")?;
+            let count = self.time.as_secs() * STEADY_RATE * 9 / 10;
+            let (times, sent) = thread::scope(|scope| -> Result<_> {
+                let sending = scope.spawn(|| {
+                    let began = Instant::now();
+                    let enough = || began.elapsed() >= self.time;
+                    send_steadily(&endpoint, &format!("steady-{round}"), epoch, enough)
+                });
+                let times = runtime.block_on(times(observer, epoch, count))?;
+                Ok((times, sending.join().expect("it does not panic")?))
+            })?;
             upstream.until(STREAM, before + sent)?;
             let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e6;
             p50.push(at(0.5));
@@ -342,10 +349,11 @@ impl Suite {
             }
             producer.sender.finish()?;
             let enough = AtomicBool::new(false);
-            let new = Producer::connect(&endpoint, &format!("new-{round}"))?;
             let sent = thread::scope(|scope| -> Result<u64> {
-                let sending =
-                    scope.spawn(|| new.send_steadily(cut, || enough.load(Ordering::Relaxed)));
+                let sending = scope.spawn(|| {
+                    let name = format!("new-{round}");
+                    send_steadily(&endpoint, &name, cut, || enough.load(Ordering::Relaxed))
+                });
                 thread::sleep(OUTAGE.saturating_sub(cut.elapsed()));
                 let healed = Instant::now();
                 link.heal();
