@@ -75,12 +75,12 @@ fn assert_nothing_is_lost_or_doubled(seed: u64, rounds: usize) {
     let mut link = Link::new(servers.spare_address(0), servers.addresses());
     let ingest = servers.spare_address(1);
     let home = home(&[link.url()], "timeout_ms = 2000", SHIP).set("ingest.listen", ingest);
-    let mut gateway = home.start();
     let load = Load {
         enough: AtomicBool::new(false),
         sent: AtomicU64::new(0),
     };
-    thread::scope(|scope| {
+    let gateway = thread::scope(|scope| {
+        let mut gateway = home.start();
         scope.spawn(|| load.send_to(ingest));
         for round in 0..rounds {
             let before = client.messages(EVENTS);
@@ -123,10 +123,12 @@ fn assert_nothing_is_lost_or_doubled(seed: u64, rounds: usize) {
             client.until_messages(EVENTS, before + random.u64(1..1_000));
         }
         load.enough.store(true, Ordering::Relaxed);
+        gateway
     });
-    let count = assert_shipped(gateway.home(), &client);
+    let count = assert_shipped(&home, &client);
     println!("{count} events");
     assert!(count as u64 >= load.sent.load(Ordering::Relaxed));
+    drop(gateway);
 }
 
 #[test]

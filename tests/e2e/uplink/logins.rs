@@ -133,7 +133,11 @@ fn credentials_of_the_right_account_get_in() {
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1,
             "leaf": -1, "mem_storage": storage, "disk_storage": storage, "streams": -1, "consumer": -1,
         });
-        jwt(&operator, account, json!({ "limits": limits, "type": "account", "version": 2 }))
+        jwt(
+            &operator,
+            account,
+            json!({ "limits": limits, "type": "account", "version": 2 }),
+        )
     };
     let account_jwt = of_account(&account, -1);
     // The server's own, which can't have streams.
