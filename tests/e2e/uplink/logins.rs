@@ -32,9 +32,7 @@ fn assert_right_and_wrong(
     fs::write(&file, wrong).unwrap();
     let gateway = home.start();
     publish(&gateway, 0..100);
-    until_state(&gateway, "a refusal", |status| {
-        status.to_string().to_lowercase().contains(told)
-    });
+    until_told(&gateway, told);
     assert_eq!(client.messages(EVENTS), 0);
     // The file is read anew each time.
     fs::write(&file, right).unwrap();
@@ -45,7 +43,13 @@ fn assert_right_and_wrong(
 fn assert_logs_in(config: &str, test: ConnectOptions, link: &str, files: [&str; 2]) {
     let servers = Servers::start(Program::New, 1, config);
     let client = servers.client_with(test);
-    assert_right_and_wrong(&client, &servers.urls()[0], link, files, "authorization");
+    assert_right_and_wrong(
+        &client,
+        &servers.urls()[0],
+        link,
+        files,
+        "refuses the login",
+    );
 }
 
 #[test]

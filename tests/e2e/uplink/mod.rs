@@ -110,12 +110,8 @@ fn assert_shipped(home: &Home, client: &Client) -> usize {
     found.len()
 }
 
-/// The state of the only thing that is shipped, as `headgate uplink status` has it.
-fn until_state(gateway: &Gateway, what: &str, is: impl Fn(&Value) -> bool) -> Value {
-    let mut last = Value::Null;
-    let found = eventually(what, || {
-        last = gateway.json(&["uplink", "status"]);
-        is(&last).then(|| last.clone())
-    });
-    found
+/// Waits until the status of the links says that something is wrong, with these words.
+fn until_told(gateway: &Gateway, words: &str) {
+    let links = || gateway.status()["uplink"].to_string().to_lowercase();
+    eventually(words, || links().contains(words).then_some(()));
 }

@@ -9,7 +9,7 @@ fn a_stream_that_is_missing_is_named_and_what_waits_goes_there_when_somebody_mak
     let client = servers.client();
     let gateway = home(&servers.urls(), "", SHIP).start();
     publish(&gateway, 0..100);
-    gateway.until_logged("EVENTS");
+    until_told(&gateway, "there is no stream");
     assert!(client.stream(EVENTS).is_none());
     client.create(&stream(1));
     assert_eq!(assert_shipped(gateway.home(), &client), 100);
@@ -84,7 +84,7 @@ fn a_stream_that_does_not_take_the_subject_is_named_and_nothing_is_lost() {
     client.create(&config);
     let gateway = home(&servers.urls(), "", SHIP).start();
     publish(&gateway, 0..100);
-    gateway.until_logged("headgate.press.plant.a");
+    until_told(&gateway, "add that to its subjects");
     config["subjects"] = json!(["elsewhere.>", "headgate.>"]);
     client.update(&config);
     assert_eq!(assert_shipped(gateway.home(), &client), 100);
