@@ -66,10 +66,12 @@ pub enum Reason {
     Looped,
     /// No mapping that it was for could read it.
     Unreadable,
+    /// The other side of a link does not take it.
+    NotShipped,
 }
 
 impl Reason {
-    const ALL: [Reason; 10] = [
+    const ALL: [Reason; 11] = [
         Reason::QueueFull,
         Reason::Expired,
         Reason::TooLarge,
@@ -80,6 +82,7 @@ impl Reason {
         Reason::Shed,
         Reason::Looped,
         Reason::Unreadable,
+        Reason::NotShipped,
     ];
 
     /// Whether the source of such a letter is the app that it was for.
@@ -99,6 +102,7 @@ impl Reason {
             Reason::Shed => "shed",
             Reason::Looped => "looped",
             Reason::Unreadable => "unreadable",
+            Reason::NotShipped => "not_shipped",
         }
     }
 }

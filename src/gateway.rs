@@ -25,7 +25,7 @@ use crate::config::{
 };
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
-use crate::event::{Event, Lane};
+use crate::event::{Event, Lane, TopicFilter};
 use crate::ingest::frame::largest_frame;
 use crate::ingest::{self, Ingest};
 use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
@@ -39,6 +39,7 @@ use crate::pipeline::{
 use crate::regular_file::FileError;
 use crate::store::{Standing, Store, StoreConfig, StoreError};
 use crate::systemd;
+use crate::uplink::{self, Links, Place, Uplink};
 use crate::why::Why;
 
 /// Why a gateway can't start.
@@ -62,6 +63,10 @@ pub enum StartError {
     Admin(#[from] admin::SocketError),
     #[error("pipeline.rules_file: {0}")]
     Rules(FileError),
+    #[error("uplink.links_file: {0}")]
+    Links(FileError),
+    #[error("can't start the links: {0}")]
+    Uplink(std::io::Error),
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
     #[error(
@@ -96,6 +101,7 @@ pub struct Gateway {
     outputs: Arc<Outputs>,
     dead_letters: Arc<DeadLetters>,
     journal: Option<Journal>,
+    uplink: Option<Arc<Uplink>>,
     ingest: Option<Arc<Ingest>>,
     health: Health,
     admin: AdminListener,
@@ -105,7 +111,12 @@ pub struct Gateway {
     started: Instant,
     config: Config,
     routes: Arc<Routes>,
+    /// What links ship.
+    shipped: Vec<TopicFilter>,
 }
+
+/// What the links may take to end: the longest wait in it is half a second.
+const UPLINK_CLOSE: Duration = Duration::from_secs(2);
 
 /// Beside the admin socket: systemd starts the unit that updates the machine once it is there.
 const UPDATE_REQUEST: &str = "ota-requested";
@@ -153,7 +164,9 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let health = Health::default();
     // Files are read first: they are what is wrong more often.
     let access = Access::load(access_config(config))?;
-    let rules = read_rules(config).map_err(StartError::Rules)?;
+    let links = read_links(config).map_err(StartError::Links)?;
+    let shipped = links.topics();
+    let rules = read_rules(config, shipped.clone()).map_err(StartError::Rules)?;
     let tls = tls(config)?;
     // Then the listeners: an address in use is found out before anything is touched.
     let (addresses, listeners) = mqtt_listeners(&config.mqtt, tls.clone()).await?;
@@ -178,8 +191,8 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     // After the store, whose lock says that no other gateway uses this folder.
     let admin = AdminListener::bind(&config.admin.socket)?;
 
-    let wants_journal = rules.want_journal();
-    let wants_dedup = rules.want_dedup();
+    let wants_journal = rules.want_journal() || !links.links.is_empty();
+    let wants_dedup = rules.want_dedup() || links.take_anything();
     let routes = Arc::new(Routes::default());
     routes.set_rules(rules);
     let dead_letters = Arc::new(DeadLetters::new(started));
@@ -263,6 +276,20 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         .transpose()
         .map_err(StartError::Thread)?
         .map(Arc::new);
+    let uplink = match journal.clone().filter(|_| !links.links.is_empty()) {
+        Some(journal) => {
+            let rooms = uplink::Rooms {
+                journal,
+                cursors: store.cursors()?,
+                dead_letters: dead_letters.clone(),
+                door: broker.door(),
+                gateway: gateway_name(config).into(),
+            };
+            let uplink = Uplink::start(links, rooms).map_err(StartError::Uplink)?;
+            Some(Arc::new(uplink))
+        }
+        None => None,
+    };
     health.watch("pipeline", {
         let pipeline = pipeline.clone();
         move || {
@@ -284,6 +311,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         outputs,
         dead_letters,
         journal,
+        uplink,
         ingest,
         health,
         admin,
@@ -293,6 +321,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         started,
         config: config.clone(),
         routes,
+        shipped,
     };
     Ok(gateway)
 }
@@ -315,8 +344,30 @@ fn restore_keys(
     Ok(())
 }
 
-/// The rules, as the file says now.
-fn read_rules(config: &Config) -> Result<Rules, FileError> {
+/// The links, as the file says now.
+fn read_links(config: &Config) -> Result<Links, FileError> {
+    let Some(path) = &config.uplink.links_file else {
+        return Ok(Links::default());
+    };
+    let place = Place {
+        gateway: &gateway_name(config),
+        site: &config.uplink.site,
+    };
+    Links::read(path, place)
+}
+
+fn gateway_name(config: &Config) -> String {
+    match config.uplink.gateway.as_str() {
+        "" => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// The rules, as the file says now. What is shipped is in the journal, too.
+fn read_rules(config: &Config, shipped: Vec<TopicFilter>) -> Result<Rules, FileError> {
     let windows = &config.pipeline.windows;
     let limits = WindowLimits {
         events: windows.max_events,
@@ -327,7 +378,8 @@ fn read_rules(config: &Config) -> Result<Rules, FileError> {
         Some(path) => Rules::read(path, limits)?,
         None => Vec::new(),
     };
-    Ok(Rules::new(rules, config.journal.topics.clone(), limits))
+    let durable = config.journal.topics.iter().cloned().chain(shipped);
+    Ok(Rules::new(rules, durable.collect(), limits))
 }
 
 fn pipeline_config(config: &Config) -> PipelineConfig {
@@ -493,11 +545,17 @@ pub fn check_files(config: &Config) -> Vec<FileProblem> {
         },
         error: error.into(),
     });
-    let rules = read_rules(config).err().map(|error| FileProblem {
-        key: "pipeline.rules_file".to_owned(),
-        error: StartError::Rules(error),
+    let rules = read_rules(config, Vec::new())
+        .err()
+        .map(|error| FileProblem {
+            key: "pipeline.rules_file".to_owned(),
+            error: StartError::Rules(error),
+        });
+    let links = read_links(config).err().map(|error| FileProblem {
+        key: "uplink.links_file".to_owned(),
+        error: StartError::Links(error),
     });
-    access.chain(tls).chain(rules).collect()
+    access.chain(tls).chain(rules).chain(links).collect()
 }
 
 /// Where MQTT clients connect.
@@ -785,7 +843,7 @@ impl Outputs {
         let receipt = journal.receipt();
         for event in events {
             if tap.treatment(&event.topic).durable {
-                records.push(&event.topic, &event.payload, event.timestamp_ns, None);
+                records.push(&event.topic, &event.payload, event.timestamp_ns, None, None);
                 event.receipt = Some(receipt.hold());
             }
         }
@@ -860,10 +918,10 @@ impl Gateway {
     pub fn reloader(&self) -> impl Fn() -> Result<(), ReloadError> + Send + Sync + use<> {
         let broker = self.broker.clone();
         let (config, routes) = (self.config.clone(), self.routes.clone());
-        let has_journal = self.journal.is_some();
+        let (has_journal, shipped) = (self.journal.is_some(), self.shipped.clone());
         move || {
             // All files are read before the first is put into force.
-            let rules = read_rules(&config).map_err(ReloadError::Rules);
+            let rules = read_rules(&config, shipped.clone()).map_err(ReloadError::Rules);
             let rules = rules.and_then(|rules| match rules.want_journal() && !has_journal {
                 true => Err(ReloadError::NoJournal),
                 false => Ok(rules),
@@ -906,6 +964,7 @@ impl Gateway {
             let (apps, mappings) = (self.apps.clone(), self.mappings.clone());
             let journal = self.journal.clone();
             let ingest = self.ingest.clone();
+            let uplink = self.uplink.clone();
             Arc::new(move || {
                 let latency = |quantile| outputs.latency.quantile(quantile).as_micros() as u64;
                 serde_json::json!({
@@ -922,6 +981,7 @@ impl Gateway {
                     "pipeline": pipeline.status(),
                     "ingest": ingest.as_deref().map(Ingest::status),
                     "journal": journal.as_ref().map(Journal::status),
+                    "uplink": uplink.as_deref().map(Uplink::status),
                     "latency_us": {
                         "count": outputs.latency.count(),
                         "p50": latency(0.5),
@@ -986,6 +1046,7 @@ impl Gateway {
                 let dead_letters = self.dead_letters.clone();
                 let journal = self.journal.clone();
                 let ingest = self.ingest.clone();
+                let uplink = self.uplink.clone();
                 let updates = self.config.ota.clone();
                 let publish = Arc::new(move || {
                     if !updates.channel.is_empty()
@@ -994,6 +1055,7 @@ impl Gateway {
                         tracing::warn!(%error, "no metrics of updates");
                     }
                     journal.iter().for_each(Journal::record_metrics);
+                    uplink.iter().for_each(|uplink| uplink.record_metrics());
                     broker.record_metrics();
                     ingest.iter().for_each(|ingest| ingest.record_metrics());
                     dead_letters.record_metrics();
@@ -1046,6 +1108,7 @@ impl Gateway {
         systemd::stopping();
         self.broker.drain();
         self.ingest.iter().for_each(|ingest| ingest.drain());
+        self.uplink.iter().for_each(|uplink| uplink.drain());
         self.pipeline.drain();
         // What has come in reaches the apps,
         while self.pipeline.queued() > 0 && Instant::now() < deadline {
@@ -1085,6 +1148,14 @@ impl Gateway {
             let close = tokio::task::spawn_blocking(move || ingest.close());
             if tokio::time::timeout(left, close).await.is_err() {
                 tracing::warn!("some ingest clients could not be told the end in time");
+            }
+        }
+        if let Some(uplink) = self.uplink {
+            let close = tokio::task::spawn_blocking(move || uplink.close());
+            if tokio::time::timeout(UPLINK_CLOSE, close).await.is_err() {
+                tracing::warn!(
+                    "the links did not end in time; what they sent last may be sent again"
+                );
             }
         }
         if let Some(journal) = self.journal {

@@ -127,6 +127,7 @@ pub(crate) fn meaning(reason: Reason) -> &'static str {
         Reason::Shed => "the realtime lane could not keep up",
         Reason::Looped => "it came through too many apps",
         Reason::Unreadable => "no mapping could read it",
+        Reason::NotShipped => "the other side of a link does not take it",
         other => other.as_str(),
     }
 }

@@ -87,7 +87,26 @@ impl Intake {
             qos: QoS::AtLeastOnce,
             ..Message::new(topic, payload)
         };
-        self.publish(message, treatment, key, now);
+        self.publish(message, treatment, key, None, now);
+    }
+
+    /// Collects an event that came by a link: it is on disk when it is settled, and `key` tells it from others,
+    /// whatever the rules say of its topic.
+    pub fn publish_linked(
+        &mut self,
+        topic: Topic,
+        payload: Bytes,
+        key: DedupKey,
+        origin: u32,
+        now: Instant,
+    ) {
+        let mut treatment = self.tap.treatment(&topic);
+        treatment.durable = true;
+        let message = Message {
+            qos: QoS::AtLeastOnce,
+            ..Message::new(topic, payload)
+        };
+        self.publish(message, treatment, Some(key), Some(origin), now);
     }
 
     /// Collects an MQTT message.
@@ -102,7 +121,7 @@ impl Intake {
                 }),
             false => None,
         };
-        self.publish(message, treatment, key, now);
+        self.publish(message, treatment, key, None, now);
     }
 
     /// Collects a message for everyone who is to get it.
@@ -111,6 +130,7 @@ impl Intake {
         message: Message,
         treatment: Treatment,
         key: Option<DedupKey>,
+        origin: Option<u32>,
         now: Instant,
     ) {
         let topic = message.topic.clone();
@@ -136,7 +156,7 @@ impl Intake {
             } else {
                 let id = key.map(|key| key.0);
                 self.records
-                    .push(&topic, &message.payload, timestamp_ns, id);
+                    .push(&topic, &message.payload, timestamp_ns, id, origin);
                 if let Some(key) = key
                     && claim == Some(Claim::New)
                 {

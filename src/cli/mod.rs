@@ -33,6 +33,7 @@ mod send;
 mod status;
 #[cfg(feature = "compiler")]
 mod tryout;
+mod uplink;
 mod user;
 mod why;
 
@@ -98,6 +99,9 @@ enum Command {
     /// Look at the journal, which has durable events on disk
     #[command(subcommand)]
     Journal(journal::JournalCommand),
+    /// Look at the links to other machines
+    #[command(subcommand)]
+    Uplink(uplink::UplinkCommand),
     Reload(reload::ReloadArgs),
     /// Write, list and bless boot entries
     #[command(subcommand)]
@@ -155,6 +159,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::DeadLetters(args) => dead_letters::run(args, &cli.global, &output),
         Command::Why(args) => why::run(args, &cli.global, &output).map(succeed),
         Command::Journal(command) => journal::run(command, &cli.global, &output),
+        Command::Uplink(command) => uplink::run(command, &cli.global, &output),
         Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
         Command::Boot(command) => boot::run(command, &output).map(succeed),
         Command::User(command) => user::run(command, &cli.global, &output).map(succeed),

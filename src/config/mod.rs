@@ -27,7 +27,7 @@ pub(crate) use suggest::nearest;
 pub use tree::{
     AdminConfig, AppsConfig, AuthConfig, BatchConfig, Config, HealthConfig, IngestConfig,
     LogConfig, MappingsConfig, MetricsConfig, MqttConfig, OtaConfig, PipelineConfig,
-    ShutdownConfig, StoreConfig, TlsConfig, WebSocketConfig, keys,
+    ShutdownConfig, StoreConfig, TlsConfig, UplinkConfig, WebSocketConfig, keys,
 };
 pub use value::{
     AddressError, Anonymous, AppNames, ClientCertificates, ListenAddress, LogFormat, RebootWhen,

@@ -83,6 +83,7 @@ pub struct Config {
     pub ingest: IngestConfig,
     pub apps: AppsConfig,
     pub mappings: MappingsConfig,
+    pub uplink: UplinkConfig,
     pub ota: OtaConfig,
     pub metrics: MetricsConfig,
     pub admin: AdminConfig,
@@ -100,6 +101,7 @@ pub(super) const SECTIONS: &[&Section] = &[
     &IngestConfig::SECTION,
     &AppsConfig::SECTION,
     &MappingsConfig::SECTION,
+    &UplinkConfig::SECTION,
     &OtaConfig::SECTION,
     &MetricsConfig::SECTION,
     &AdminConfig::SECTION,
@@ -117,6 +119,7 @@ impl Config {
             ingest: IngestConfig::read(values),
             apps: AppsConfig::read(values),
             mappings: MappingsConfig::read(values),
+            uplink: UplinkConfig::read(values),
             ota: OtaConfig::read(values),
             metrics: MetricsConfig::read(values),
             admin: AdminConfig::read(values),
@@ -450,6 +453,18 @@ section! {
         preinstalled: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
         /// Most events that wait for the mappings.
         queue_events: usize = integer(1, 1_048_576), Preset::Text("8192");
+    }
+}
+
+section! {
+    /// Links to other machines, to which what is in the journal is shipped, and from which commands come.
+    UplinkConfig = "uplink" {
+        /// File with the links, as TOML. Read at the start. "" has none.
+        links_file: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// Name of this gateway: no other one on the other side of its links has it. "" for the machine's host name.
+        gateway: String = Kind::Checked(&WORD), Preset::Text("");
+        /// Name of the place with the gateways that belong together.
+        site: String = Kind::Checked(&WORD), Preset::Text("site");
     }
 }
 

@@ -11,6 +11,9 @@ use super::disk::sync_folder;
 
 const FILE: &str = "epochs";
 
+/// What was written longer ago is not asked for.
+const KEPT: usize = 64;
+
 /// The number of an epoch: of 16 hexadecimal digits in text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch(u64);
@@ -37,8 +40,7 @@ pub struct Epochs {
 }
 
 impl Epochs {
-    /// Begins an epoch at the sequence `next`, and forgets those of which the journal has no event, the oldest of
-    /// which is `first`.
+    /// Begins an epoch at the sequence `next`. The oldest event of the journal is `first`.
     pub(super) fn begin(folder: &Path, first: u64, next: u64) -> io::Result<Epochs> {
         let path = folder.join(FILE);
         let text = match fs::read_to_string(&path) {
@@ -54,8 +56,7 @@ impl Epochs {
             begun.clear();
         }
         begun.retain(|(began, _)| *began < next);
-        let known = begun.partition_point(|(began, _)| *began <= first);
-        begun.drain(..known.saturating_sub(1));
+        begun.drain(..begun.len().saturating_sub(KEPT));
         if begun.is_empty() && first < next {
             begun.push((first, random()));
         }
@@ -107,9 +108,12 @@ mod tests {
         assert_ne!(second.of(10), first.of(10));
         assert!(second.has(first.of(0), 3));
         assert!(!second.has(first.of(0), 10));
-        let third = Epochs::begin(folder.path(), 12, 20).unwrap();
-        assert_eq!(third.of(13), second.of(13));
-        assert!(!third.has(first.of(0), 3), "none of these is left");
+        let mut last = second.clone();
+        for next in 20..20 + KEPT as u64 {
+            last = Epochs::begin(folder.path(), 12, next).unwrap();
+        }
+        assert_eq!(last.of(13), second.of(13));
+        assert!(!last.has(first.of(0), 3), "it was long ago");
     }
 
     #[test]

@@ -8,9 +8,11 @@ pub(super) const HEADER_BYTES: usize = 32;
 const SEGMENT_MAGIC: [u8; 8] = *b"HGJRNL\0\x01";
 const RECORD_HEADER_BYTES: usize = 14;
 
-/// In the length of a payload, which has 28 bits: a key follows.
+/// In the length of a payload, which has 28 bits: a key follows, an origin does.
 const WITH_KEY: u32 = 1 << 31;
+const WITH_ORIGIN: u32 = 1 << 30;
 const KEY_BYTES: usize = 16;
+const ORIGIN_BYTES: usize = 4;
 
 /// Records of events that have no sequence yet.
 #[derive(Debug, Default)]
@@ -21,25 +23,29 @@ pub struct Records {
 
 impl Records {
     /// `topic` has at most 65,535 bytes and `payload` at most 256 MiB, as in MQTT.
-    /// `key` tells its duplicates.
+    /// `key` tells its duplicates; `origin` the link that it came by.
     pub fn push(
         &mut self,
         topic: &Topic,
         payload: &[u8],
         timestamp_ns: u64,
         key: Option<[u8; KEY_BYTES]>,
+        origin: Option<u32>,
     ) {
         let topic = topic.as_bytes();
         self.body
-            .reserve(RECORD_HEADER_BYTES + KEY_BYTES + topic.len() + payload.len());
+            .reserve(RECORD_HEADER_BYTES + KEY_BYTES + ORIGIN_BYTES + topic.len() + payload.len());
         self.body.extend_from_slice(&timestamp_ns.to_le_bytes());
         self.body
             .extend_from_slice(&(topic.len() as u16).to_le_bytes());
-        let flag = if key.is_some() { WITH_KEY } else { 0 };
-        self.body
-            .extend_from_slice(&(payload.len() as u32 | flag).to_le_bytes());
+        let mut length = payload.len() as u32;
+        length |= key.map_or(0, |_| WITH_KEY) | origin.map_or(0, |_| WITH_ORIGIN);
+        self.body.extend_from_slice(&length.to_le_bytes());
         self.body
             .extend_from_slice(key.as_ref().map_or(&[], |key| key));
+        if let Some(origin) = origin {
+            self.body.extend_from_slice(&origin.to_le_bytes());
+        }
         self.body.extend_from_slice(topic);
         self.body.extend_from_slice(payload);
         self.count += 1;
@@ -152,6 +158,8 @@ pub struct Record {
     pub payload: Bytes,
     /// What tells its duplicates.
     pub key: Option<[u8; KEY_BYTES]>,
+    /// The link that it came by.
+    pub origin: Option<u32>,
 }
 
 /// A frame whose checksums are right.
@@ -179,11 +187,16 @@ pub(super) fn parse_body(header: &FrameHeader, body: Bytes) -> Option<Frame> {
         let head = rest.split_to(RECORD_HEADER_BYTES);
         let topic_bytes = usize::from(u16::from_le_bytes([head[8], head[9]]));
         let length = u32_at(&head, 10);
-        let payload_bytes = (length & !WITH_KEY) as usize;
+        let payload_bytes = (length & !(WITH_KEY | WITH_ORIGIN)) as usize;
         let key = match length & WITH_KEY {
             0 => None,
             _ if rest.len() < KEY_BYTES => return None,
             _ => rest.split_to(KEY_BYTES).first_chunk().copied(),
+        };
+        let origin = match length & WITH_ORIGIN {
+            0 => None,
+            _ if rest.len() < ORIGIN_BYTES => return None,
+            _ => Some(u32_at(&rest.split_to(ORIGIN_BYTES), 0)),
         };
         if rest.len() < topic_bytes + payload_bytes {
             return None;
@@ -195,6 +208,7 @@ pub(super) fn parse_body(header: &FrameHeader, body: Bytes) -> Option<Frame> {
             topic,
             payload: rest.split_to(payload_bytes),
             key,
+            origin,
         });
     }
     rest.is_empty().then_some(Frame::Events(records))

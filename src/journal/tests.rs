@@ -38,7 +38,7 @@ fn append(journal: &Journal, payloads: &[&str]) -> (Receipt, u64) {
     let mut records = Records::default();
     for payload in payloads {
         let topic = Topic::new("plant/a").unwrap();
-        records.push(&topic, payload.as_bytes(), 7, None);
+        records.push(&topic, payload.as_bytes(), 7, None, None);
     }
     let receipt = journal.receipt();
     let next = journal.try_append(&records, &receipt).unwrap();
@@ -419,7 +419,13 @@ fn what_waits_for_a_disk_that_refuses_has_a_bound_and_comes_after_it() {
     until_failing(&journal);
     let append = |payload: &str| {
         let mut records = Records::default();
-        records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7, None);
+        records.push(
+            &Topic::new("plant/a").unwrap(),
+            payload.as_bytes(),
+            7,
+            None,
+            None,
+        );
         Box::pin(journal.append(records, journal.receipt(), || {}))
     };
     let mut waiting: Vec<_> = (0..12).map(|_| append(&payload)).collect();
@@ -453,7 +459,7 @@ fn who_must_not_wait_for_a_disk_that_refuses_is_told_when_there_is_no_room() {
     until_failing(&journal);
     let mut records = Records::default();
     let payload = vec![b'x'; 8 << 20];
-    records.push(&Topic::new("plant/a").unwrap(), &payload, 7, None);
+    records.push(&Topic::new("plant/a").unwrap(), &payload, 7, None, None);
     let append_until_full = async {
         let mut taken = 0;
         while journal
@@ -547,7 +553,7 @@ fn a_write_that_was_made_twice_is_read_once() {
     leave(&journal, receipts);
     // As after an fdatasync that failed: the same events begin the next segment.
     let mut records = Records::default();
-    records.push(&Topic::new("plant/a").unwrap(), b"b", 7, None);
+    records.push(&Topic::new("plant/a").unwrap(), b"b", 7, None, None);
     let mut next = frame::segment_header(1, 0).to_vec();
     records.write(1, 0, records.checksum(), &mut next);
     fs::write(segment::path(&config.folder, 1), next).unwrap();
@@ -576,10 +582,16 @@ fn keys_come_back_with_their_age_and_only_as_old_as_they_are_wanted() {
     let hours_ago = |hours: u64| now - hours * 3_600_000_000_000;
     let topic = Topic::new("plant/a").unwrap();
     let mut records = Records::default();
-    records.push(&topic, b"without", hours_ago(1), None);
-    records.push(&topic, b"with", hours_ago(1), Some([7; 16]));
+    records.push(&topic, b"without", hours_ago(1), None, None);
+    records.push(&topic, b"with", hours_ago(1), Some([7; 16]), None);
     // The clock was wrong.
-    records.push(&topic, b"to come", now + 3_600_000_000_000, Some([8; 16]));
+    records.push(
+        &topic,
+        b"to come",
+        now + 3_600_000_000_000,
+        Some([8; 16]),
+        None,
+    );
     let receipt = journal.receipt();
     let next = journal.try_append(&records, &receipt).unwrap();
     assert!(synced(&journal, next));
@@ -621,7 +633,7 @@ fn a_clock_that_was_set_back_and_put_right_makes_no_key_older_than_one_before_it
     for (key, minutes_ago) in [(1, 30), (2, 200), (3, 190)] {
         let mut records = Records::default();
         let at = now - minutes_ago * 60_000_000_000;
-        records.push(&topic, b"x", at, Some([key; 16]));
+        records.push(&topic, b"x", at, Some([key; 16]), None);
         let receipt = journal.receipt();
         let next = journal.try_append(&records, &receipt).unwrap();
         assert!(synced(&journal, next));
@@ -686,7 +698,13 @@ fn it_is_said_when_events_are_on_their_way_and_never_of_those_that_are_not() {
     let on_their_way = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let append = |bytes: usize| {
         let mut records = Records::default();
-        records.push(&Topic::new("plant/a").unwrap(), &vec![0; bytes], 7, None);
+        records.push(
+            &Topic::new("plant/a").unwrap(),
+            &vec![0; bytes],
+            7,
+            None,
+            None,
+        );
         let count = on_their_way.clone();
         journal.append(records, journal.receipt(), move || {
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -725,7 +743,7 @@ proptest! {
             let mut records = Records::default();
             let first = written.len() as u64;
             for payload in payloads {
-                records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7, None);
+                records.push(&Topic::new("plant/a").unwrap(), payload.as_bytes(), 7, None, None);
                 written.push((written.len() as u64, payload.clone()));
             }
             records.write(first, 0, records.checksum(), &mut bytes);

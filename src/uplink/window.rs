@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// However bad the link is, so much may be on its way.
 const LEAST_BYTES: usize = 64 << 10;
 
+/// Most messages on their way: a server of streams takes 10,000 before it refuses more.
+const MOST_MESSAGES: usize = 4096;
+
 /// Messages of the journal, from the first that was not acknowledged on.
 #[derive(Debug)]
 pub struct Window<M> {
@@ -23,7 +26,8 @@ pub struct Window<M> {
     next: u64,
     /// Those before this one are on their way, or done.
     unsent: usize,
-    /// Of those on their way.
+    /// Of those on their way: how many, and how large.
+    in_flight: usize,
     bytes: usize,
     /// Of all.
     held_bytes: usize,
@@ -44,6 +48,8 @@ struct Entry<M> {
     bytes: usize,
     /// In this attempt.
     sent: Option<Instant>,
+    /// In an earlier one.
+    was_sent: bool,
     done: bool,
     message: M,
 }
@@ -56,7 +62,17 @@ pub struct Outgoing<'a, M> {
     pub attempt: u64,
     /// The number in the stream of the message that it follows.
     pub follows: Option<u64>,
+    /// It was sent before.
+    pub again: bool,
     pub message: &'a M,
+}
+
+/// A message that the other side has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    pub bytes: usize,
+    /// In the last attempt, if it was.
+    pub sent: Option<Instant>,
 }
 
 /// The end of a stream.
@@ -89,6 +105,7 @@ impl<M> Window<M> {
             messages: VecDeque::new(),
             next,
             unsent: 0,
+            in_flight: 0,
             bytes: 0,
             held_bytes: 0,
             limit: (max_bytes / 8).max(LEAST_BYTES),
@@ -116,18 +133,24 @@ impl<M> Window<M> {
         self.next
     }
 
-    /// How many are on their way, or wait for it.
-    pub fn len(&self) -> usize {
-        self.messages.len()
-    }
-
+    /// Whether nothing is on its way or waits for it.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
+    /// How many are on their way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The oldest message that was not acknowledged.
+    pub fn front(&self) -> Option<&M> {
+        self.messages.front().map(|first| &first.message)
+    }
+
     /// Whether more may be taken in.
     pub fn has_room(&self) -> bool {
-        self.held_bytes < self.limit
+        self.held_bytes < self.limit && self.messages.len() < 2 * MOST_MESSAGES
     }
 
     /// Takes a message in. What the stream is known to have is left out.
@@ -141,6 +164,7 @@ impl<M> Window<M> {
             sequence,
             bytes,
             sent: None,
+            was_sent: false,
             done: false,
             message,
         });
@@ -157,7 +181,8 @@ impl<M> Window<M> {
             self.unsent += 1;
         }
         let entry = self.messages.get_mut(self.unsent)?;
-        if self.bytes > 0 && self.bytes + entry.bytes > self.limit {
+        let is_full = self.bytes + entry.bytes > self.limit || self.in_flight >= MOST_MESSAGES;
+        if is_full && self.in_flight > 0 {
             return None;
         }
         if self.exclusive && self.tail.is_none() {
@@ -166,18 +191,20 @@ impl<M> Window<M> {
         let follows = self.tail;
         self.tail = follows.map(|number| number + 1);
         self.unsent += 1;
+        self.in_flight += 1;
         self.bytes += entry.bytes;
         entry.sent = Some(now);
         Some(Outgoing {
             sequence: entry.sequence,
             attempt: self.attempt,
             follows,
+            again: entry.was_sent,
             message: &entry.message,
         })
     }
 
-    /// The other side has taken a message, in whatever attempt. Returns when it was sent last, if that is news.
-    pub fn acknowledge(&mut self, sequence: u64) -> Option<Instant> {
+    /// The other side has taken a message, in whatever attempt. None: that is no news.
+    pub fn acknowledge(&mut self, sequence: u64) -> Option<Acknowledged> {
         let index = self.find(sequence)?;
         let entry = &mut self.messages[index];
         if entry.done {
@@ -187,11 +214,12 @@ impl<M> Window<M> {
         let sent = entry.sent.take();
         let bytes = entry.bytes;
         if sent.is_some() {
+            self.in_flight -= 1;
             self.bytes -= bytes;
         }
         self.limit = (self.limit + bytes).min(self.max_bytes);
         self.advance();
-        sent
+        Some(Acknowledged { bytes, sent })
     }
 
     /// The other side will never take a message: it is done with. None if it is none of those that wait. To go on
@@ -203,6 +231,7 @@ impl<M> Window<M> {
         }
         let entry = self.messages.remove(index)?;
         if entry.sent.is_some() {
+            self.in_flight -= 1;
             self.bytes -= entry.bytes;
         }
         self.held_bytes -= entry.bytes;
@@ -234,10 +263,11 @@ impl<M> Window<M> {
     /// Something went wrong: what was not acknowledged is to be sent again, and less at a time.
     pub fn go_back(&mut self) {
         for entry in self.messages.iter_mut().take(self.unsent) {
-            entry.sent = None;
+            entry.was_sent |= entry.sent.take().is_some();
         }
         self.attempt += 1;
         self.unsent = 0;
+        self.in_flight = 0;
         self.bytes = 0;
         self.tail = None;
         self.limit = (self.limit / 2).max(LEAST_BYTES);
@@ -285,6 +315,7 @@ impl<M> Window<M> {
     fn advance(&mut self) {
         while let Some(done) = self.messages.pop_front_if(|entry| entry.done) {
             if done.sent.is_some() {
+                self.in_flight -= 1;
                 self.bytes -= done.bytes;
             }
             self.held_bytes -= done.bytes;

@@ -1,0 +1,417 @@
+//! Ships what a [`Feed`] has to a stream.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap, HeaderName, Subscriber};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::connection::{Connected, PATIENCE, State, has_changed, is_other, told_to_stop};
+use super::feed::{Feed, Message, SAVE_EVERY};
+use super::links::Destination;
+use super::stream::{self, Answer, MESSAGE_ID, MessageId};
+use super::subject::Template;
+use super::window::{Resumed, Tail};
+use crate::journal::{Epochs, Record};
+use crate::remote::Remote;
+
+/// Messages that are sent, or acknowledgements that are read, before the other is looked at.
+const AT_ONCE: usize = 64;
+
+/// When the gateway ends: for what is on its way to be acknowledged.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What a message takes beside its payload: headers, at the most, and without the topic.
+const HEADER_BYTES: usize = 256;
+
+const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
+const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
+const TIMESTAMP: HeaderName = HeaderName::from_static("Headgate-Timestamp");
+const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
+
+/// One way to a stream.
+pub(super) struct Shipping {
+    feed: Feed,
+    state: State,
+    remote: Arc<Remote>,
+    stream: String,
+    subject: Template,
+    exclusive: bool,
+    create: Option<Box<async_nats::jetstream::stream::Config>>,
+}
+
+/// Why a session with a stream has ended.
+enum End {
+    /// The gateway ends.
+    Stopped,
+    /// What was on its way may not have arrived.
+    Again,
+    /// Nothing goes for the time being.
+    Failed(String),
+}
+
+impl Shipping {
+    /// The destination is a stream.
+    pub(super) fn new(feed: Feed, state: State, remote: Arc<Remote>) -> Shipping {
+        let Destination::Stream {
+            stream,
+            subject,
+            exclusive,
+            create,
+        } = feed.ship().to.clone()
+        else {
+            unreachable!("its link says so");
+        };
+        Shipping {
+            feed,
+            state,
+            remote,
+            stream,
+            subject,
+            exclusive,
+            create,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut pauses = PATIENCE.pauses();
+        loop {
+            let shipped = self.feed.progress.events.load(Ordering::Relaxed);
+            let end = self.session(&mut stop).await;
+            self.feed.window.go_back();
+            self.feed.tick(Instant::now());
+            self.feed.show();
+            if self.feed.progress.events.load(Ordering::Relaxed) > shipped {
+                pauses = PATIENCE.pauses();
+            }
+            match end {
+                End::Stopped => break,
+                End::Again => {}
+                End::Failed(why) => self.feed.progress.failed(&self.feed.link().name, &why),
+            }
+            let pause = pauses.next().unwrap_or(PATIENCE.longest_pause);
+            if timeout(pause, told_to_stop(&mut stop)).await.is_ok() {
+                break;
+            }
+        }
+        self.feed.close().await;
+    }
+
+    /// Ships while all goes well.
+    async fn session(&mut self, stop: &mut watch::Receiver<bool>) -> End {
+        let connected = {
+            let mut ticks = ticks();
+            loop {
+                let up = |state: &Option<Connected>| state.as_ref().is_some_and(|state| state.up);
+                tokio::select! {
+                    state = self.state.wait_for(up) => match state {
+                        Ok(state) => break state.clone().expect("it is up"),
+                        // The link ends with the gateway.
+                        Err(_) => return End::Stopped,
+                    },
+                    () = told_to_stop(stop) => return End::Stopped,
+                    _ = ticks.tick() => self.feed.tick(Instant::now()),
+                }
+            }
+        };
+        let client = connected.client.clone();
+        let most_bytes = tokio::select! {
+            begun = self.begin(&client) => match begun {
+                Ok(most_bytes) => most_bytes,
+                Err(end) => return end,
+            },
+            () = told_to_stop(stop) => return End::Stopped,
+        };
+        let inbox = client.new_inbox();
+        let subscribed = timeout(PATIENCE.timeout, client.subscribe(format!("{inbox}.*.*"))).await;
+        let mut answers = match subscribed {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(error)) => {
+                return End::Failed(format!("can't subscribe to acknowledgements: {error}"));
+            }
+            Err(_) => return End::Again,
+        };
+        let mut state = self.state.clone();
+        let mut ticks = ticks();
+        loop {
+            if let Err(error) = self.fill(most_bytes) {
+                return End::Failed(format!("can't read the journal: {error}"));
+            }
+            let mut moved = false;
+            match self.send(&client, &inbox).await {
+                Ok(sent) => moved |= sent > 0,
+                Err(end) => return end,
+            }
+            match self.take_answers(&inbox, &mut answers) {
+                Ok(taken) => moved |= taken > 0,
+                Err(end) => return end,
+            }
+            if moved {
+                // The connection works in the same thread.
+                tokio::task::yield_now().await;
+                if ticks.tick().now_or_never().is_some() {
+                    self.tick();
+                }
+                let stops = *stop.borrow();
+                if stops {
+                    return self.leave(&inbox, &mut answers).await;
+                }
+                if is_other(&self.state.borrow(), connected.number) {
+                    return End::Again;
+                }
+                continue;
+            }
+            let deadline = self.feed.window.deadline(self.feed.link().timeout);
+            let overdue = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let has_room = self.feed.window.has_room();
+            tokio::select! {
+                answer = answers.next() => match answer {
+                    Some(answer) => if let Err(end) = self.take_answer(&inbox, &answer) {
+                        return end;
+                    },
+                    None => return End::Again,
+                },
+                // When the journal is closed, the gateway ends.
+                true = self.feed.ready(), if has_room => {}
+                () = overdue => {
+                    let patience = self.feed.link().timeout;
+                    // Whoever is silent for so long may be gone.
+                    let reconnected = timeout(PATIENCE.timeout, client.force_reconnect()).await;
+                    tracing::debug!(was_asked = reconnected.is_ok(), "connecting anew");
+                    return End::Failed(format!("stream {:?} has acknowledged nothing for {patience:?}", self.stream));
+                }
+                () = has_changed(&mut state, connected.number) => return End::Again,
+                () = told_to_stop(stop) => return self.leave(&inbox, &mut answers).await,
+                _ = ticks.tick() => self.tick(),
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.feed.tick(Instant::now());
+        self.feed.show();
+    }
+
+    /// Finds the stream, and where to go on. Returns how large a payload may be.
+    async fn begin(&mut self, client: &Client) -> Result<usize, End> {
+        let found =
+            stream::look_up(&self.remote, client, &self.stream, self.create.as_deref()).await;
+        let found = found.map_err(End::Failed)?;
+        let info = found.cached_info();
+        let covering = self.subject.covering();
+        if !stream::covers(&info.config.subjects, &covering) {
+            return Err(End::Failed(format!(
+                "stream {:?} takes {}, and not {covering}: add that to its subjects, or change `subject` of [[link.ship]]",
+                self.stream,
+                info.config.subjects.join(", ")
+            )));
+        }
+        if self.exclusive {
+            let last = stream::last_id(&self.remote, &found)
+                .await
+                .map_err(End::Failed)?;
+            let id: Option<MessageId> = last.as_deref().and_then(|last| last.parse().ok());
+            let ours = id.as_ref().filter(|id| {
+                id.gateway == self.feed.gateway() && self.feed.knows(id.epoch, id.sequence)
+            });
+            let had = self.feed.window.last();
+            if ours.is_none() && had.is_some() && info.state.messages > 0 {
+                self.tell_of_other_writer(last.as_deref());
+            }
+            let tail = Tail {
+                number: info.state.last_sequence,
+                ours: ours.map(|id| id.sequence),
+            };
+            let again = match self.feed.window.resume(tail) {
+                Resumed::Onward => None,
+                Resumed::Lost { from } => Some((from, tail.ours)),
+                Resumed::Empty => Some((self.feed.safe(), None)),
+            };
+            if let Some((from, last)) = again {
+                tracing::error!(
+                    link = self.feed.link().name,
+                    stream = self.stream,
+                    from,
+                    "the stream has lost what it had acknowledged: events go there again from this sequence on"
+                );
+                self.feed
+                    .rewind(from, last)
+                    .map_err(|error| End::Failed(error.to_string()))?;
+                self.feed.window.resume(tail);
+            }
+        }
+        let payload = client.max_payload();
+        let message = usize::try_from(info.config.max_message_size).unwrap_or(payload);
+        Ok(payload.min(message))
+    }
+
+    fn tell_of_other_writer(&self, last: Option<&str>) {
+        let who = match last.map(str::parse::<MessageId>) {
+            Some(Ok(id)) if id.gateway == self.feed.gateway() => {
+                format!(
+                    "another gateway that is named {:?}, too (uplink.gateway), or this one with another journal,",
+                    id.gateway
+                )
+            }
+            Some(Ok(id)) => format!("gateway {:?}", id.gateway),
+            _ => "somebody else".to_owned(),
+        };
+        let why = format!(
+            "{who} writes to stream {:?}, which is to be exclusive: give each gateway a stream of its own, or set \
+             exclusive = false in [[link.ship]] of both",
+            self.stream
+        );
+        self.feed.progress.failed(&self.feed.link().name, &why);
+    }
+
+    fn fill(&mut self, most_bytes: usize) -> std::io::Result<()> {
+        let subject = &self.subject;
+        let topic_bytes = |record: &Record| match subject.has_topic() {
+            true => 0,
+            false => record.topic.as_bytes().len(),
+        };
+        self.feed.fill(|record| {
+            match record.payload.len() + topic_bytes(record) + HEADER_BYTES > most_bytes {
+                // An exact sum would not be worth its while: who is so close to the limit has to raise it.
+                true => Err("with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)"),
+                false => Ok(subject.fill(record.topic.as_str())),
+            }
+        })
+    }
+
+    /// Sends a batch.
+    async fn send(&mut self, client: &Client, inbox: &str) -> Result<usize, End> {
+        let now = Instant::now();
+        let sources = self.feed.sources().clone();
+        let (gateway, epochs) = (&sources.gateway, sources.journal.epochs());
+        let progress = self.feed.progress.clone();
+        let patience = self.feed.link().timeout;
+        let mut sent = 0;
+        while sent < AT_ONCE {
+            let Some(outgoing) = self.feed.window.send(now) else {
+                break;
+            };
+            let Message {
+                to,
+                topic,
+                payload,
+                timestamp_ns,
+            } = outgoing.message;
+            let mut headers = HeaderMap::new();
+            headers.insert(ID, id(gateway, epochs, outgoing.sequence));
+            if let Some(follows) = outgoing.follows {
+                headers.insert(FOLLOWS, follows.to_string());
+            }
+            headers.insert(TIMESTAMP, timestamp_ns.to_string());
+            if !self.subject.has_topic() {
+                headers.insert(TOPIC, topic.as_str());
+            }
+            if outgoing.again {
+                progress.resent.fetch_add(1, Ordering::Relaxed);
+            }
+            let reply = format!("{inbox}.{}.{}", outgoing.attempt, outgoing.sequence);
+            let publish =
+                client.publish_with_reply_and_headers(to.clone(), reply, headers, payload.clone());
+            // It waits for room where the connection is slow or gone.
+            let mut publish = pin!(publish);
+            let published = match publish.as_mut().now_or_never() {
+                Some(published) => published,
+                None => match timeout(patience, publish).await {
+                    Ok(published) => published,
+                    Err(_) => return Err(End::Again),
+                },
+            };
+            if let Err(error) = published {
+                let (sequence, why) = (outgoing.sequence, error.to_string());
+                match error.kind() {
+                    async_nats::PublishErrorKind::Send => return Err(End::Again),
+                    // This one can't be sent at all.
+                    _ => {
+                        self.feed.refuse(sequence, &why);
+                        return Err(End::Again);
+                    }
+                }
+            }
+            sent += 1;
+        }
+        Ok(sent)
+    }
+
+    /// Those that are there.
+    fn take_answers(&mut self, inbox: &str, answers: &mut Subscriber) -> Result<usize, End> {
+        let mut taken = 0;
+        while taken < 2 * AT_ONCE {
+            match answers.next().now_or_never() {
+                Some(Some(answer)) => self.take_answer(inbox, &answer)?,
+                Some(None) => return Err(End::Again),
+                None => break,
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    fn take_answer(&mut self, inbox: &str, message: &async_nats::Message) -> Result<(), End> {
+        let place = message.subject.strip_prefix(inbox).and_then(|rest| {
+            let (attempt, sequence) = rest.strip_prefix('.')?.split_once('.')?;
+            Some((attempt.parse::<u64>().ok()?, sequence.parse::<u64>().ok()?))
+        });
+        let Some((attempt, sequence)) = place else {
+            return Ok(());
+        };
+        let feed = &mut self.feed;
+        match Answer::of(message, &self.stream) {
+            Answer::Taken { duplicate } => {
+                if let Some(acknowledged) = feed.window.acknowledge(sequence) {
+                    feed.progress.acknowledged(acknowledged, duplicate);
+                }
+                Ok(())
+            }
+            // What was given up does not matter.
+            _ if !feed.window.is_current(attempt) => Ok(()),
+            Answer::OutOfOrder => Err(End::Again),
+            Answer::Refused(why) => {
+                feed.refuse(sequence, &why);
+                match self.exclusive {
+                    true => Err(End::Again),
+                    false => Ok(()),
+                }
+            }
+            Answer::NotNow(why) => Err(End::Failed(why)),
+        }
+    }
+
+    /// Waits a little for what is on its way.
+    async fn leave(&mut self, inbox: &str, answers: &mut Subscriber) -> End {
+        let rest = async {
+            while self.feed.window.in_flight() > 0 {
+                match answers.next().await {
+                    Some(answer) if self.take_answer(inbox, &answer).is_ok() => {}
+                    _ => break,
+                }
+            }
+        };
+        // What is not acknowledged by then is sent again at the next start.
+        let _ = timeout(FAREWELL, rest).await;
+        End::Stopped
+    }
+}
+
+fn id(gateway: &str, epochs: &Epochs, sequence: u64) -> String {
+    format!("{gateway}/{}/{sequence}", epochs.of(sequence))
+}
+
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = interval(SAVE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

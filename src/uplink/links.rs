@@ -1,0 +1,865 @@
+//! The file that says where events go and where commands come from. `docs/uplink.md` describes it.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{self, DiscardPolicy};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::subject::Template;
+use crate::event::TopicFilter;
+use crate::regular_file::{FileError, Flaw, line_of, parse_toml, read_and_parse};
+
+/// Links to other machines.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    pub links: Vec<Link>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Link {
+    pub name: String,
+    pub kind: Kind,
+    pub servers: Vec<String>,
+    pub login: Login,
+    pub tls: Tls,
+    /// Most bytes on their way without an acknowledgement, for each of `ship`.
+    pub max_inflight_bytes: usize,
+    /// An event may go from the journal when the other side has had it for so long.
+    pub hold: Duration,
+    /// For what is asked of the other side, and for its acknowledgements.
+    pub timeout: Duration,
+    pub ship: Vec<Ship>,
+    pub take: Vec<Take>,
+}
+
+/// What the other side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    JetStream,
+    Mqtt,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::JetStream => "jetstream",
+            Kind::Mqtt => "mqtt",
+        }
+    }
+}
+
+/// How the gateway says who it is. Files are read at each attempt to connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Login {
+    #[default]
+    None,
+    Password {
+        user: String,
+        file: PathBuf,
+    },
+    Token(PathBuf),
+    Nkey(PathBuf),
+    Credentials(PathBuf),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    pub ca_file: Option<PathBuf>,
+    /// The gateway's own certificate, and its key.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// What is shipped.
+#[derive(Clone, Debug)]
+pub struct Ship {
+    pub topics: Vec<TopicFilter>,
+    /// Unique in its link: it names the cursor.
+    pub name: String,
+    pub to: Destination,
+    /// Where to begin when there is no cursor yet.
+    pub start: Start,
+}
+
+#[derive(Clone, Debug)]
+pub enum Destination {
+    Stream {
+        stream: String,
+        subject: Template,
+        exclusive: bool,
+        /// Made with these settings if it is not there.
+        create: Option<Box<stream::Config>>,
+    },
+    Topic {
+        /// Put before the topic, and taken away from it.
+        add: String,
+        strip: String,
+    },
+}
+
+/// Where a link begins that has never shipped anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// With what comes.
+    #[default]
+    New,
+    /// With the oldest that there is.
+    Oldest,
+}
+
+/// What is taken from the other side.
+#[derive(Clone, Debug)]
+pub struct Take {
+    pub name: String,
+    pub from: Source,
+    /// Where to begin in a stream that nothing was taken from before.
+    pub start: Start,
+}
+
+#[derive(Clone, Debug)]
+pub enum Source {
+    Stream {
+        stream: String,
+        subjects: Vec<String>,
+        /// Put before the topic that the subject is.
+        add: String,
+        /// So many levels of it are left out first.
+        skip_levels: usize,
+    },
+    Topics {
+        filters: Vec<TopicFilter>,
+        add: String,
+        strip: String,
+    },
+}
+
+/// Who this gateway is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub gateway: &'a str,
+    pub site: &'a str,
+}
+
+impl Links {
+    pub fn read(path: &Path, place: Place<'_>) -> Result<Links, FileError> {
+        let if_missing = "make it, or set uplink.links_file to \"\"";
+        let mut links = read_and_parse(path, if_missing, |contents| parse(contents, place))?;
+        // What it names lies beside it.
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for link in &mut links.links {
+            for file in link.files() {
+                *file = folder.join(&*file);
+            }
+        }
+        Ok(links)
+    }
+
+    /// All that is shipped, which the journal therefore is to have.
+    pub fn topics(&self) -> Vec<TopicFilter> {
+        let ships = self.links.iter().flat_map(|link| &link.ship);
+        ships.flat_map(|ship| ship.topics.iter().cloned()).collect()
+    }
+}
+
+impl Links {
+    /// Whether events come by any of them.
+    pub fn take_anything(&self) -> bool {
+        self.links.iter().any(|link| !link.take.is_empty())
+    }
+}
+
+impl Link {
+    /// Marks in the journal what came by it.
+    pub fn origin(&self) -> u32 {
+        crc32c::crc32c(self.name.as_bytes())
+    }
+
+    fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let login = match &mut self.login {
+            Login::None => None,
+            Login::Password { file, .. }
+            | Login::Token(file)
+            | Login::Nkey(file)
+            | Login::Credentials(file) => Some(file),
+        };
+        let own = self.tls.own.as_mut();
+        let own = own
+            .into_iter()
+            .flat_map(|(certificate, key)| [certificate, key]);
+        login.into_iter().chain(&mut self.tls.ca_file).chain(own)
+    }
+}
+
+/// The file as it stands there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinksFile {
+    #[serde(default)]
+    link: Vec<Spanned<LinkEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinkEntry {
+    name: Spanned<String>,
+    kind: Kind,
+    servers: Spanned<Vec<Spanned<String>>>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    nkey_file: Option<PathBuf>,
+    credentials_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    certificate_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    max_inflight_bytes: Option<Spanned<u64>>,
+    hold_s: Option<Spanned<u64>>,
+    timeout_ms: Option<Spanned<u64>>,
+    #[serde(default)]
+    ship: Vec<Spanned<ShipEntry>>,
+    #[serde(default)]
+    take: Vec<Spanned<TakeEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShipEntry {
+    topics: Vec<Spanned<String>>,
+    name: Option<Spanned<String>>,
+    #[serde(default)]
+    start: Start,
+    stream: Option<Spanned<String>>,
+    subject: Option<Spanned<String>>,
+    exclusive: Option<Spanned<bool>>,
+    create: Option<Spanned<Create>>,
+    add_prefix: Option<Spanned<String>>,
+    strip_prefix: Option<Spanned<String>>,
+}
+
+/// The settings of a stream that the gateway makes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    subjects: Option<Vec<String>>,
+    #[serde(default = "three")]
+    replicas: u8,
+    max_bytes: Option<u64>,
+    max_age_s: Option<u64>,
+    #[serde(default = "ten_minutes")]
+    duplicate_window_s: u64,
+    /// What is done when it is full.
+    #[serde(default)]
+    discard: Discard,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Discard {
+    #[default]
+    Old,
+    New,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TakeEntry {
+    name: Option<Spanned<String>>,
+    #[serde(default)]
+    start: Start,
+    stream: Option<Spanned<String>>,
+    subjects: Option<Vec<Spanned<String>>>,
+    skip_levels: Option<Spanned<usize>>,
+    topics: Option<Vec<Spanned<String>>>,
+    add_prefix: Option<Spanned<String>>,
+    strip_prefix: Option<Spanned<String>>,
+}
+
+fn three() -> u8 {
+    3
+}
+
+fn ten_minutes() -> u64 {
+    600
+}
+
+/// A flaw and where it is.
+type At = (Range<usize>, String);
+
+pub(super) fn parse(contents: &[u8], place: Place<'_>) -> Result<Links, Flaw> {
+    let file: LinksFile = parse_toml(contents)?;
+    let mut links: Vec<Link> = Vec::new();
+    for entry in file.link {
+        let span = entry.span();
+        let flaw = |(span, reason): At| Flaw {
+            line: Some(line_of(contents, span.start)),
+            reason,
+        };
+        let link = link(entry.into_inner(), span.clone(), place).map_err(flaw)?;
+        if links.iter().any(|other| other.name == link.name) {
+            let reason = format!(
+                "two links are named {:?}; their cursors go by it",
+                link.name
+            );
+            return Err(flaw((span, reason)));
+        }
+        links.push(link);
+    }
+    Ok(Links { links })
+}
+
+fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, At> {
+    let name = name(entry.name)?;
+    let login = login(
+        [entry.token_file, entry.nkey_file, entry.credentials_file],
+        entry.user,
+        entry.password_file,
+    )
+    .map_err(|reason| (span.clone(), format!("link {name:?}: {reason}")))?;
+    if entry.kind == Kind::Mqtt && !matches!(login, Login::None | Login::Password { .. }) {
+        let reason = format!("link {name:?}: an MQTT broker takes user and password_file");
+        return Err((span, reason));
+    }
+    let own = match (entry.certificate_file, entry.key_file) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            let reason = format!("link {name:?}: certificate_file and key_file go together");
+            return Err((span, reason));
+        }
+    };
+    let servers = servers(entry.kind, entry.servers)?;
+    let mut ships: Vec<Ship> = Vec::new();
+    for entry_of in entry.ship {
+        let span = entry_of.span();
+        let ship = ship(entry.kind, entry_of, place)?;
+        for other in &ships {
+            if other.name == ship.name {
+                let reason = format!(
+                    "link {name:?} ships twice as {:?}; give one of them a name of its own",
+                    ship.name
+                );
+                return Err((span, reason));
+            }
+            if let (
+                Destination::Stream {
+                    stream, exclusive, ..
+                },
+                Destination::Stream {
+                    stream: other,
+                    exclusive: too,
+                    ..
+                },
+            ) = (&ship.to, &other.to)
+                && stream == other
+                && (*exclusive || *too)
+            {
+                let reason = format!(
+                    "stream {stream:?} is exclusive, so only one [[link.ship]] can write to it: put the topics of \
+                     both into one, or set exclusive = false in both"
+                );
+                return Err((span, reason));
+            }
+        }
+        ships.push(ship);
+    }
+    let mut takes: Vec<Take> = Vec::new();
+    for entry_of in entry.take {
+        let span = entry_of.span();
+        let take = take(entry.kind, entry_of, place)?;
+        if takes.iter().any(|other| other.name == take.name) {
+            let reason = format!(
+                "link {name:?} takes twice as {:?}; give one of them a name of its own",
+                take.name
+            );
+            return Err((span, reason));
+        }
+        takes.push(take);
+    }
+    if ships.is_empty() && takes.is_empty() {
+        let reason = format!("link {name:?} does nothing; add [[link.ship]] or [[link.take]]");
+        return Err((span, reason));
+    }
+    let number = |key, value, min, max, preset| {
+        number(key, value, min, max).map(|value| value.unwrap_or(preset))
+    };
+    let max_inflight = number(
+        "max_inflight_bytes",
+        entry.max_inflight_bytes,
+        64 << 10,
+        1 << 30,
+        8 << 20,
+    )?;
+    let hold_s = number("hold_s", entry.hold_s, 0, 30 * 86_400, 180)?;
+    let timeout_ms = number("timeout_ms", entry.timeout_ms, 100, 600_000, 5_000)?;
+    Ok(Link {
+        name,
+        kind: entry.kind,
+        servers,
+        login,
+        tls: Tls {
+            ca_file: entry.ca_file,
+            own,
+        },
+        max_inflight_bytes: max_inflight as usize,
+        hold: Duration::from_secs(hold_s),
+        timeout: Duration::from_millis(timeout_ms),
+        ship: ships,
+        take: takes,
+    })
+}
+
+fn servers(kind: Kind, servers: Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, At> {
+    let schemes: &[&str] = match kind {
+        Kind::JetStream => &["nats", "tls"],
+        Kind::Mqtt => &["mqtt", "mqtts"],
+    };
+    if servers.get_ref().is_empty() {
+        let reason = format!("servers is empty; name one, as {}://host:port", schemes[0]);
+        return Err((servers.span(), reason));
+    }
+    let servers = servers.into_inner().into_iter().map(|server| {
+        let span = server.span();
+        let server = server.into_inner();
+        let flaw = |reason: String| (span.clone(), format!("server {server:?}: {reason}"));
+        let uri: axum::http::Uri = server.parse().map_err(|error| flaw(format!("{error}")))?;
+        let scheme = uri.scheme_str().unwrap_or_default();
+        if !schemes.contains(&scheme) {
+            return Err(flaw(format!("begins with {}://", schemes.join(":// or "))));
+        }
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err(flaw(
+                "passwords don't belong here: set user and password_file".into(),
+            ));
+        }
+        match uri.host().is_none_or(str::is_empty) || !matches!(uri.path(), "" | "/") {
+            true => Err(flaw(format!("is {}://host:port", schemes[0]))),
+            false => Ok(server),
+        }
+    });
+    servers.collect()
+}
+
+fn login(
+    [token, nkey, credentials]: [Option<PathBuf>; 3],
+    user: Option<String>,
+    password: Option<PathBuf>,
+) -> Result<Login, String> {
+    let mut logins = vec![
+        token.map(Login::Token),
+        nkey.map(Login::Nkey),
+        credentials.map(Login::Credentials),
+    ];
+    logins.push(match (user, password) {
+        (Some(user), Some(file)) => Some(Login::Password { user, file }),
+        (None, None) => None,
+        _ => return Err("user and password_file go together".into()),
+    });
+    let mut logins = logins.into_iter().flatten();
+    match (logins.next(), logins.next()) {
+        (login, None) => Ok(login.unwrap_or_default()),
+        _ => Err("more than one way to log in; leave one of user, token_file, nkey_file and credentials_file".into()),
+    }
+}
+
+fn ship(kind: Kind, entry: Spanned<ShipEntry>, place: Place<'_>) -> Result<Ship, At> {
+    let span = entry.span();
+    let entry = entry.into_inner();
+    let topics = filters(entry.topics, span.clone())?;
+    let to = match kind {
+        Kind::JetStream => {
+            only_for(Kind::Mqtt, "add_prefix", entry.add_prefix.as_ref())?;
+            only_for(Kind::Mqtt, "strip_prefix", entry.strip_prefix.as_ref())?;
+            let Some(stream) = entry.stream else {
+                return Err((
+                    span,
+                    "stream is missing: the name of the stream that gets these events".into(),
+                ));
+            };
+            let stream = stream_name(stream, place)?;
+            let subject = match entry.subject {
+                Some(subject) => {
+                    let span = subject.span();
+                    Template::parse(subject.get_ref(), place).map_err(|reason| (span, reason))?
+                }
+                None => Template::parse("headgate.{gateway}.{topic}", place)
+                    .map_err(|reason| (span, reason))?,
+            };
+            let create = entry.create.map(|create| {
+                let Create {
+                    subjects,
+                    replicas,
+                    max_bytes,
+                    max_age_s,
+                    duplicate_window_s,
+                    discard,
+                } = create.into_inner();
+                Box::new(stream::Config {
+                    name: stream.clone(),
+                    subjects: subjects.unwrap_or_else(|| vec![subject.covering()]),
+                    num_replicas: replicas.into(),
+                    max_bytes: max_bytes.map_or(-1, |bytes| bytes as i64),
+                    max_age: Duration::from_secs(max_age_s.unwrap_or(0)),
+                    duplicate_window: Duration::from_secs(duplicate_window_s),
+                    discard: match discard {
+                        Discard::Old => DiscardPolicy::Old,
+                        Discard::New => DiscardPolicy::New,
+                    },
+                    ..stream::Config::default()
+                })
+            });
+            Destination::Stream {
+                exclusive: entry.exclusive.is_none_or(Spanned::into_inner),
+                stream,
+                subject,
+                create,
+            }
+        }
+        Kind::Mqtt => {
+            only_for(Kind::JetStream, "stream", entry.stream.as_ref())?;
+            only_for(Kind::JetStream, "subject", entry.subject.as_ref())?;
+            only_for(Kind::JetStream, "exclusive", entry.exclusive.as_ref())?;
+            only_for(Kind::JetStream, "create", entry.create.as_ref())?;
+            Destination::Topic {
+                add: prefix("add_prefix", entry.add_prefix, place)?,
+                strip: prefix("strip_prefix", entry.strip_prefix, place)?,
+            }
+        }
+    };
+    let preset = match &to {
+        Destination::Stream { stream, .. } => stream.clone(),
+        Destination::Topic { .. } => "ship".into(),
+    };
+    Ok(Ship {
+        topics,
+        name: entry.name.map(name).transpose()?.unwrap_or(preset),
+        to,
+        start: entry.start,
+    })
+}
+
+fn take(kind: Kind, entry: Spanned<TakeEntry>, place: Place<'_>) -> Result<Take, At> {
+    let span = entry.span();
+    let entry = entry.into_inner();
+    let add = prefix("add_prefix", entry.add_prefix, place)?;
+    let from = match kind {
+        Kind::JetStream => {
+            only_for(
+                Kind::Mqtt,
+                "topics",
+                entry.topics.as_ref().and_then(|topics| topics.first()),
+            )?;
+            only_for(Kind::Mqtt, "strip_prefix", entry.strip_prefix.as_ref())?;
+            let (Some(stream), Some(subjects)) = (entry.stream, entry.subjects) else {
+                return Err((
+                    span,
+                    "stream and subjects say what is taken from where; one is missing".into(),
+                ));
+            };
+            let subjects = subjects.into_iter().map(|subject| {
+                let filled = place.fill(subject.get_ref());
+                match super::subject::is_filter(&filled) {
+                    true => Ok(filled),
+                    false => Err((
+                        subject.span(),
+                        format!("{filled:?} is no subject: tokens with . between them, * for one, > for the rest"),
+                    )),
+                }
+            });
+            Source::Stream {
+                stream: stream_name(stream, place)?,
+                subjects: subjects.collect::<Result<_, _>>()?,
+                add,
+                skip_levels: entry.skip_levels.map_or(0, Spanned::into_inner),
+            }
+        }
+        Kind::Mqtt => {
+            only_for(Kind::JetStream, "stream", entry.stream.as_ref())?;
+            let subjects = entry
+                .subjects
+                .as_ref()
+                .and_then(|subjects| subjects.first());
+            only_for(Kind::JetStream, "subjects", subjects)?;
+            only_for(Kind::JetStream, "skip_levels", entry.skip_levels.as_ref())?;
+            Source::Topics {
+                filters: filters(entry.topics.unwrap_or_default(), span)?,
+                add,
+                strip: prefix("strip_prefix", entry.strip_prefix, place)?,
+            }
+        }
+    };
+    let preset = match &from {
+        Source::Stream { stream, .. } => stream.clone(),
+        Source::Topics { .. } => "take".into(),
+    };
+    Ok(Take {
+        name: entry.name.map(name).transpose()?.unwrap_or(preset),
+        from,
+        start: entry.start,
+    })
+}
+
+fn only_for<T>(kind: Kind, key: &str, value: Option<&Spanned<T>>) -> Result<(), At> {
+    let Some(value) = value else {
+        return Ok(());
+    };
+    let kind = kind.as_str();
+    Err((
+        value.span(),
+        format!("{key} is for links of kind {kind:?}; leave it out"),
+    ))
+}
+
+fn name(name: Spanned<String>) -> Result<String, At> {
+    let is_part = |part: char| part.is_ascii_alphanumeric() || part == '-' || part == '_';
+    let is_name = |name: &str| (1..=64).contains(&name.len()) && name.chars().all(is_part);
+    match is_name(name.get_ref()) {
+        true => Ok(name.into_inner()),
+        false => Err((
+            name.span(),
+            format!(
+                "name is {:?}, and must be 1 to 64 of A-Z, a-z, 0-9, - and _",
+                name.get_ref()
+            ),
+        )),
+    }
+}
+
+fn stream_name(stream: Spanned<String>, place: Place<'_>) -> Result<String, At> {
+    let filled = place.fill(stream.get_ref());
+    let is_legal =
+        |part: char| !part.is_whitespace() && !part.is_control() && !".*>/\\{}".contains(part);
+    match !filled.is_empty() && filled.len() <= 255 && filled.chars().all(is_legal) {
+        true => Ok(filled),
+        false => Err((
+            stream.span(),
+            format!(
+                "{filled:?} is no name of a stream: 1 to 255 characters without space . * > / \\; {{gateway}} and \
+                 {{site}} are filled in"
+            ),
+        )),
+    }
+}
+
+fn filters(topics: Vec<Spanned<String>>, span: Range<usize>) -> Result<Vec<TopicFilter>, At> {
+    if topics.is_empty() {
+        return Err((
+            span,
+            "topics is missing or empty; [\"#\"] stands for all topics".into(),
+        ));
+    }
+    let topics = topics.into_iter().map(|topic| {
+        let span = topic.span();
+        let filter = TopicFilter::new(topic.into_inner());
+        filter.map_err(|error| (span, error.to_string()))
+    });
+    topics.collect()
+}
+
+fn prefix(key: &str, prefix: Option<Spanned<String>>, place: Place<'_>) -> Result<String, At> {
+    let Some(prefix) = prefix else {
+        return Ok(String::new());
+    };
+    let filled = place.fill(prefix.get_ref());
+    match filled.contains(['+', '#', '\0']) || filled.len() > 1024 {
+        true => Err((
+            prefix.span(),
+            format!("{key} is {filled:?}, and must be the beginning of a topic, without + and #"),
+        )),
+        false => Ok(filled),
+    }
+}
+
+fn number(key: &str, value: Option<Spanned<u64>>, min: u64, max: u64) -> Result<Option<u64>, At> {
+    match value {
+        Some(value) if !(min..=max).contains(value.get_ref()) => Err((
+            value.span(),
+            format!("{key} is {}, and must be {min} to {max}", value.get_ref()),
+        )),
+        value => Ok(value.map(Spanned::into_inner)),
+    }
+}
+
+impl Place<'_> {
+    /// Puts the names in.
+    pub fn fill(&self, text: &str) -> String {
+        text.replace("{gateway}", self.gateway)
+            .replace("{site}", self.site)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place<'static> = Place {
+        gateway: "press-7",
+        site: "north",
+    };
+
+    fn flaw(text: &str) -> (usize, String) {
+        let flaw = parse(text.as_bytes(), PLACE).unwrap_err();
+        (flaw.line.unwrap(), flaw.reason)
+    }
+
+    #[test]
+    fn a_file_with_all_that_there_is() {
+        let links = parse(
+            br#"
+            [[link]]
+            name = "cloud"
+            kind = "jetstream"
+            servers = ["nats://10.0.0.1:4222", "tls://b:4222"]
+            credentials_file = "cloud.creds"
+            ca_file = "ca.pem"
+            certificate_file = "own.pem"
+            key_file = "own.key"
+            max_inflight_bytes = 1048576
+            hold_s = 60
+            timeout_ms = 2000
+
+            [[link.ship]]
+            topics = ["plant/#", "alarms/#"]
+            stream = "HEADGATE_{gateway}"
+            subject = "site.{site}.{topic}"
+            start = "oldest"
+            create = { replicas = 1, max_bytes = 1000, discard = "new" }
+
+            [[link.take]]
+            stream = "COMMANDS"
+            subjects = ["cmd.{gateway}.>"]
+            add_prefix = "cmd/"
+            skip_levels = 2
+
+            [[link]]
+            name = "hosted"
+            kind = "mqtt"
+            servers = ["mqtts://broker:8883"]
+            user = "u"
+            password_file = "/p"
+            [[link.ship]]
+            topics = ["plant/#"]
+            add_prefix = "sites/{site}/"
+            strip_prefix = "plant/"
+            [[link.take]]
+            topics = ["sites/north/cmd/#"]
+            strip_prefix = "sites/north/"
+            "#,
+            PLACE,
+        )
+        .unwrap();
+        let [cloud, hosted] = &links.links[..] else {
+            panic!("two links");
+        };
+        assert_eq!(cloud.login, Login::Credentials("cloud.creds".into()));
+        assert_eq!(cloud.ship[0].name, "HEADGATE_press-7");
+        let Destination::Stream {
+            exclusive: true,
+            create: Some(create),
+            ..
+        } = &cloud.ship[0].to
+        else {
+            panic!("{:?}", cloud.ship[0].to);
+        };
+        assert_eq!(create.subjects, ["site.north.>"]);
+        assert_eq!(
+            (create.num_replicas, create.discard),
+            (1, DiscardPolicy::New)
+        );
+        let Source::Stream { subjects, .. } = &cloud.take[0].from else {
+            panic!("{:?}", cloud.take[0].from);
+        };
+        assert_eq!(subjects, &["cmd.press-7.>"]);
+        let Destination::Topic { add, .. } = &hosted.ship[0].to else {
+            panic!("{:?}", hosted.ship[0].to);
+        };
+        assert_eq!(add, "sites/north/");
+        assert_eq!(links.topics().len(), 3);
+    }
+
+    #[test]
+    fn each_wrong_link_gets_one_error_with_its_line() {
+        let link = "[[link]]\nname = \"a\"\nkind = \"jetstream\"\nservers = [\"nats://h:1\"]\n";
+        let ship = "[[link.ship]]\ntopics = [\"#\"]\nstream = \"S\"\n";
+        let cases = [
+            (link.to_owned(), 1, "does nothing"),
+            (
+                format!("{link}[[link.ship]]\ntopics = [\"#\"]\n"),
+                5,
+                "stream is missing",
+            ),
+            (
+                format!("{link}[[link.ship]]\ntopics = [\"a/#/b\"]\nstream = \"S\"\n"),
+                6,
+                "#",
+            ),
+            (
+                format!("{link}[[link.ship]]\ntopics = []\nstream = \"S\"\n"),
+                5,
+                "empty",
+            ),
+            (format!("{link}{ship}subject = \"a b\"\n"), 8, "a b"),
+            (format!("{link}{ship}{ship}"), 8, "twice"),
+            (format!("{link}{ship}{ship}name = \"b\"\n"), 8, "exclusive"),
+            (format!("{link}{ship}add_prefix = \"b\"\n"), 8, "mqtt"),
+            (
+                format!("{link}token_file = \"a\"\nnkey_file = \"b\"\n{ship}"),
+                1,
+                "more than one way",
+            ),
+            (format!("{link}user = \"a\"\n{ship}"), 1, "go together"),
+            (format!("{link}key_file = \"a\"\n{ship}"), 1, "go together"),
+            (
+                format!("{link}timeout_ms = 1\n{ship}"),
+                5,
+                "timeout_ms is 1",
+            ),
+            (format!("{link}bogus = 1\n{ship}"), 5, "bogus"),
+            (format!("{link}{ship}{link}{ship}"), 8, "two links"),
+            (
+                format!("{link}{ship}").replace("nats://h:1", "http://h"),
+                4,
+                "nats:// or tls://",
+            ),
+            (
+                format!("{link}{ship}").replace("nats://h:1", "nats://u:p@h"),
+                4,
+                "password_file",
+            ),
+            (
+                format!("{link}{ship}").replace("\"nats://h:1\"", ""),
+                4,
+                "empty",
+            ),
+            (
+                format!("{link}{ship}").replace("\"a\"", "\"a b\""),
+                2,
+                "name is",
+            ),
+            (
+                format!("{link}{ship}").replace("\"S\"", "\"a.b\""),
+                7,
+                "no name of a stream",
+            ),
+            (
+                format!("{link}[[link.take]]\nstream = \"S\"\n"),
+                5,
+                "subjects",
+            ),
+            (
+                format!("{link}[[link.take]]\nstream = \"S\"\nsubjects = [\"a..b\"]\n"),
+                7,
+                "no subject",
+            ),
+        ];
+        for (text, line, reason) in cases {
+            let (found, said) = flaw(&text);
+            assert!(said.contains(reason), "{text}\n{said}");
+            assert_eq!(found, line, "{text}\n{said}");
+        }
+    }
+}

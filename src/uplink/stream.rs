@@ -1,0 +1,247 @@
+//! What is asked of a JetStream server about a stream, and what it answers.
+
+use std::str::FromStr;
+
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, HeaderMap, Message, StatusCode};
+use serde::Deserialize;
+
+use super::connection::PATIENCE;
+use crate::journal::Epoch;
+use crate::remote::{Failure, Remote};
+
+pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// Who has published a message: `GATEWAY/EPOCH/SEQUENCE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MessageId {
+    pub(super) gateway: String,
+    pub(super) epoch: Epoch,
+    pub(super) sequence: u64,
+}
+
+impl FromStr for MessageId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<MessageId, ()> {
+        let mut parts = text.rsplitn(3, '/');
+        let (Some(sequence), Some(epoch), Some(gateway)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(());
+        };
+        Ok(MessageId {
+            gateway: gateway.to_owned(),
+            epoch: epoch.parse().map_err(|_| ())?,
+            sequence: sequence.parse().map_err(|_| ())?,
+        })
+    }
+}
+
+/// What a server says to a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Taken {
+        duplicate: bool,
+    },
+    /// It comes not after what it was to follow.
+    OutOfOrder,
+    /// This one will never be taken, others may.
+    Refused(String),
+    /// None are taken now.
+    NotNow(String),
+}
+
+#[derive(Deserialize)]
+struct Acknowledgement {
+    #[serde(default)]
+    stream: String,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<jetstream::Error>,
+}
+
+impl Answer {
+    pub(super) fn of(message: &Message, stream: &str) -> Answer {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Answer::NotNow(format!(
+                "stream {stream:?} has no leader now, or takes no such subject"
+            ));
+        }
+        let parsed: Acknowledgement = match serde_json::from_slice(&message.payload) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                return Answer::NotNow(format!(
+                    "what stream {stream:?} answers can't be read: {error}"
+                ));
+            }
+        };
+        match parsed.error {
+            None if parsed.stream != stream => Answer::NotNow(format!(
+                "stream {:?} took what was meant for {stream:?}: it takes the same subjects",
+                parsed.stream
+            )),
+            None => Answer::Taken {
+                duplicate: parsed.duplicate,
+            },
+            Some(error) => match error.error_code() {
+                ErrorCode::STREAM_WRONG_LAST_SEQUENCE
+                | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
+                | ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => Answer::OutOfOrder,
+                ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM
+                | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
+                    Answer::Refused(format!("stream {stream:?}: {error}"))
+                }
+                _ => Answer::NotNow(format!("stream {stream:?}: {error}")),
+            },
+        }
+    }
+}
+
+/// Looks the stream up, and makes it if it is to be made.
+pub(super) async fn look_up(
+    remote: &Remote,
+    client: &Client,
+    name: &str,
+    create: Option<&Config>,
+) -> Result<Stream, String> {
+    let context = context(client);
+    let found = remote.call(context.get_stream(name)).await;
+    let error = match found {
+        Ok(stream) => return Ok(stream),
+        Err(Failure::Failed(error)) => error,
+        Err(failure) => return Err(format!("stream {name:?}: {failure}")),
+    };
+    match (error.kind(), create) {
+        (GetStreamErrorKind::JetStream(error), Some(config))
+            if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+        {
+            let made = remote.call(context.create_stream(config.clone())).await;
+            match made {
+                Ok(stream) => {
+                    tracing::info!(stream = name, subjects = ?config.subjects, replicas = config.num_replicas, "made the stream");
+                    Ok(stream)
+                }
+                Err(Failure::Failed(error)) => Err(match error.kind() {
+                    CreateStreamErrorKind::JetStream(error) => {
+                        format!(
+                            "can't make stream {name:?}: {error}; look at `create` of [[link.ship]]"
+                        )
+                    }
+                    _ => format!("can't make stream {name:?}: {error}"),
+                }),
+                Err(failure) => Err(format!("can't make stream {name:?}: {failure}")),
+            }
+        }
+        (GetStreamErrorKind::JetStream(error), None)
+            if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+        {
+            Err(format!(
+                "there is no stream {name:?}; make it, or have it made with `create` in [[link.ship]]"
+            ))
+        }
+        (GetStreamErrorKind::JetStream(error), _)
+            if matches!(
+                error.error_code(),
+                ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+            ) =>
+        {
+            Err(format!("JetStream is not enabled for this login: {error}"))
+        }
+        _ => Err(format!("stream {name:?}: {error}")),
+    }
+}
+
+/// The last message of a stream, if it still has that: its id.
+pub(super) async fn last_id(remote: &Remote, stream: &Stream) -> Result<Option<String>, String> {
+    let state = &stream.cached_info().state;
+    if state.last_sequence == 0 || state.messages == 0 {
+        return Ok(None);
+    }
+    let message = remote
+        .call(stream.get_raw_message(state.last_sequence))
+        .await;
+    match message {
+        Ok(message) => Ok(id_of(&message.headers)),
+        // It was removed; the one before it says nothing.
+        Err(Failure::Failed(error))
+            if matches!(
+                error.kind(),
+                jetstream::stream::RawMessageErrorKind::NoMessageFound
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(failure) => Err(format!(
+            "the last message of stream {:?}: {failure}",
+            stream.cached_info().config.name
+        )),
+    }
+}
+
+fn id_of(headers: &HeaderMap) -> Option<String> {
+    headers.get(MESSAGE_ID).map(|id| id.as_str().to_owned())
+}
+
+pub(super) fn context(client: &Client) -> Context {
+    jetstream::context::ContextBuilder::new()
+        .timeout(PATIENCE.timeout)
+        .build(client.clone())
+}
+
+/// Whether all subjects that match `filter` match one of `patterns`.
+pub(super) fn covers(patterns: &[String], filter: &str) -> bool {
+    patterns.iter().any(|pattern| {
+        let (mut pattern, mut filter) = (pattern.split('.'), filter.split('.'));
+        loop {
+            match (pattern.next(), filter.next()) {
+                (Some(">"), Some(_)) | (None, None) => return true,
+                (Some("*"), Some(token)) if token != ">" => {}
+                (Some(one), Some(other)) if one == other => {}
+                _ => return false,
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_names_gateway_epoch_and_sequence() {
+        let id: MessageId = "press/7/00000000000000ff/12".parse().unwrap();
+        assert_eq!((id.gateway.as_str(), id.sequence), ("press/7", 12));
+        assert_eq!(id.epoch.to_string(), "00000000000000ff");
+        for text in ["", "a/b", "a/b/c", "a/ff/x", "a/zz/1"] {
+            assert!(text.parse::<MessageId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_stream_has_to_take_all_subjects() {
+        let patterns = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.to_string())
+                .collect::<Vec<_>>()
+        };
+        for (stream, filter, covered) in [
+            (&["a.>"][..], "a.b.>", true),
+            (&["x", "a.*"], "a.b", true),
+            (&["a.*"], "a.>", false),
+            (&["a.b"], "a.>", false),
+            (&["a.>"], "a", false),
+            (&[">"], ">", true),
+            (&["a.b.c"], "a.b", false),
+        ] {
+            assert_eq!(
+                covers(&patterns(stream), filter),
+                covered,
+                "{stream:?} {filter}"
+            );
+        }
+    }
+}

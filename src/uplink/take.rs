@@ -1,0 +1,251 @@
+//! Takes commands from a stream: each becomes an event here, once it is on disk it is acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use async_nats::jetstream::consumer::pull::{Config, Stream};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
+use async_nats::jetstream::{AckKind, Message};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::connection::{Connected, PATIENCE, State, has_changed, told_to_stop};
+use super::links::{Link, Source, Start, Take};
+use super::progress::TakeProgress;
+use super::{stream, subject};
+use crate::broker::{Door, Intake};
+use crate::event::Topic;
+use crate::pipeline::DedupKey;
+use crate::remote::{Failure, Remote};
+
+/// Messages that are taken at once.
+const AT_ONCE: usize = 256;
+
+/// What was not acknowledged for so long comes again.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+
+/// One way from a stream.
+pub(super) struct Taking {
+    take: Take,
+    link: Arc<Link>,
+    consumer: String,
+    intake: Intake,
+    state: State,
+    remote: Arc<Remote>,
+    progress: Arc<TakeProgress>,
+}
+
+enum End {
+    Stopped,
+    Again,
+    Failed(String),
+}
+
+impl Taking {
+    pub(super) fn new(
+        take: Take,
+        link: Arc<Link>,
+        gateway: &str,
+        door: Door,
+        state: State,
+        remote: Arc<Remote>,
+        progress: Arc<TakeProgress>,
+    ) -> Taking {
+        // Names of consumers have the same characters as tokens, but no %.
+        let is_plain = |part: char| part.is_ascii_alphanumeric() || part == '-';
+        let gateway: String = gateway
+            .chars()
+            .map(|part| if is_plain(part) { part } else { '_' })
+            .collect();
+        Taking {
+            consumer: format!("headgate-{gateway}-{}-{}", link.name, take.name),
+            take,
+            link,
+            intake: door.intake(),
+            state,
+            remote,
+            progress,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut pauses = PATIENCE.pauses();
+        loop {
+            let taken = self.progress.events.load(Ordering::Relaxed);
+            let end = tokio::select! {
+                end = self.session() => end,
+                () = told_to_stop(&mut stop) => End::Stopped,
+            };
+            if self.progress.events.load(Ordering::Relaxed) > taken {
+                pauses = PATIENCE.pauses();
+            }
+            match end {
+                End::Stopped => break,
+                End::Again => {}
+                End::Failed(why) => self.progress.failed(&self.link.name, &why),
+            }
+            let pause = pauses.next().unwrap_or(PATIENCE.longest_pause);
+            if timeout(pause, told_to_stop(&mut stop)).await.is_ok() {
+                break;
+            }
+        }
+    }
+
+    /// May be dropped at any time: what is not acknowledged comes again.
+    async fn session(&mut self) -> End {
+        let up = |state: &Option<Connected>| state.as_ref().is_some_and(|state| state.up);
+        let connected = match self.state.wait_for(up).await {
+            Ok(state) => state.clone().expect("it is up"),
+            Err(_) => return End::Stopped,
+        };
+        let mut messages = match self.begin(&connected.client).await {
+            Ok(messages) => messages,
+            Err(end) => return end,
+        };
+        self.progress.went_well();
+        loop {
+            let first = tokio::select! {
+                message = messages.next() => message,
+                () = has_changed(&mut self.state, connected.number) => return End::Again,
+            };
+            let mut batch = Vec::new();
+            let mut next = first;
+            loop {
+                match next {
+                    None => return End::Again,
+                    Some(Err(error)) => {
+                        return End::Failed(format!(
+                            "can't take from {}: {error}",
+                            self.progress.from
+                        ));
+                    }
+                    Some(Ok(message)) => batch.push(message),
+                }
+                match messages.next().now_or_never() {
+                    Some(more) if batch.len() < AT_ONCE => next = more,
+                    _ => break,
+                }
+            }
+            if let Err(end) = self.take_in(batch).await {
+                return end;
+            }
+        }
+    }
+
+    async fn begin(&mut self, client: &Client) -> Result<Stream, End> {
+        let Source::Stream {
+            stream, subjects, ..
+        } = &self.take.from
+        else {
+            unreachable!("its link says so");
+        };
+        let found = stream::look_up(&self.remote, client, stream, None)
+            .await
+            .map_err(End::Failed)?;
+        let config = Config {
+            durable_name: Some(self.consumer.clone()),
+            filter_subjects: match subjects.as_slice() {
+                [_] => Vec::new(),
+                several => several.to_vec(),
+            },
+            filter_subject: match subjects.as_slice() {
+                [one] => one.clone(),
+                _ => String::new(),
+            },
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            deliver_policy: match self.take.start {
+                Start::New => DeliverPolicy::New,
+                Start::Oldest => DeliverPolicy::All,
+            },
+            max_ack_pending: 2 * AT_ONCE as i64,
+            ..Config::default()
+        };
+        let consumer = self
+            .remote
+            .call(found.get_or_create_consumer(&self.consumer, config))
+            .await;
+        let consumer = consumer.map_err(|failure| {
+            let hint = match &failure {
+                Failure::Failed(_) if self.take.start == Start::New => {
+                    "; a stream that is a work queue wants start = \"oldest\" in [[link.take]]"
+                }
+                _ => "",
+            };
+            End::Failed(format!(
+                "can't make consumer {:?} of stream {stream:?}: {failure}{hint}",
+                self.consumer
+            ))
+        })?;
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(AT_ONCE)
+            .heartbeat(Duration::from_secs(3))
+            .expires(Duration::from_secs(15))
+            .messages();
+        match self.remote.call(messages).await {
+            Ok(messages) => Ok(messages),
+            Err(failure) => Err(End::Failed(format!(
+                "can't take from stream {stream:?}: {failure}"
+            ))),
+        }
+    }
+
+    /// Hands a batch in, and acknowledges it when it is on disk.
+    async fn take_in(&mut self, batch: Vec<Message>) -> Result<(), End> {
+        let Source::Stream {
+            stream,
+            add,
+            skip_levels,
+            ..
+        } = &self.take.from
+        else {
+            unreachable!("its link says so");
+        };
+        let now = Instant::now();
+        let mut answers = Vec::with_capacity(batch.len());
+        for message in batch {
+            let subject = message.subject.as_str();
+            let topic = subject::topic_of(subject, *skip_levels).map(|rest| format!("{add}{rest}"));
+            let topic = topic.and_then(|topic| Topic::new(topic).ok());
+            let info = message
+                .info()
+                .map(|info| (info.stream_sequence, info.published.unix_timestamp_nanos()));
+            let (Some(topic), Ok((sequence, published))) = (topic, info) else {
+                self.progress.refused.fetch_add(1, Ordering::Relaxed);
+                let why =
+                    format!("subject {subject:?} makes no topic here, so the message is left out");
+                self.progress.failed(&self.link.name, &why);
+                answers.push((message, AckKind::Term));
+                continue;
+            };
+            // A stream that was made anew counts from 1 again.
+            let key = DedupKey::of_id(
+                &topic,
+                format!("{}/{stream}/{sequence}/{published}", self.link.name).as_bytes(),
+            );
+            let payload = message.payload.clone();
+            self.progress.events.fetch_add(1, Ordering::Relaxed);
+            self.progress
+                .bytes
+                .fetch_add(payload.len() as u64, Ordering::Relaxed);
+            self.intake
+                .publish_linked(topic, payload, key, self.link.origin(), now);
+            answers.push((message, AckKind::Ack));
+        }
+        self.intake.flush_events(now);
+        self.intake.settled().await;
+        self.intake.eased().await;
+        for (message, kind) in answers {
+            // A message whose acknowledgement is lost comes again, and is known here then.
+            let acknowledged = timeout(PATIENCE.timeout, message.ack_with(kind)).await;
+            if !matches!(acknowledged, Ok(Ok(()))) {
+                return Err(End::Again);
+            }
+        }
+        Ok(())
+    }
+}
