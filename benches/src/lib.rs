@@ -15,6 +15,9 @@ mod ingest;
 mod lanes;
 pub mod load;
 mod mappings;
+// The tests start their servers with it.
+#[path = "../../tests/e2e/nats/mod.rs"]
+pub mod nats;
 pub mod ota;
 pub mod process;
 pub mod reading;
@@ -24,4 +27,5 @@ pub mod sink;
 pub mod statistics;
 pub mod stream;
 pub mod suite;
+mod uplink;
 pub mod wire;

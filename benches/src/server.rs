@@ -453,6 +453,6 @@ impl Broker for Gateway<'_> {
 }
 
 /// An address that nobody listens on just now.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -73,6 +73,8 @@ pub enum Part {
     Mappings,
     /// Frames over TCP to an outlet that does nothing.
     Ingest,
+    /// Shipping to a replicated stream of NATS JetStream, against its own client.
+    Uplink,
     /// Over-the-air updates from a binary cache, against `nix copy`.
     Ota,
     /// Memory and start of a gateway with 100 apps.
@@ -118,6 +120,7 @@ impl Suite {
             Part::Lanes => self.lanes(),
             Part::Mappings => self.mappings(),
             Part::Ingest => self.ingest().map(|section| vec![section]),
+            Part::Uplink => self.uplink(),
             Part::Ota => self.ota(),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),

@@ -31,14 +31,14 @@ fn library() -> String {
 }
 
 /// Sets the clock of gateways of this home: so many seconds from the right time.
-fn set_clock(home: &Home, seconds: i64) {
+pub fn set_clock(home: &Home, seconds: i64) {
     let (new, file) = (home.path().join("clock.new"), home.path().join("clock"));
     fs::write(&new, format!("{seconds:+}\n")).unwrap();
     fs::rename(new, file).unwrap();
 }
 
 /// Starts a gateway whose clock is `seconds` from the right time.
-fn start(home: &Home, seconds: i64) -> Gateway {
+pub fn start(home: &Home, seconds: i64) -> Gateway {
     set_clock(home, seconds);
     let (library, file) = (library(), home.path().join("clock"));
     let settings = [

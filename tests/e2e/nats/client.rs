@@ -25,7 +25,6 @@ pub struct Client {
 /// A message as a stream has it.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    pub sequence: u64,
     pub subject: String,
     pub headers: HeaderMap,
     pub payload: Vec<u8>,
@@ -153,7 +152,6 @@ impl Client {
             let stored = messages.take(count).map(|message| {
                 let message = message.unwrap();
                 Stored {
-                    sequence: message.info().unwrap().stream_sequence,
                     subject: message.subject.to_string(),
                     headers: message.headers.clone().unwrap_or_default(),
                     payload: message.payload.to_vec(),

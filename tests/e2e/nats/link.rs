@@ -41,6 +41,7 @@ enum Condition {
 }
 
 impl Link {
+    /// With port 0, takes a free one.
     pub fn new(address: SocketAddr, servers: Vec<SocketAddr>) -> Link {
         let state = State {
             condition: Condition::Cut,
@@ -59,6 +60,10 @@ impl Link {
         };
         link.heal();
         link
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn url(&self) -> String {
@@ -102,6 +107,7 @@ impl Link {
         self.way.changed.notify_all();
         if self.listening.is_none() {
             let listener = TcpListener::bind(self.address).unwrap();
+            self.address = listener.local_addr().unwrap();
             let way = self.way.clone();
             self.listening = Some(thread::spawn(move || way.listen(&listener)));
         }

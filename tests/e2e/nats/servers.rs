@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,19 +27,15 @@ pub enum Program {
 
 impl Program {
     /// Beside what cargo builds.
-    fn path(self) -> PathBuf {
+    pub fn find(self) -> Option<PathBuf> {
         let version = match self {
             Program::New => "new",
             Program::Old => "old",
         };
         let this = std::env::current_exe().unwrap();
-        let found = this
-            .ancestors()
+        this.ancestors()
             .map(|folder| folder.join("nats").join(version).join("bin/nats-server"))
-            .find(|program| program.exists());
-        found.unwrap_or_else(|| {
-            panic!("these tests need nats-server below target/nats: `./dev setup` installs it")
-        })
+            .find(|program| program.exists())
     }
 }
 
@@ -74,7 +70,7 @@ impl Network {
 pub struct Servers {
     servers: Vec<Server>,
     network: Network,
-    folder: TempDir,
+    _folder: TempDir,
 }
 
 struct Server {
@@ -98,7 +94,9 @@ impl Servers {
     /// `config` is added to each server's configuration. Returns when JetStream is ready.
     pub fn start(program: Program, count: usize, config: &str) -> Servers {
         let (network, folder) = (Network::new(), tempfile::tempdir().unwrap());
-        let program = program.path();
+        let program = program.find().expect(
+            "these tests need nats-server below target/nats: `./dev setup` installs it there",
+        );
         let routes =
             (0..count).map(|number| format!("nats://{}:{CLUSTER_PORT}", network.host(number)));
         let routes: Vec<String> = routes.collect();
@@ -127,17 +125,13 @@ impl Servers {
         let mut servers = Servers {
             servers: servers.collect(),
             network,
-            folder,
+            _folder: folder,
         };
         for number in 0..count {
             servers.restart(number);
         }
         servers.until_ready();
         servers
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     pub fn count(&self) -> usize {
@@ -170,11 +164,8 @@ impl Servers {
     }
 
     pub fn process_id(&self, number: usize) -> u32 {
-        self.process(number).id()
-    }
-
-    fn process(&self, number: usize) -> &Child {
-        self.servers[number].process.as_ref().expect("it runs")
+        let process = self.servers[number].process.as_ref();
+        process.expect("it runs").id()
     }
 
     /// As `kill -9` does it.
@@ -189,11 +180,16 @@ impl Servers {
 
     /// Stands still as a machine does that hangs: its connections stay.
     pub fn pause(&self, number: usize) {
-        kill_process(Pid::from_child(self.process(number)), Signal::STOP).unwrap();
+        self.signal(number, Signal::STOP);
     }
 
     pub fn resume(&self, number: usize) {
-        kill_process(Pid::from_child(self.process(number)), Signal::CONT).unwrap();
+        self.signal(number, Signal::CONT);
+    }
+
+    fn signal(&self, number: usize, signal: Signal) {
+        let process = Pid::from_raw(self.process_id(number).cast_signed());
+        kill_process(process.expect("not 0"), signal).unwrap();
     }
 
     /// Waits until each has what it missed, and they agree on a leader.
