@@ -7,6 +7,7 @@ pub mod admin;
 pub mod apps;
 pub mod broker;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dead_letters;
 mod descriptors;

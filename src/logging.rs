@@ -95,7 +95,7 @@ impl<W: Write> Write for OneLine<W> {
 }
 
 /// `level` as a filter, in which the router stays silent whatever `level` says: its tracing
-/// halves its throughput.
+/// halves its throughput. The NATS client tells only what nobody else does, unless `level` names it.
 fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     let refuse = |reason: String| LoggingError::Level {
         level: level.to_owned(),
@@ -114,6 +114,10 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     let silence = "rumqttd=off"
         .parse()
         .expect("a constant directive is valid");
+    let level = match level.contains("async_nats") {
+        true => level.to_owned(),
+        false => format!("{level},async_nats=error"),
+    };
     EnvFilter::builder()
         .parse(level)
         .map(|filter| filter.add_directive(silence))

@@ -83,7 +83,7 @@ impl Upstream {
         let links = self.folder.path().join("links.toml");
         let text = format!(
             "[[link]]\nname = 'cluster'\nkind = 'jetstream'\nservers = ['{url}']\n\
-             [[link.ship]]\ntopics = '#'\nstream = '{STREAM}'\nsubject = 'headgate.{{gateway}}.{{topic}}'\n\
+             [[link.ship]]\ntopics = ['#']\nstream = '{STREAM}'\nsubject = 'headgate.{{gateway}}.{{topic}}'\n\
              exclusive = true\n"
         );
         fs::write(&links, text)?;
