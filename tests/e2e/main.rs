@@ -7,6 +7,7 @@
 mod apps;
 mod gateway;
 mod mosquitto;
+mod nats;
 mod neighbours;
 mod nix;
 mod wire;
@@ -38,4 +39,5 @@ mod restarts;
 mod system_topics;
 mod tls;
 mod upgrades;
+mod uplink;
 mod websocket;

@@ -91,7 +91,7 @@ fn a_message_that_the_server_finds_too_large_is_a_dead_letter_and_the_rest_goes_
         (letters.len() == 2).then_some(letters)
     });
     assert_eq!(letters[0]["topic"], "plant/a");
-    assert_eq!(letters[0]["reason"], "too_large");
+    assert_eq!(letters[0]["reason"], "not_shipped");
 }
 
 #[test]
