@@ -23,6 +23,8 @@ pub mod ota;
 pub mod pipeline;
 mod regular_file;
 pub mod remote;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod systemd;
 pub mod uplink;

@@ -48,13 +48,22 @@ impl Claim {
         }
     }
 
+    /// Marks a key that was missing.
+    pub(super) fn of_nobody(ttl: Duration) -> Claim {
+        Claim::new("", "", ttl)
+    }
+
+    pub(super) fn is_of_nobody(&self) -> bool {
+        self.instance.is_empty()
+    }
+
     pub(super) fn ttl(&self) -> Duration {
         Duration::from_millis(self.ttl_ms).min(LONGEST_TTL)
     }
 
     /// What somebody else has written there is the claim of nobody that we know, for the longest time.
     pub(super) fn read(json: &[u8]) -> Claim {
-        serde_json::from_slice(json).unwrap_or_else(|_| Claim::new("", "", LONGEST_TTL))
+        serde_json::from_slice(json).unwrap_or_else(|_| Claim::of_nobody(LONGEST_TTL))
     }
 
     pub(super) fn write(&self) -> Vec<u8> {

@@ -136,6 +136,9 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Read,
+    /// The key is missing: it may have been deleted while somebody held it. From this write on, all who do
+    /// not hold it wait for a whole lease.
+    Mark,
     Acquire,
     Renew,
     Release,
@@ -244,12 +247,7 @@ impl Lease {
         if step == Step::Read {
             return Some(Ask::Read);
         }
-        let mut claim = self.mine.clone();
-        match step {
-            Step::Renew => claim.token = self.held.map(|held| held.token),
-            Step::Release => claim.released = true,
-            Step::Read | Step::Acquire => {}
-        }
+        let claim = self.writes(step);
         let expected = self.seen.as_ref().map_or(0, |seen| seen.entry.revision);
         Some(Ask::Write { expected, claim })
     }
@@ -265,22 +263,28 @@ impl Lease {
         let is_mine = claim.is_some_and(|claim| self.is_mine(claim));
         match self.held {
             _ if !self.wanted => is_mine.then_some((NOW, Step::Release)),
+            _ if seen.entry.claim.is_none() && !self.uncontended => Some((NOW, Step::Mark)),
             Some(held) if is_mine => Some((held.sent + self.timing.renew_after(), Step::Renew)),
-            // The key is gone: who holds the lease is the one who may write it anew at once.
-            Some(_) => Some((NOW, Step::Acquire)),
+            // Somebody has marked it as missing: the others wait, the holder need not.
+            Some(_) => Some((NOW, Step::Renew)),
             // An own write of which the answer came late or never, or a lease that ran out: a new token.
             None if is_mine => Some((NOW, Step::Acquire)),
-            None => {
-                let wait = match (claim, &seen.entry.claim) {
-                    (Some(claim), _) => claim.ttl(),
-                    (None, Some(_released)) => Duration::ZERO,
-                    (None, None) if self.uncontended => Duration::ZERO,
-                    // It may have been deleted while somebody held it, just before we looked.
-                    (None, None) => self.timing.ttl,
-                };
-                Some((seen.since + wait, Step::Acquire))
-            }
+            None => Some((
+                seen.since + claim.map_or(Duration::ZERO, Claim::ttl),
+                Step::Acquire,
+            )),
         }
+    }
+
+    fn writes(&self, step: Step) -> Claim {
+        let mut claim = self.mine.clone();
+        match step {
+            Step::Mark => return Claim::of_nobody(self.timing.ttl),
+            Step::Renew => claim.token = self.held.map(|held| held.token),
+            Step::Release => claim.released = true,
+            Step::Read | Step::Acquire => {}
+        }
+        claim
     }
 
     fn is_mine(&self, claim: &Claim) -> bool {
@@ -331,11 +335,10 @@ impl Lease {
             // Somebody was faster than this answer.
             return;
         }
-        let mut claim = self.mine.clone();
-        claim.released = asked.step == Step::Release;
+        let claim = self.writes(asked.step);
         let still_held = self.holding(now);
         match asked.step {
-            Step::Acquire => {
+            Step::Acquire if self.wanted => {
                 self.held = Some(Held {
                     token: revision,
                     sent: asked.sent,
@@ -347,9 +350,8 @@ impl Lease {
                     token: held.token,
                     sent: asked.sent,
                 });
-                claim.token = still_held.map(|held| held.token);
             }
-            Step::Release | Step::Read => {}
+            Step::Acquire | Step::Mark | Step::Release | Step::Read => {}
         }
         self.highest = self.highest.max(revision);
         self.seen = Some(Seen {
@@ -381,7 +383,7 @@ impl Lease {
         if entry
             .claim
             .as_ref()
-            .is_some_and(|claim| !self.is_mine(claim))
+            .is_some_and(|claim| !self.is_mine(claim) && !claim.is_of_nobody())
         {
             self.held = None;
         }
@@ -434,12 +436,18 @@ mod tests {
         }
     }
 
-    /// That of "a", which wants it and has seen that there is nothing at 0 s.
+    /// That of "a", which wants it and has marked it as missing at 0 s.
     fn lease() -> Lease {
         let mut lease = Lease::new(TIMING, claim("a"), 1);
         lease.want(true);
         lease.watch_begins();
         lease.watch_caught_up(at(0.0));
+        let mark = Ask::Write {
+            expected: 0,
+            claim: Claim::of_nobody(TTL),
+        };
+        assert_eq!(lease.wake(at(0.0)), Some(mark));
+        lease.answered(Answer::Written(2), at(0.0));
         lease
     }
 
@@ -449,7 +457,7 @@ mod tests {
         assert_eq!(
             lease.wake(at(10.0)),
             Some(Ask::Write {
-                expected: 0,
+                expected: 2,
                 claim: claim("a")
             })
         );
@@ -472,11 +480,11 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_missing_is_taken_after_a_whole_lease() {
+    fn a_key_that_is_missing_is_marked_and_taken_after_a_whole_lease() {
         let mut lease = lease();
         assert_eq!(lease.next(), Some(at(10.0)));
         assert_eq!(lease.wake(at(9.9)), None);
-        assert_eq!(expected(lease.wake(at(10.0))), 0);
+        assert_eq!(expected(lease.wake(at(10.0))), 2);
     }
 
     #[test]
@@ -611,6 +619,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_acquired_after_it_was_given_up_is_released_and_not_held() {
+        let mut lease = lease();
+        lease.wake(at(10.0));
+        lease.want(false);
+        lease.answered(Answer::Written(5), at(10.1));
+        assert_eq!(lease.holding(at(10.1)), None);
+        assert_eq!(expected(lease.wake(at(10.1))), 5);
+    }
+
+    #[test]
     fn a_lease_that_another_has_got_is_lost_at_once() {
         let mut lease = held();
         lease.observed(entry(6, "b"), at(12.0));
@@ -619,45 +637,67 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_of_a_key_that_was_deleted_writes_it_anew_at_once_and_the_others_wait() {
+    fn the_holder_of_a_key_that_was_deleted_keeps_it_while_the_others_wait() {
         let mut holder = held();
         holder.wake(at(14.0));
         holder.answered(Answer::Refused, at(14.1));
         assert_eq!(holder.wake(at(15.0)), Some(Ask::Read));
         holder.answered(Answer::Read(Entry::MISSING), at(15.1));
-        assert!(holder.holding(at(15.1)).is_some());
         assert_eq!(expected(holder.wake(at(15.1))), 0);
         holder.answered(Answer::Written(100), at(15.2));
         assert_eq!(
             holder.holding(at(15.2)),
             Some(Holding {
-                token: 100,
-                until: at(24.1)
-            })
-        );
-
-        let mut other = lease();
-        other.observed(entry(5, "a"), at(10.0));
-        other.watch_begins();
-        other.watch_caught_up(at(15.0));
-        assert_eq!(other.next(), Some(at(25.0)));
-    }
-
-    #[test]
-    fn a_token_that_is_no_higher_than_one_before_is_not_used() {
-        let mut lease = held();
-        lease.watch_begins();
-        lease.watch_caught_up(at(14.0));
-        assert_eq!(expected(lease.wake(at(14.0))), 0);
-        lease.answered(Answer::Written(1), at(14.1));
-        assert!(lease.went_back());
-        assert_eq!(
-            lease.holding(at(14.1)),
-            Some(Holding {
                 token: 5,
                 until: at(19.0)
             })
         );
+        assert_eq!(expected(holder.wake(at(15.2))), 100);
+        holder.answered(Answer::Written(101), at(15.3));
+        assert_eq!(
+            holder.holding(at(15.3)),
+            Some(Holding {
+                token: 5,
+                until: at(24.2)
+            })
+        );
+    }
+
+    #[test]
+    fn a_mark_of_another_does_not_end_a_lease() {
+        let mut holder = held();
+        let mark = Entry {
+            revision: 100,
+            claim: Some(Claim::of_nobody(TTL)),
+        };
+        holder.observed(mark.clone(), at(12.0));
+        assert_eq!(expected(holder.wake(at(12.0))), 100);
+        holder.answered(Answer::Written(101), at(12.1));
+        assert_eq!(
+            holder.holding(at(12.1)),
+            Some(Holding {
+                token: 5,
+                until: at(21.0)
+            })
+        );
+
+        let mut other = lease();
+        other.observed(mark, at(12.0));
+        assert_eq!(other.next(), Some(at(22.0)));
+    }
+
+    #[test]
+    fn a_token_that_is_no_higher_than_one_before_is_not_used() {
+        let mut lease = lease();
+        lease.observed(entry(5, "b"), at(1.0));
+        lease.watch_begins();
+        lease.watch_caught_up(at(2.0));
+        lease.wake(at(2.0));
+        lease.answered(Answer::Written(1), at(2.0));
+        assert_eq!(expected(lease.wake(at(12.0))), 1);
+        lease.answered(Answer::Written(2), at(12.1));
+        assert!(lease.went_back());
+        assert_eq!(lease.holding(at(12.1)), None);
     }
 
     #[test]

@@ -16,8 +16,6 @@ pub mod node;
 pub mod seat;
 pub mod shards;
 pub mod status;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

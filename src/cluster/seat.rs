@@ -139,7 +139,9 @@ impl Seat {
 
     pub fn view(&self, now: Moment) -> View {
         let holder = |lease: &Lease| {
-            let claim = lease.claim().filter(|claim| !claim.released)?;
+            let claim = lease
+                .claim()
+                .filter(|claim| !claim.released && !claim.is_of_nobody())?;
             Some(claim.gateway.clone())
         };
         let shards = self.shards.leases().iter();

@@ -19,6 +19,7 @@ mod bad_starts;
 mod boot;
 mod clients;
 mod clock;
+mod cluster;
 mod dashboards;
 mod dead_letters;
 mod defects;
