@@ -7,6 +7,7 @@
     ./boot-loader.nix
     ./mappings.nix
     ./ota.nix
+    ./links.nix
     ./rules.nix
     ./service.nix
     ./assertions.nix

@@ -86,6 +86,13 @@ impl Door {
         self.shared.access_changed.subscribe()
     }
 
+    /// From now on what went out of this gateway does not come in again: what names it as one of those that it
+    /// came over.
+    pub fn know_own(&self, gateway: &Arc<str>) {
+        // It has one name, as long as it runs.
+        let _ = self.shared.gateway.set(gateway.clone());
+    }
+
     pub fn intake(&self) -> Intake {
         Intake::new(self.shared.clone())
     }

@@ -7,14 +7,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rumqttd::protocol::QoS;
+use rumqttd::protocol::{PublishProperties, QoS};
 
 use super::Shared;
 use super::fanout::Publisher;
 use super::mailbox::Mailbox;
 use super::message::Message;
+use crate::event::via::{VIA, is_done};
 use crate::event::{Event, Topic, unix_time_ns};
-use crate::journal::{Journal, Receipt, Records};
+use crate::journal::{Journal, Origin, Receipt, Records};
 use crate::pipeline::{Claim, Claims, DedupKey, Pressure, Tap, Treatment};
 
 /// Collects messages and hands them over in one go. Whoever publishes hears that a message was taken
@@ -97,20 +98,33 @@ impl Intake {
         topic: Topic,
         payload: Bytes,
         key: DedupKey,
-        origin: u32,
+        origin: Origin<'_>,
         now: Instant,
     ) {
         let mut treatment = self.tap.treatment(&topic);
         treatment.durable = true;
+        // Whoever hands it on is to know it, too.
+        let via = (!origin.via.is_empty()).then(|| PublishProperties {
+            user_properties: vec![(VIA.to_owned(), origin.via.to_owned())],
+            ..PublishProperties::default()
+        });
         let message = Message {
             qos: QoS::AtLeastOnce,
+            properties: via.map(Box::new),
             ..Message::new(topic, payload)
         };
-        self.publish(message, treatment, Some(key), Some(origin), now);
+        self.publish(message, treatment, Some(key), origin.link, now);
     }
 
     /// Collects an MQTT message.
     pub(super) fn publish_message(&mut self, message: Message, now: Instant) {
+        if let Some(via) = message.user_property(VIA)
+            && let Some(gateway) = self.shared.gateway.get()
+            && is_done(via, gateway)
+        {
+            // It has been here, and is on a way that leads in a circle.
+            return;
+        }
         let treatment = self.tap.treatment(&message.topic);
         let key = match treatment.dedup {
             true => self
@@ -130,7 +144,7 @@ impl Intake {
         message: Message,
         treatment: Treatment,
         key: Option<DedupKey>,
-        origin: Option<u32>,
+        link: Option<u32>,
         now: Instant,
     ) {
         let topic = message.topic.clone();
@@ -155,6 +169,8 @@ impl Intake {
                 self.owes_barrier |= message.qos != QoS::AtMostOnce;
             } else {
                 let id = key.map(|key| key.0);
+                let via = message.user_property(VIA).unwrap_or("");
+                let origin = Some(Origin { link, via });
                 self.records
                     .push(&topic, &message.payload, timestamp_ns, id, origin);
                 if let Some(key) = key

@@ -43,8 +43,8 @@ mod websocket;
 mod well_formed;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -209,6 +209,8 @@ struct Shared {
     tls: Option<Arc<TlsReloader>>,
     /// Users, keys, rules or certificates have been read anew.
     access_changed: watch::Sender<()>,
+    /// The name of this gateway, by which it knows what it has sent to others. Empty where it sends nothing.
+    gateway: OnceLock<Arc<str>>,
 }
 
 impl Broker {
@@ -283,6 +285,7 @@ impl Broker {
                 .collect(),
             tls,
             access_changed: watch::Sender::new(()),
+            gateway: OnceLock::new(),
             config,
         });
         let wills = shared.restore(restored);

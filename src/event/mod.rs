@@ -5,6 +5,7 @@
 
 mod topic;
 mod trie;
+pub mod via;
 
 use std::fmt;
 use std::sync::Arc;

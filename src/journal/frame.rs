@@ -1,6 +1,7 @@
 //! How events stand on disk: frames of records, in segments. The format is in `docs/journal.md`.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use bytestring::ByteString;
 
 use crate::event::Topic;
 
@@ -8,11 +9,21 @@ pub(super) const HEADER_BYTES: usize = 32;
 const SEGMENT_MAGIC: [u8; 8] = *b"HGJRNL\0\x01";
 const RECORD_HEADER_BYTES: usize = 14;
 
-/// In the length of a payload, which has 28 bits: a key follows, an origin does.
+/// In the length of a payload, which has 28 bits: a key follows, a link does, gateways do.
 const WITH_KEY: u32 = 1 << 31;
-const WITH_ORIGIN: u32 = 1 << 30;
+const WITH_LINK: u32 = 1 << 30;
+const WITH_VIA: u32 = 1 << 29;
 const KEY_BYTES: usize = 16;
-const ORIGIN_BYTES: usize = 4;
+const LINK_BYTES: usize = 4;
+
+/// Where an event came from, if that was another gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin<'a> {
+    /// The link that it came by.
+    pub link: Option<u32>,
+    /// The names of the gateways that it came over, with commas between them. At most 65,535 bytes.
+    pub via: &'a str,
+}
 
 /// Records of events that have no sequence yet.
 #[derive(Debug, Default)]
@@ -23,28 +34,38 @@ pub struct Records {
 
 impl Records {
     /// `topic` has at most 65,535 bytes and `payload` at most 256 MiB, as in MQTT.
-    /// `key` tells its duplicates; `origin` the link that it came by.
+    /// `key` tells its duplicates.
     pub fn push(
         &mut self,
         topic: &Topic,
         payload: &[u8],
         timestamp_ns: u64,
         key: Option<[u8; KEY_BYTES]>,
-        origin: Option<u32>,
+        origin: Option<Origin<'_>>,
     ) {
+        let origin = origin.unwrap_or_default();
         let topic = topic.as_bytes();
-        self.body
-            .reserve(RECORD_HEADER_BYTES + KEY_BYTES + ORIGIN_BYTES + topic.len() + payload.len());
+        let via = origin.via.as_bytes();
+        let head_bytes = RECORD_HEADER_BYTES + KEY_BYTES + LINK_BYTES + 2 + via.len();
+        self.body.reserve(head_bytes + topic.len() + payload.len());
         self.body.extend_from_slice(&timestamp_ns.to_le_bytes());
         self.body
             .extend_from_slice(&(topic.len() as u16).to_le_bytes());
         let mut length = payload.len() as u32;
-        length |= key.map_or(0, |_| WITH_KEY) | origin.map_or(0, |_| WITH_ORIGIN);
+        length |= key.map_or(0, |_| WITH_KEY) | origin.link.map_or(0, |_| WITH_LINK);
+        if !via.is_empty() {
+            length |= WITH_VIA;
+        }
         self.body.extend_from_slice(&length.to_le_bytes());
         self.body
             .extend_from_slice(key.as_ref().map_or(&[], |key| key));
-        if let Some(origin) = origin {
-            self.body.extend_from_slice(&origin.to_le_bytes());
+        if let Some(link) = origin.link {
+            self.body.extend_from_slice(&link.to_le_bytes());
+        }
+        if !via.is_empty() {
+            self.body
+                .extend_from_slice(&(via.len() as u16).to_le_bytes());
+            self.body.extend_from_slice(via);
         }
         self.body.extend_from_slice(topic);
         self.body.extend_from_slice(payload);
@@ -159,7 +180,9 @@ pub struct Record {
     /// What tells its duplicates.
     pub key: Option<[u8; KEY_BYTES]>,
     /// The link that it came by.
-    pub origin: Option<u32>,
+    pub link: Option<u32>,
+    /// The gateways that it came over, with commas between them.
+    pub via: ByteString,
 }
 
 /// A frame whose checksums are right.
@@ -187,16 +210,26 @@ pub(super) fn parse_body(header: &FrameHeader, body: Bytes) -> Option<Frame> {
         let head = rest.split_to(RECORD_HEADER_BYTES);
         let topic_bytes = usize::from(u16::from_le_bytes([head[8], head[9]]));
         let length = u32_at(&head, 10);
-        let payload_bytes = (length & !(WITH_KEY | WITH_ORIGIN)) as usize;
+        let payload_bytes = (length & !(WITH_KEY | WITH_LINK | WITH_VIA)) as usize;
         let key = match length & WITH_KEY {
             0 => None,
             _ if rest.len() < KEY_BYTES => return None,
             _ => rest.split_to(KEY_BYTES).first_chunk().copied(),
         };
-        let origin = match length & WITH_ORIGIN {
+        let link = match length & WITH_LINK {
             0 => None,
-            _ if rest.len() < ORIGIN_BYTES => return None,
-            _ => Some(u32_at(&rest.split_to(ORIGIN_BYTES), 0)),
+            _ if rest.len() < LINK_BYTES => return None,
+            _ => Some(u32_at(&rest.split_to(LINK_BYTES), 0)),
+        };
+        let via = match length & WITH_VIA {
+            0 => ByteString::new(),
+            _ => {
+                let via_bytes = usize::from(rest.try_get_u16_le().ok()?);
+                if rest.len() < via_bytes {
+                    return None;
+                }
+                rest.split_to(via_bytes).try_into().ok()?
+            }
         };
         if rest.len() < topic_bytes + payload_bytes {
             return None;
@@ -208,7 +241,8 @@ pub(super) fn parse_body(header: &FrameHeader, body: Bytes) -> Option<Frame> {
             topic,
             payload: rest.split_to(payload_bytes),
             key,
-            origin,
+            link,
+            via,
         });
     }
     rest.is_empty().then_some(Frame::Events(records))

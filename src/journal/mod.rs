@@ -42,7 +42,7 @@ use writer::Writer;
 
 pub use epochs::{Epoch, Epochs};
 pub use follow::{Followed, Follower};
-pub use frame::{Record, Records};
+pub use frame::{Origin, Record, Records};
 pub use reading::{Entry, Problem, Reading};
 pub use tracker::Receipt;
 

@@ -149,6 +149,10 @@ impl Reading {
                 }
                 continue;
             };
+            if self.growing.is_some() {
+                // What was half written when it was looked at last is whole now, if anybody may ask for it.
+                reader.grow()?;
+            }
             // What stands there beyond is of a write that failed, and is in the next one again.
             let end = self.left.front().map_or(u64::MAX, |next| next.first);
             let problem = match reader.next()? {

@@ -893,3 +893,33 @@ fn what_somebody_holds_does_not_go_on_account_of_its_age() {
     until(&journal, "nothing old", |status| status.first == 3);
     leave(&journal, ());
 }
+
+#[test]
+fn a_follower_loses_nothing_of_what_is_written_while_it_reads() {
+    let folder = TempDir::new().unwrap();
+    let (journal, _) = open(&config(&folder));
+    let payload = "x".repeat(200_000);
+    // No more than may wait to be written.
+    let events = 300;
+    let writes = {
+        let journal = journal.clone();
+        std::thread::spawn(move || {
+            let payloads = [payload.as_str(); 10];
+            for _ in 0..events / 10 {
+                drop(append(&journal, &payloads));
+            }
+        })
+    };
+    let mut follower = journal.follow(0).unwrap();
+    let mut read = 0;
+    while read < events {
+        let ready = async { tokio::time::timeout(PATIENCE, follower.ready()).await };
+        assert!(runtime().block_on(ready).unwrap());
+        let (payloads, lost) = followed(&mut follower);
+        assert_eq!(lost, 0);
+        read += payloads.len();
+        assert_eq!(follower.position(), read as u64);
+    }
+    writes.join().unwrap();
+    leave(&journal, ());
+}

@@ -195,6 +195,49 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_journal_refused_outputs_total",
         "Events that apps made and that are not in the journal, because the disk refused what was to be written.",
     ),
+    ("headgate_uplink_connected", "Whether a link is up (1) or not (0)."),
+    ("headgate_uplink_connections_total", "How often a link came up."),
+    ("headgate_uplink_shipped_events_total", "Events that the other side has acknowledged."),
+    (
+        "headgate_uplink_shipped_bytes_total",
+        "Their bytes, with about what headers take.",
+    ),
+    (
+        "headgate_uplink_resent_events_total",
+        "Events that were sent again, as nobody knew whether they had arrived.",
+    ),
+    ("headgate_uplink_duplicate_events_total", "Those among them that had."),
+    (
+        "headgate_uplink_refused_events_total",
+        "Events that the other side never takes: dead letters.",
+    ),
+    (
+        "headgate_uplink_lost_events_total",
+        "Events that were gone from the journal before they were shipped.",
+    ),
+    (
+        "headgate_uplink_lost_upstream_events_total",
+        "Sequences that were shipped again, as the other side had lost what it had acknowledged.",
+    ),
+    (
+        "headgate_uplink_behind_events",
+        "Events of the journal that a link has not come past.",
+    ),
+    (
+        "headgate_uplink_behind_seconds",
+        "How old the oldest event is that waits for its acknowledgement.",
+    ),
+    ("headgate_uplink_in_flight_events", "Events on their way."),
+    (
+        "headgate_uplink_acknowledgement_seconds",
+        "From sending an event to its acknowledgement, since the start.",
+    ),
+    ("headgate_uplink_taken_events_total", "Commands that came by a link."),
+    ("headgate_uplink_taken_bytes_total", "Bytes of their payloads."),
+    (
+        "headgate_uplink_taken_refused_events_total",
+        "Commands that can be no event here, for their topic.",
+    ),
     ("headgate_journal_bytes", "Bytes of the journal on disk."),
     ("headgate_journal_segments", "Files of the journal."),
     (

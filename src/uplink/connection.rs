@@ -190,7 +190,7 @@ async fn connect(link: &Link, seen: watch::Sender<Seen>) -> Result<Client, Strin
 }
 
 /// An error with its causes, where it does not name them itself.
-fn whole(error: &dyn std::error::Error) -> String {
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use tokio::task::JoinHandle;
 
 use super::links::{Link, Ship, Start};
@@ -13,6 +14,7 @@ use super::progress::ShipProgress;
 use super::window::{SafePoint, Window};
 use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::event::Topic;
+use crate::event::via::is_done;
 use crate::journal::{Epoch, Followed, Follower, Journal, Record};
 use crate::store::{Cursor, Cursors};
 
@@ -31,6 +33,8 @@ pub(super) struct Message {
     pub(super) topic: Topic,
     pub(super) payload: Bytes,
     pub(super) timestamp_ns: u64,
+    /// The gateways that it came over.
+    pub(super) via: ByteString,
 }
 
 /// What all feeds share.
@@ -153,8 +157,9 @@ impl Feed {
         to: &mut impl FnMut(&Record) -> Result<String, &'static str>,
     ) {
         let topic = record.topic.as_str();
-        // What came from there does not go back.
-        let is_wanted = record.origin != Some(self.link.origin())
+        // What came from there does not go back, nor round in a circle.
+        let is_wanted = record.link != Some(self.link.origin())
+            && !is_done(&record.via, &self.sources.gateway)
             && self.ship.topics.iter().any(|filter| filter.matches(topic));
         if !is_wanted {
             return;
@@ -167,6 +172,7 @@ impl Feed {
                     topic: record.topic,
                     payload: record.payload,
                     timestamp_ns: record.timestamp_ns,
+                    via: record.via,
                 };
                 self.window.push(record.sequence, bytes, message);
             }

@@ -305,6 +305,7 @@ impl Shipping {
                 topic,
                 payload,
                 timestamp_ns,
+                ..
             } = outgoing.message;
             let mut headers = HeaderMap::new();
             headers.insert(ID, id(gateway, epochs, outgoing.sequence));
@@ -406,7 +407,8 @@ impl Shipping {
     }
 }
 
-fn id(gateway: &str, epochs: &Epochs, sequence: u64) -> String {
+/// Tells an event from all others: `GATEWAY/EPOCH/SEQUENCE`.
+pub(super) fn id(gateway: &str, epochs: &Epochs, sequence: u64) -> String {
     format!("{gateway}/{}/{sequence}", epochs.of(sequence))
 }
 

@@ -31,8 +31,22 @@ pub struct Link {
     pub hold: Duration,
     /// For what is asked of the other side, and for its acknowledgements.
     pub timeout: Duration,
+    pub session: Session,
     pub ship: Vec<Ship>,
     pub take: Vec<Take>,
+}
+
+/// How the gateway is a client of an MQTT broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    pub client_id: String,
+    pub keep_alive_s: u16,
+    /// The broker keeps for so long what is to be taken from it while the gateway is away.
+    pub expiry_s: u32,
+    /// The largest packet that is taken from it.
+    pub max_packet_bytes: u32,
+    /// The protocol that TLS is to say it carries, where a broker shares its port with others.
+    pub alpn: Option<String>,
 }
 
 /// What the other side is.
@@ -94,10 +108,35 @@ pub enum Destination {
         create: Option<Box<stream::Config>>,
     },
     Topic {
-        /// Put before the topic, and taken away from it.
-        add: String,
-        strip: String,
+        prefixes: Prefixes,
+        /// The broker is to keep the last message of each topic.
+        retain: bool,
     },
+}
+
+impl Destination {
+    pub fn retains(&self) -> bool {
+        matches!(self, Destination::Topic { retain: true, .. })
+    }
+}
+
+/// How a topic here becomes one at a broker, or the other way round.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefixes {
+    /// Taken away, where a topic begins with it.
+    pub strip: String,
+    /// Put before what is left.
+    pub add: String,
+}
+
+impl Prefixes {
+    pub fn apply(&self, topic: &str) -> String {
+        format!(
+            "{}{}",
+            self.add,
+            topic.strip_prefix(self.strip.as_str()).unwrap_or(topic)
+        )
+    }
 }
 
 /// Where a link begins that has never shipped anything.
@@ -132,8 +171,7 @@ pub enum Source {
     },
     Topics {
         filters: Vec<TopicFilter>,
-        add: String,
-        strip: String,
+        prefixes: Prefixes,
     },
 }
 
@@ -219,6 +257,11 @@ struct LinkEntry {
     max_inflight_bytes: Option<Spanned<u64>>,
     hold_s: Option<Spanned<u64>>,
     timeout_ms: Option<Spanned<u64>>,
+    client_id: Option<Spanned<String>>,
+    keep_alive_s: Option<Spanned<u64>>,
+    session_expiry_s: Option<Spanned<u64>>,
+    max_packet_bytes: Option<Spanned<u64>>,
+    alpn: Option<Spanned<String>>,
     #[serde(default)]
     ship: Vec<Spanned<ShipEntry>>,
     #[serde(default)]
@@ -238,6 +281,7 @@ struct ShipEntry {
     create: Option<Spanned<Create>>,
     add_prefix: Option<Spanned<String>>,
     strip_prefix: Option<Spanned<String>>,
+    retain: Option<Spanned<bool>>,
 }
 
 /// The settings of a stream that the gateway makes.
@@ -331,7 +375,34 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
             return Err((span, reason));
         }
     };
+    let is_plain = |server: &Spanned<String>| server.get_ref().starts_with("mqtt:");
+    let plain = entry
+        .servers
+        .get_ref()
+        .iter()
+        .find(|server| is_plain(server));
+    if let Some(plain) = plain
+        && (entry.ca_file.is_some() || own.is_some() || entry.alpn.is_some())
+    {
+        let reason = format!(
+            "server {:?} has no TLS, although the link has files or alpn for it: write mqtts://, or leave them out",
+            plain.get_ref()
+        );
+        return Err((plain.span(), reason));
+    }
     let servers = servers(entry.kind, entry.servers)?;
+    let session = session(
+        entry.kind,
+        &name,
+        place,
+        entry.client_id,
+        [
+            ("keep_alive_s", entry.keep_alive_s),
+            ("session_expiry_s", entry.session_expiry_s),
+            ("max_packet_bytes", entry.max_packet_bytes),
+        ],
+        entry.alpn,
+    )?;
     let mut ships: Vec<Ship> = Vec::new();
     for entry_of in entry.ship {
         let span = entry_of.span();
@@ -407,8 +478,47 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
         max_inflight_bytes: max_inflight as usize,
         hold: Duration::from_secs(hold_s),
         timeout: Duration::from_millis(timeout_ms),
+        session,
         ship: ships,
         take: takes,
+    })
+}
+
+fn session(
+    kind: Kind,
+    link: &str,
+    place: Place<'_>,
+    client_id: Option<Spanned<String>>,
+    numbers: [(&str, Option<Spanned<u64>>); 3],
+    alpn: Option<Spanned<String>>,
+) -> Result<Session, At> {
+    if kind != Kind::Mqtt {
+        only_for(Kind::Mqtt, "client_id", client_id.as_ref())?;
+        only_for(Kind::Mqtt, "alpn", alpn.as_ref())?;
+        for (key, value) in &numbers {
+            only_for(Kind::Mqtt, key, value.as_ref())?;
+        }
+    }
+    let checked = |key: &str, value: Option<Spanned<String>>, most: usize| match value {
+        Some(value) if !(1..=most).contains(&value.get_ref().len()) => {
+            Err((value.span(), format!("{key} must have 1 to {most} bytes")))
+        }
+        value => Ok(value.map(Spanned::into_inner)),
+    };
+    let client_id = checked("client_id", client_id, 1024)?;
+    let [(_, keep_alive), (_, expiry), (_, max_packet)] = numbers;
+    let keep_alive = number("keep_alive_s", keep_alive, 5, 65_535)?;
+    let expiry = number("session_expiry_s", expiry, 0, u64::from(u32::MAX))?;
+    let max_packet = number("max_packet_bytes", max_packet, 1 << 10, 256 << 20)?;
+    Ok(Session {
+        client_id: match client_id {
+            Some(client_id) => place.fill(&client_id),
+            None => format!("headgate-{}-{link}", place.gateway),
+        },
+        keep_alive_s: keep_alive.unwrap_or(30) as u16,
+        expiry_s: expiry.unwrap_or(86_400) as u32,
+        max_packet_bytes: max_packet.unwrap_or(1 << 20) as u32,
+        alpn: checked("alpn", alpn, 255)?,
     })
 }
 
@@ -474,6 +584,7 @@ fn ship(kind: Kind, entry: Spanned<ShipEntry>, place: Place<'_>) -> Result<Ship,
         Kind::JetStream => {
             only_for(Kind::Mqtt, "add_prefix", entry.add_prefix.as_ref())?;
             only_for(Kind::Mqtt, "strip_prefix", entry.strip_prefix.as_ref())?;
+            only_for(Kind::Mqtt, "retain", entry.retain.as_ref())?;
             let Some(stream) = entry.stream else {
                 return Err((
                     span,
@@ -525,8 +636,11 @@ fn ship(kind: Kind, entry: Spanned<ShipEntry>, place: Place<'_>) -> Result<Ship,
             only_for(Kind::JetStream, "exclusive", entry.exclusive.as_ref())?;
             only_for(Kind::JetStream, "create", entry.create.as_ref())?;
             Destination::Topic {
-                add: prefix("add_prefix", entry.add_prefix, place)?,
-                strip: prefix("strip_prefix", entry.strip_prefix, place)?,
+                prefixes: Prefixes {
+                    add: prefix("add_prefix", entry.add_prefix, place)?,
+                    strip: prefix("strip_prefix", entry.strip_prefix, place)?,
+                },
+                retain: entry.retain.is_some_and(Spanned::into_inner),
             }
         }
     };
@@ -585,10 +699,23 @@ fn take(kind: Kind, entry: Spanned<TakeEntry>, place: Place<'_>) -> Result<Take,
                 .and_then(|subjects| subjects.first());
             only_for(Kind::JetStream, "subjects", subjects)?;
             only_for(Kind::JetStream, "skip_levels", entry.skip_levels.as_ref())?;
+            let topics = entry.topics.unwrap_or_default().into_iter().map(|topic| {
+                let span = topic.span();
+                let filled = place.fill(topic.get_ref());
+                match filled.starts_with("$share/") {
+                    true => Err((
+                        span,
+                        format!("{filled:?} is shared with others, and a link takes what is meant for this gateway"),
+                    )),
+                    false => Ok(Spanned::new(span, filled)),
+                }
+            });
             Source::Topics {
-                filters: filters(entry.topics.unwrap_or_default(), span)?,
-                add,
-                strip: prefix("strip_prefix", entry.strip_prefix, place)?,
+                filters: filters(topics.collect::<Result<_, _>>()?, span)?,
+                prefixes: Prefixes {
+                    add,
+                    strip: prefix("strip_prefix", entry.strip_prefix, place)?,
+                },
             }
         }
     };
@@ -746,7 +873,7 @@ mod tests {
             add_prefix = "sites/{site}/"
             strip_prefix = "plant/"
             [[link.take]]
-            topics = ["sites/north/cmd/#"]
+            topics = ["sites/{site}/cmd/#"]
             strip_prefix = "sites/north/"
             "#,
             PLACE,
@@ -774,10 +901,17 @@ mod tests {
             panic!("{:?}", cloud.take[0].from);
         };
         assert_eq!(subjects, &["cmd.press-7.>"]);
-        let Destination::Topic { add, .. } = &hosted.ship[0].to else {
+        let Destination::Topic { prefixes, retain } = &hosted.ship[0].to else {
             panic!("{:?}", hosted.ship[0].to);
         };
-        assert_eq!(add, "sites/north/");
+        assert_eq!(prefixes.apply("plant/a/b"), "sites/north/a/b");
+        assert_eq!(prefixes.apply("a/plant/b"), "sites/north/a/plant/b");
+        assert!(!retain);
+        assert_eq!(hosted.session.client_id, "headgate-press-7-hosted");
+        let Source::Topics { filters, .. } = &hosted.take[0].from else {
+            panic!("{:?}", hosted.take[0].from);
+        };
+        assert_eq!(filters[0].as_str(), "sites/north/cmd/#");
         assert_eq!(links.topics().len(), 3);
     }
 
@@ -785,6 +919,8 @@ mod tests {
     fn each_wrong_link_gets_one_error_with_its_line() {
         let link = "[[link]]\nname = \"a\"\nkind = \"jetstream\"\nservers = [\"nats://h:1\"]\n";
         let ship = "[[link.ship]]\ntopics = [\"#\"]\nstream = \"S\"\n";
+        let mqtt = "[[link]]\nname = \"a\"\nkind = \"mqtt\"\nservers = [\"mqtt://h\"]\n\
+                    [[link.ship]]\ntopics = [\"#\"]\n";
         let cases = [
             (link.to_owned(), 1, "does nothing"),
             (
@@ -854,6 +990,33 @@ mod tests {
                 format!("{link}[[link.take]]\nstream = \"S\"\nsubjects = [\"a..b\"]\n"),
                 7,
                 "no subject",
+            ),
+            (
+                format!("{link}client_id = \"a\"\n{ship}"),
+                5,
+                "client_id is for links of kind \"mqtt\"",
+            ),
+            (
+                format!("{mqtt}retain = true\nstream = \"S\"\n"),
+                8,
+                "stream is for",
+            ),
+            (
+                format!("{mqtt}[[link.take]]\ntopics = [\"$share/g/a\"]\n"),
+                8,
+                "shared with others",
+            ),
+            (format!("{mqtt}retain = 1\n"), 7, "boolean"),
+            (
+                mqtt.replace("[[link.ship]]", "alpn = \"\"\n[[link.ship]]")
+                    .replace("mqtt://", "mqtts://"),
+                5,
+                "alpn must have",
+            ),
+            (
+                mqtt.replace("[[link.ship]]", "ca_file = \"ca\"\n[[link.ship]]"),
+                4,
+                "write mqtts://",
             ),
         ];
         for (text, line, reason) in cases {

@@ -8,6 +8,7 @@ mod connection;
 mod feed;
 mod jetstream;
 mod links;
+mod mqtt;
 mod progress;
 mod stream;
 mod subject;
@@ -31,6 +32,7 @@ use feed::{Feed, Sources};
 use jetstream::Shipping;
 use links::{Destination, Kind, Link, Source};
 pub use links::{Links, Place};
+use mqtt::Bridge;
 use progress::{LinkProgress, ShipProgress, TakeProgress};
 pub use progress::{LinkStatus, ShipStatus, TakeStatus};
 use take::Taking;
@@ -61,6 +63,7 @@ impl Uplink {
         let (drain, draining) = watch::channel(false);
         let (stop, stopping) = watch::channel(false);
         let journal = rooms.journal.clone();
+        rooms.door.know_own(&rooms.gateway);
         let sources = Sources {
             journal: rooms.journal,
             cursors: rooms.cursors,
@@ -141,7 +144,7 @@ impl Part {
                 Destination::Stream {
                     stream, exclusive, ..
                 } => (format!("stream {stream}"), *exclusive),
-                Destination::Topic { add, .. } => (format!("{add}#"), false),
+                Destination::Topic { prefixes, .. } => (format!("{}#", prefixes.add), false),
             };
             let progress = Arc::new(ShipProgress::new(&ship.name, to));
             feeds.push(Feed::open(
@@ -178,7 +181,7 @@ impl Part {
         })
     }
 
-    async fn run(self, drain: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) {
+    async fn run(self, drain: watch::Receiver<bool>, stop: watch::Receiver<bool>) {
         match self.link.kind {
             Kind::JetStream => {
                 let (connection, state) = watch::channel(None);
@@ -208,10 +211,15 @@ impl Part {
                 }
             }
             Kind::Mqtt => {
-                connection::told_to_stop(&mut stop).await;
-                for feed in self.feeds {
-                    feed.close().await;
-                }
+                let bridge = Bridge::new(
+                    self.link,
+                    self.feeds,
+                    self.takes,
+                    self.sources.gateway,
+                    &self.door,
+                    self.progress,
+                );
+                bridge.run(drain, stop).await;
             }
         }
     }

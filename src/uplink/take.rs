@@ -18,6 +18,7 @@ use super::progress::TakeProgress;
 use super::{stream, subject};
 use crate::broker::{Door, Intake};
 use crate::event::Topic;
+use crate::journal::Origin;
 use crate::pipeline::DedupKey;
 use crate::remote::{Failure, Remote};
 
@@ -232,8 +233,11 @@ impl Taking {
             self.progress
                 .bytes
                 .fetch_add(payload.len() as u64, Ordering::Relaxed);
-            self.intake
-                .publish_linked(topic, payload, key, self.link.origin(), now);
+            let origin = Origin {
+                link: Some(self.link.origin()),
+                via: "",
+            };
+            self.intake.publish_linked(topic, payload, key, origin, now);
             answers.push((message, AckKind::Ack));
         }
         self.intake.flush_events(now);

@@ -11,6 +11,20 @@
     package = pkgs.headgate;
     cpu = "cortex-a53";
 
+    links = [
+      {
+        name = "hosted";
+        kind = "mqtt";
+        servers = [ "mqtts://broker.example:8883" ];
+        ship = [
+          {
+            topics = [ "plant/#" ];
+            add_prefix = "sites/{site}/";
+          }
+        ];
+      }
+    ];
+
     rules = [
       {
         topics = [ "alarms/#" ];
@@ -101,6 +115,11 @@
           tls_listen = "[::]:8084";
           path = "/plant";
         };
+      };
+      uplink = {
+        links_file = "/etc/headgate/links.toml";
+        gateway = "press-7";
+        site = "north";
       };
       pipeline = {
         queue_events = 1024;

@@ -92,6 +92,34 @@ in
       };
     };
 
+  "test: links are a file that the gateway is told of" =
+    let
+      link = {
+        name = "cloud";
+        kind = "jetstream";
+        servers = [ "nats://nats.example:4222" ];
+        ship = [
+          {
+            topics = [ "plant/#" ];
+            stream = "HEADGATE_{gateway}";
+          }
+        ];
+      };
+      config = evaluate { } { services.headgate.links = [ link ]; };
+    in
+    {
+      expr = {
+        file = config.services.headgate.settings.uplink.links_file;
+        made = config.environment.etc ? "headgate/links.toml";
+        without = (evaluate { } { }).services.headgate.settings.uplink.links_file;
+      };
+      expected = {
+        file = "/etc/headgate/links.toml";
+        made = true;
+        without = "";
+      };
+    };
+
   "test: keys that are null are left out" = {
     expr = lib.filter (lib.hasInfix "null") (linesOf (tomlOf (evaluate { } { })));
     expected = [ ];
