@@ -230,12 +230,17 @@ fn options(link: &Link) -> Result<ConnectOptions, String> {
             }
             options.nkey(seed)
         }
-        Login::Credentials(file) => options.credentials(&secret(file)?).map_err(|error| {
-            format!(
-                "{}: no credentials, as `nsc generate creds` makes them: {error}",
-                file.display()
-            )
-        })?,
+        // They end with a line end, or aren't any.
+        Login::Credentials(file) => {
+            options
+                .credentials(&(secret(file)? + "\n"))
+                .map_err(|error| {
+                    format!(
+                        "{}: no credentials, as `nsc generate creds` makes them: {error}",
+                        file.display()
+                    )
+                })?
+        }
     };
     if let Some(file) = &link.tls.ca_file {
         readable(file)?;
