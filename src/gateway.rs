@@ -284,6 +284,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
                 dead_letters: dead_letters.clone(),
                 door: broker.door(),
                 gateway: gateway_name(config).into(),
+                site: config.uplink.site.as_str().into(),
             };
             let uplink = Uplink::start(links, rooms).map_err(StartError::Uplink)?;
             Some(Arc::new(uplink))

@@ -102,6 +102,9 @@ enum Command {
     /// Look at the links to other machines
     #[command(subcommand)]
     Uplink(uplink::UplinkCommand),
+    /// Look at the gateways of the site
+    #[command(subcommand)]
+    Cluster(uplink::ClusterCommand),
     Reload(reload::ReloadArgs),
     /// Write, list and bless boot entries
     #[command(subcommand)]
@@ -160,6 +163,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Why(args) => why::run(args, &cli.global, &output).map(succeed),
         Command::Journal(command) => journal::run(command, &cli.global, &output),
         Command::Uplink(command) => uplink::run(command, &cli.global, &output),
+        Command::Cluster(command) => uplink::cluster(command, &cli.global, &output),
         Command::Reload(args) => reload::run(args, &cli.global, &output).map(succeed),
         Command::Boot(command) => boot::run(command, &output).map(succeed),
         Command::User(command) => user::run(command, &cli.global, &output).map(succeed),

@@ -80,6 +80,68 @@ pub(super) fn run(
     })
 }
 
+#[derive(Subcommand)]
+pub(super) enum ClusterCommand {
+    /// Show who is there, who leads, and who acts for how many shards of the topics
+    ///
+    /// Exits with 1 if the servers of the cluster can't be reached or something is wrong.
+    Status,
+}
+
+pub(super) fn cluster(
+    command: ClusterCommand,
+    global: &Global,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let ClusterCommand::Status = command;
+    let client = global.client()?;
+    let status = small_runtime()?.block_on(client.status())?;
+    let links = status["uplink"].as_array().cloned().unwrap_or_default();
+    let cluster = links.into_iter().map(|mut link| link["cluster"].take());
+    let Some(cluster) = cluster.into_iter().find(|cluster| !cluster.is_null()) else {
+        output.text(
+            "this gateway takes part in no cluster now; `cluster` in a [[link]] says that it is to",
+        )?;
+        return Ok(FAILED.into());
+    };
+    let status: crate::cluster::Status = serde_json::from_value(cluster)?;
+    let is_well = status.connected && status.problem.is_none();
+    if output.json {
+        output.value(&status)?;
+    } else {
+        let state = if status.connected {
+            "connected"
+        } else {
+            "alone"
+        };
+        output.text(format!(
+            "{} in site {}: {state}",
+            status.gateway, status.site
+        ))?;
+        let leader = status.leader.as_deref().unwrap_or("nobody");
+        output.text(match status.leads_with {
+            Some(token) => format!("  leads, with token {token}"),
+            None => format!("  {leader} leads"),
+        })?;
+        for member in &status.members {
+            let shards = status.owners.get(&member.gateway).copied().unwrap_or(0);
+            let state = if member.alive { "" } else { ", gone" };
+            output.text(format!(
+                "  {} on {}: {shards} of {} shards{state}",
+                member.gateway, member.host, status.shards
+            ))?;
+        }
+        if let Some(problem) = &status.problem {
+            output.text(format!("  problem: {problem}"))?;
+        }
+    }
+    Ok(if is_well {
+        ExitCode::SUCCESS
+    } else {
+        FAILED.into()
+    })
+}
+
 fn text(value: &Value, key: &str) -> String {
     printable(value[key].as_str().unwrap_or_default()).to_string()
 }

@@ -29,13 +29,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use crate::remote::{Failure, Remote};
-use claim::LONGEST_TTL;
+pub use claim::LONGEST_TTL;
 use kv::Bucket;
 use lease::{Answer, Timing};
 use node::{Node, View};
 use seat::{Identity, Seat};
-use shards::MOST_SHARDS;
-use status::Status;
+pub use shards::MOST_SHARDS;
+pub use status::Status;
 
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 

@@ -195,9 +195,18 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_journal_refused_outputs_total",
         "Events that apps made and that are not in the journal, because the disk refused what was to be written.",
     ),
-    ("headgate_uplink_connected", "Whether a link is up (1) or not (0)."),
-    ("headgate_uplink_connections_total", "How often a link came up."),
-    ("headgate_uplink_shipped_events_total", "Events that the other side has acknowledged."),
+    (
+        "headgate_uplink_connected",
+        "Whether a link is up (1) or not (0).",
+    ),
+    (
+        "headgate_uplink_connections_total",
+        "How often a link came up.",
+    ),
+    (
+        "headgate_uplink_shipped_events_total",
+        "Events that the other side has acknowledged.",
+    ),
     (
         "headgate_uplink_shipped_bytes_total",
         "Their bytes, with about what headers take.",
@@ -206,7 +215,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_uplink_resent_events_total",
         "Events that were sent again, as nobody knew whether they had arrived.",
     ),
-    ("headgate_uplink_duplicate_events_total", "Those among them that had."),
+    (
+        "headgate_uplink_duplicate_events_total",
+        "Those among them that had.",
+    ),
     (
         "headgate_uplink_refused_events_total",
         "Events that the other side never takes: dead letters.",
@@ -232,11 +244,30 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_uplink_acknowledgement_seconds",
         "From sending an event to its acknowledgement, since the start.",
     ),
-    ("headgate_uplink_taken_events_total", "Commands that came by a link."),
-    ("headgate_uplink_taken_bytes_total", "Bytes of their payloads."),
+    (
+        "headgate_uplink_taken_events_total",
+        "Commands that came by a link.",
+    ),
+    (
+        "headgate_uplink_taken_bytes_total",
+        "Bytes of their payloads.",
+    ),
     (
         "headgate_uplink_taken_refused_events_total",
         "Commands that can be no event here, for their topic.",
+    ),
+    (
+        "headgate_cluster_connected",
+        "Whether the servers of the site's cluster have answered within a lease (1) or not (0).",
+    ),
+    (
+        "headgate_cluster_leader",
+        "Whether this gateway leads its site (1) or not (0).",
+    ),
+    ("headgate_cluster_members", "Gateways of the site."),
+    (
+        "headgate_cluster_owned_shards",
+        "Shards of the topics that this gateway acts for.",
     ),
     ("headgate_journal_bytes", "Bytes of the journal on disk."),
     ("headgate_journal_segments", "Files of the journal."),

@@ -46,6 +46,16 @@ pub(super) async fn has_changed(state: &mut State, number: u64) {
     let _ = state.wait_for(|state| is_other(state, number)).await;
 }
 
+/// Waits for a connection. None: the link ends with the gateway.
+pub(super) async fn until_up(state: &mut State) -> Option<Connected> {
+    let up = |state: &Option<Connected>| state.as_ref().is_some_and(|state| state.up);
+    state
+        .wait_for(up)
+        .await
+        .ok()
+        .and_then(|state| state.clone())
+}
+
 /// Waits until the gateway ends.
 pub(super) async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;

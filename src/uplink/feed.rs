@@ -44,6 +44,7 @@ pub(super) struct Sources {
     pub(super) cursors: Cursors,
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) gateway: Arc<str>,
+    pub(super) site: Arc<str>,
 }
 
 pub(super) struct Feed {

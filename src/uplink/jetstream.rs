@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::connection::{Connected, PATIENCE, State, has_changed, is_other, told_to_stop};
+use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
 use super::feed::{Feed, Message, SAVE_EVERY};
 use super::links::Destination;
 use super::stream::{self, Answer, MESSAGE_ID, MessageId};
@@ -106,12 +106,10 @@ impl Shipping {
         let connected = {
             let mut ticks = ticks();
             loop {
-                let up = |state: &Option<Connected>| state.as_ref().is_some_and(|state| state.up);
                 tokio::select! {
-                    state = self.state.wait_for(up) => match state {
-                        Ok(state) => break state.clone().expect("it is up"),
-                        // The link ends with the gateway.
-                        Err(_) => return End::Stopped,
+                    connected = until_up(&mut self.state) => match connected {
+                        Some(connected) => break connected,
+                        None => return End::Stopped,
                     },
                     () = told_to_stop(stop) => return End::Stopped,
                     _ = ticks.tick() => self.feed.tick(Instant::now()),

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::subject::Template;
+use crate::cluster::{LONGEST_TTL, MOST_SHARDS};
 use crate::event::TopicFilter;
 use crate::regular_file::{FileError, Flaw, line_of, parse_toml, read_and_parse};
 
@@ -34,6 +35,20 @@ pub struct Link {
     pub session: Session,
     pub ship: Vec<Ship>,
     pub take: Vec<Take>,
+    /// The gateways of the site find each other there.
+    pub cluster: Option<ClusterSettings>,
+}
+
+/// How the gateways of a site divide what there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSettings {
+    #[serde(default = "sixteen")]
+    pub shards: u16,
+    #[serde(default = "five")]
+    pub lease_s: u32,
+    #[serde(default = "three")]
+    pub replicas: u8,
 }
 
 /// How the gateway is a client of an MQTT broker.
@@ -266,6 +281,7 @@ struct LinkEntry {
     ship: Vec<Spanned<ShipEntry>>,
     #[serde(default)]
     take: Vec<Spanned<TakeEntry>>,
+    cluster: Option<Spanned<ClusterSettings>>,
 }
 
 #[derive(Deserialize)]
@@ -322,6 +338,14 @@ struct TakeEntry {
     strip_prefix: Option<Spanned<String>>,
 }
 
+fn sixteen() -> u16 {
+    16
+}
+
+fn five() -> u32 {
+    5
+}
+
 fn three() -> u8 {
     3
 }
@@ -349,6 +373,10 @@ pub(super) fn parse(contents: &[u8], place: Place<'_>) -> Result<Links, Flaw> {
                 link.name
             );
             return Err(flaw((span, reason)));
+        }
+        if link.cluster.is_some() && links.iter().any(|other| other.cluster.is_some()) {
+            let reason = "two links have a cluster, and a site has one";
+            return Err(flaw((span, reason.into())));
         }
         links.push(link);
     }
@@ -450,10 +478,14 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
         }
         takes.push(take);
     }
-    if ships.is_empty() && takes.is_empty() {
+    if ships.is_empty() && takes.is_empty() && entry.cluster.is_none() {
         let reason = format!("link {name:?} does nothing; add [[link.ship]] or [[link.take]]");
         return Err((span, reason));
     }
+    if entry.kind == Kind::Mqtt {
+        only_for(Kind::JetStream, "cluster", entry.cluster.as_ref())?;
+    }
+    let cluster = entry.cluster.map(cluster).transpose()?;
     let number = |key, value, min, max, preset| {
         number(key, value, min, max).map(|value| value.unwrap_or(preset))
     };
@@ -481,7 +513,21 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
         session,
         ship: ships,
         take: takes,
+        cluster,
     })
+}
+
+fn cluster(settings: Spanned<ClusterSettings>) -> Result<ClusterSettings, At> {
+    let span = settings.span();
+    let settings = settings.into_inner();
+    let in_range = |key, value: u64, min, max| {
+        let value = Spanned::new(span.clone(), value);
+        number(key, Some(value), min, max).map(drop)
+    };
+    in_range("shards", settings.shards.into(), 1, MOST_SHARDS.into())?;
+    in_range("lease_s", settings.lease_s.into(), 1, LONGEST_TTL.as_secs())?;
+    in_range("replicas", settings.replicas.into(), 1, 5)?;
+    Ok(settings)
 }
 
 fn session(
@@ -956,6 +1002,12 @@ mod tests {
             ),
             (format!("{link}bogus = 1\n{ship}"), 5, "bogus"),
             (format!("{link}{ship}{link}{ship}"), 8, "two links"),
+            (
+                format!("{link}cluster = {{ lease_s = 0 }}\n"),
+                5,
+                "lease_s is 0",
+            ),
+            (format!("{link}cluster = {{ shards = 1, x = 1 }}\n"), 5, "x"),
             (
                 format!("{link}{ship}").replace("nats://h:1", "http://h"),
                 4,

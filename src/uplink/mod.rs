@@ -10,6 +10,7 @@ mod jetstream;
 mod links;
 mod mqtt;
 mod progress;
+mod site;
 mod stream;
 mod subject;
 mod take;
@@ -43,8 +44,9 @@ pub struct Rooms {
     pub cursors: Cursors,
     pub dead_letters: Arc<DeadLetters>,
     pub door: Door,
-    /// The name of this gateway.
+    /// The names of this gateway and of its site.
     pub gateway: Arc<str>,
+    pub site: Arc<str>,
 }
 
 /// The running links. They end when this is closed.
@@ -69,6 +71,7 @@ impl Uplink {
             cursors: rooms.cursors,
             dead_letters: rooms.dead_letters,
             gateway: rooms.gateway,
+            site: rooms.site,
         };
         let mut progress = Vec::new();
         let mut parts = Vec::new();
@@ -202,6 +205,18 @@ impl Part {
                         progress,
                     );
                     running.spawn(taking.run(drain.clone()));
+                }
+                if let Some(settings) = self.link.cluster {
+                    let (gateway, site) = (self.sources.gateway.clone(), self.sources.site.clone());
+                    let progress = self.progress.clone();
+                    running.spawn(site::take_part(
+                        settings,
+                        gateway,
+                        site,
+                        state.clone(),
+                        progress,
+                        drain,
+                    ));
                 }
                 drop(state);
                 let keep = connection::keep(self.link.clone(), connection, self.progress.clone());

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::links::Link;
 use super::window::Acknowledged;
+use crate::cluster::{self, Cluster};
 use crate::event::unix_time_ns;
 use crate::pipeline::Latency;
 
@@ -21,6 +22,8 @@ pub(super) struct LinkProgress {
     error: Mutex<Option<String>>,
     pub(super) ships: Vec<Arc<ShipProgress>>,
     pub(super) takes: Vec<Arc<TakeProgress>>,
+    /// While it takes part in that.
+    pub(super) cluster: Mutex<Option<Cluster>>,
 }
 
 /// What is shipped to one destination.
@@ -73,6 +76,8 @@ pub struct LinkStatus {
     pub error: Option<String>,
     pub ship: Vec<ShipStatus>,
     pub take: Vec<TakeStatus>,
+    /// Of the site, where this link has it.
+    pub cluster: Option<cluster::Status>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -132,6 +137,7 @@ impl LinkProgress {
             error: Mutex::new(None),
             ships,
             takes,
+            cluster: Mutex::new(None),
         }
     }
 
@@ -166,6 +172,7 @@ impl LinkProgress {
             error: self.error.lock().clone(),
             ship: self.ships.iter().map(|ship| ship.status(next)).collect(),
             take: self.takes.iter().map(|take| take.status()).collect(),
+            cluster: self.cluster.lock().as_ref().map(Cluster::status),
         }
     }
 }
@@ -271,6 +278,19 @@ pub(super) fn record_metrics(links: &[LinkStatus]) {
             .set(f64::from(u8::from(link.connected)));
         metrics::counter!("headgate_uplink_connections_total", "link" => name.clone())
             .absolute(link.connections);
+        if let Some(cluster) = &link.cluster {
+            let set = |metric: &'static str, value: f64| metrics::gauge!(metric).set(value);
+            set(
+                "headgate_cluster_connected",
+                f64::from(u8::from(cluster.connected)),
+            );
+            set(
+                "headgate_cluster_leader",
+                f64::from(u8::from(cluster.leads_with.is_some())),
+            );
+            set("headgate_cluster_members", cluster.members.len() as f64);
+            set("headgate_cluster_owned_shards", cluster.owned.len() as f64);
+        }
         for ship in &link.ship {
             let labels = [("link", name.clone()), ("ship", ship.name.clone())];
             let count =

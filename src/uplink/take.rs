@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::connection::{Connected, PATIENCE, State, has_changed, told_to_stop};
+use super::connection::{PATIENCE, State, has_changed, told_to_stop, until_up};
 use super::links::{Link, Source, Start, Take};
 use super::progress::TakeProgress;
 use super::{stream, subject};
@@ -97,10 +97,8 @@ impl Taking {
 
     /// May be dropped at any time: what is not acknowledged comes again.
     async fn session(&mut self) -> End {
-        let up = |state: &Option<Connected>| state.as_ref().is_some_and(|state| state.up);
-        let connected = match self.state.wait_for(up).await {
-            Ok(state) => state.clone().expect("it is up"),
-            Err(_) => return End::Stopped,
+        let Some(connected) = until_up(&mut self.state).await else {
+            return End::Stopped;
         };
         let mut messages = match self.begin(&connected.client).await {
             Ok(messages) => messages,
