@@ -12,7 +12,9 @@ let
   cfg = config.services.headgate;
   toTOML = import ./toml.nix { inherit lib; };
 
-  rendered = pkgs.writeText "headgate-links.toml" (toTOML { link = cfg.links; });
+  rendered = pkgs.writeText "headgate-links.toml" (toTOML {
+    link = cfg.links;
+  });
 
   # The gateway's own parser looks at them, so that a mistake fails the build and not the boot.
   checked =
