@@ -23,7 +23,7 @@ fn journaled(home: &Home) -> (Vec<String>, bool) {
     (payloads, verified.status.success())
 }
 
-fn records(home: &Home) -> Vec<Value> {
+pub fn records(home: &Home) -> Vec<Value> {
     let output = home
         .command(&["journal", "tail", "-n", "10000000", "--json"])
         .output()

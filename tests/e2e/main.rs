@@ -16,6 +16,7 @@ mod bad_apps;
 mod bad_packets;
 mod bad_starts;
 mod boot;
+mod bridge;
 mod clients;
 mod clock;
 mod dashboards;
