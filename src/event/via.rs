@@ -9,10 +9,16 @@ pub const VIA: &str = "headgate-via";
 /// Over so many gateways goes no event that is wanted: their names are not unique, or some of them don't add theirs.
 const MOST_GATEWAYS: usize = 16;
 
+/// So long is no list of them.
+const MOST_BYTES: usize = 4096;
+
 /// Whether an event that came over these gateways is not to go to or from this one.
 pub fn is_done(via: &str, gateway: &str) -> bool {
+    let passed = || via.split(',');
     !via.is_empty()
-        && (via.split(',').any(|name| name == gateway) || via.split(',').count() >= MOST_GATEWAYS)
+        && (via.len() > MOST_BYTES
+            || passed().count() >= MOST_GATEWAYS
+            || passed().any(|name| name == gateway))
 }
 
 /// The list with this gateway at its end.
@@ -41,5 +47,6 @@ mod tests {
         let way = (0..15).fold(String::new(), |way, hop| and_then(&way, &hop.to_string()));
         assert!(!is_done(&way, "a"));
         assert!(is_done(&and_then(&way, "15"), "a"));
+        assert!(is_done(&"x".repeat(5000), "a"));
     }
 }

@@ -725,6 +725,35 @@ fn it_is_said_when_events_are_on_their_way_and_never_of_those_that_are_not() {
     journal.close();
 }
 
+#[test]
+fn where_an_event_came_from_stands_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    let origins = [
+        (None, ""),
+        (Some(7), ""),
+        (None, "a"),
+        (Some(u32::MAX), "a,b"),
+    ];
+    let mut records = Records::default();
+    for (link, via) in origins {
+        let origin = Some(Origin { link, via });
+        let key = link.map(|_| [9; 16]);
+        records.push(&Topic::new("plant/a").unwrap(), b"x", 7, key, origin);
+    }
+    let mut follower = journal.follow(0).unwrap();
+    let receipt = journal.receipt();
+    let next = journal.try_append(&records, &receipt).unwrap();
+    assert!(synced(&journal, next));
+    let Some(Followed::Events(found)) = follower.read().unwrap() else {
+        panic!("they are on disk");
+    };
+    let found: Vec<_> = found.iter().map(|one| (one.link, &*one.via)).collect();
+    assert_eq!(found, origins);
+    journal.close();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

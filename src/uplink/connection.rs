@@ -217,7 +217,7 @@ pub(super) fn whole(error: &dyn std::error::Error) -> String {
 fn login_keys(login: &Login) -> &'static str {
     match login {
         Login::None => "user, token_file, nkey_file or credentials_file, of which there is none,",
-        Login::Password { .. } => "user and password_file",
+        Login::User(_) | Login::Password { .. } => "user and password_file",
         Login::Token(_) => "token_file",
         Login::Nkey(_) => "nkey_file",
         Login::Credentials(_) => "credentials_file",
@@ -227,7 +227,8 @@ fn login_keys(login: &Login) -> &'static str {
 fn options(link: &Link) -> Result<ConnectOptions, String> {
     let options = ConnectOptions::new();
     let mut options = match &link.login {
-        Login::None => options,
+        // The latter is of MQTT brokers only.
+        Login::None | Login::User(_) => options,
         Login::Password { user, file } => options.user_and_password(user.clone(), secret(file)?),
         Login::Token(file) => options.token(secret(file)?),
         Login::Nkey(file) => {

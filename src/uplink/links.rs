@@ -86,6 +86,8 @@ impl Kind {
 pub enum Login {
     #[default]
     None,
+    /// With a certificate in the place of a password.
+    User(String),
     Password {
         user: String,
         file: PathBuf,
@@ -233,7 +235,7 @@ impl Link {
 
     fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let login = match &mut self.login {
-            Login::None => None,
+            Login::None | Login::User(_) => None,
             Login::Password { file, .. }
             | Login::Token(file)
             | Login::Nkey(file)
@@ -389,9 +391,12 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
         [entry.token_file, entry.nkey_file, entry.credentials_file],
         entry.user,
         entry.password_file,
+        entry.kind == Kind::Mqtt && entry.certificate_file.is_some(),
     )
     .map_err(|reason| (span.clone(), format!("link {name:?}: {reason}")))?;
-    if entry.kind == Kind::Mqtt && !matches!(login, Login::None | Login::Password { .. }) {
+    if entry.kind == Kind::Mqtt
+        && !matches!(login, Login::None | Login::User(_) | Login::Password { .. })
+    {
         let reason = format!("link {name:?}: an MQTT broker takes user and password_file");
         return Err((span, reason));
     }
@@ -604,6 +609,7 @@ fn login(
     [token, nkey, credentials]: [Option<PathBuf>; 3],
     user: Option<String>,
     password: Option<PathBuf>,
+    with_certificate: bool,
 ) -> Result<Login, String> {
     let mut logins = vec![
         token.map(Login::Token),
@@ -612,6 +618,7 @@ fn login(
     ];
     logins.push(match (user, password) {
         (Some(user), Some(file)) => Some(Login::Password { user, file }),
+        (Some(user), None) if with_certificate => Some(Login::User(user)),
         (None, None) => None,
         _ => return Err("user and password_file go together".into()),
     });

@@ -17,6 +17,7 @@ mod bad_apps;
 mod bad_packets;
 mod bad_starts;
 mod boot;
+mod bridge;
 mod clients;
 mod clock;
 mod cluster;

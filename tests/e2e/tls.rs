@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertifiedIssuer, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -234,7 +235,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         set(&mut params);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let certificate = self.sign(params, &key);
         let path = |kind: &str| home.path().join(format!("{name}.{kind}"));
         fs::write(path("crt"), certificate.pem()).unwrap();
         fs::write(path("key"), key.serialize_pem()).unwrap();
@@ -242,6 +243,15 @@ impl Authority {
             .into_iter()
             .chain(["--key".into(), path("key").display().to_string()])
             .collect()
+    }
+
+    pub fn sign(&self, params: CertificateParams, key: &KeyPair) -> Certificate {
+        params.signed_by(key, &self.issuer).unwrap()
+    }
+
+    /// Its own certificate, by which it is trusted.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
     }
 
     pub fn revoke(&self, serial: &[u8]) -> String {

@@ -1,7 +1,7 @@
 //! An MQTT client that sends what no library would: bytes.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::gateway::{Gateway, PATIENCE};
@@ -46,8 +46,12 @@ impl Packet {
         std::str::from_utf8(&self.body[2..self.topic_end()]).unwrap()
     }
 
+    /// Of a PUBACK, too.
     pub fn id(&self) -> u16 {
-        let at = self.topic_end();
+        let at = match self.kind() {
+            PUBACK => 0,
+            _ => self.topic_end(),
+        };
         u16::from_be_bytes([self.body[at], self.body[at + 1]])
     }
 
@@ -159,6 +163,20 @@ impl Wire {
             input: Vec::new(),
             at: 0,
         }
+    }
+
+    /// A 3.1.1 client with a clean session, if there is a gateway now.
+    pub fn dial(address: SocketAddr, id: &str) -> Option<Wire> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut wire = Wire {
+            stream,
+            input: Vec::new(),
+            at: 0,
+        };
+        wire.send_while_open(&connect_packet(4, id, 0));
+        wire.next_or_end()?;
+        Some(wire)
     }
 
     /// A 3.1.1 client with a clean session.

@@ -163,6 +163,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 async fn greet(link: &Link, stream: Box<dyn Io>) -> Result<Dialled, String> {
     let credentials = match &link.login {
         Login::Password { user, file } => Some(Credentials::new(user.clone(), secret(file)?)),
+        Login::User(user) => Some(Credentials::new(user.clone(), "")),
         _ => None,
     };
     let session = &link.session;

@@ -84,6 +84,8 @@ enum End {
     Stopped,
     /// It is made anew. Why is known where it matters.
     Again,
+    /// Without a word of the broker.
+    Closed,
     Failed(String),
 }
 
@@ -151,6 +153,11 @@ impl Bridge {
             match end {
                 End::Stopped => break,
                 End::Again => {}
+                End::Closed => self.progress.failed(&format!(
+                    "the broker has closed the connection; if it does so again and again, see whether another client \
+                     is named {:?}, too",
+                    self.link.session.client_id
+                )),
                 End::Failed(why) => self.progress.failed(&why),
             }
             let pause = pauses.next().unwrap_or(PATIENCE.longest_pause);

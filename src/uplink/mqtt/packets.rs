@@ -7,7 +7,9 @@ use bytes::{Buf, BytesMut};
 use rumqttc::v5::mqttbytes::v5::Packet;
 
 const CONNACK: u8 = 2;
+const PUBLISH: u8 = 3;
 const PUBACK: u8 = 4;
+const PUBREL: u8 = 6;
 const DISCONNECT: u8 = 14;
 
 #[derive(Debug, PartialEq)]
@@ -153,7 +155,13 @@ fn frame(input: &[u8]) -> Result<Option<(usize, usize)>, String> {
     if rest.is_empty() {
         return Ok(None);
     }
-    rest.advance(1);
+    let (kind, flags) = (rest.get_u8() >> 4, input[0] & 0xf);
+    if flags != 0 && kind != PUBLISH && kind != PUBREL {
+        return Err(format!(
+            "the broker sends no MQTT: it begins a packet with {:#04x}",
+            input[0]
+        ));
+    }
     for place in 0..4 {
         let Some(&byte) = rest.get(place) else {
             return Ok(None);
@@ -246,11 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_is_too_large_names_the_key() {
+    fn what_can_be_no_packet_is_told_at_once() {
         let error = read(&[0x30, 0xff, 0xff, 0x7f]).unwrap_err();
         assert!(error.contains("max_packet_bytes"), "{error}");
         let error = read(&[0x30, 0xff, 0xff, 0xff, 0xff]).unwrap_err();
         assert!(error.contains("length"), "{error}");
+        let error = read(b"HTTP").unwrap_err();
+        assert!(error.contains("no MQTT"), "{error}");
     }
 
     proptest! {

@@ -2,13 +2,14 @@
 //!
 //! A broker sends again what was not acknowledged when a connection ended. Of a gateway, an event has an id, by which
 //! a second copy of it is known. Of others, a message only has a packet identifier, which the broker gives to another
-//! message as soon as it has the acknowledgement: so a copy is known by it only while no acknowledgement was sent.
-//! What may have been acknowledged is taken twice, rather than a command be lost that looks like another one.
+//! message as soon as it has the acknowledgement: so a copy is known by it only while no acknowledgement was sent, and
+//! not after a restart. What may have been acknowledged is taken twice, rather than a command be lost that looks like another one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     Filter, Publish, RetainForwardRule, SubAck, Subscribe, SubscribeReasonCode,
@@ -38,6 +39,8 @@ pub(super) struct Taking {
     asked: Vec<usize>,
     /// The broker takes no subscription to some of them.
     is_refused: bool,
+    /// The broker has had a session.
+    had_session: bool,
 }
 
 impl Taking {
@@ -56,6 +59,7 @@ impl Taking {
             keys: FxHashMap::default(),
             asked: Vec::new(),
             is_refused: false,
+            had_session: false,
         }
     }
 
@@ -65,7 +69,15 @@ impl Taking {
         self.owed.clear();
         if !session_present {
             self.keys.clear();
+            if self.had_session && !self.takes.is_empty() {
+                tracing::warn!(
+                    link = self.link.name,
+                    "the broker has forgotten the session, and with it what was sent while the link was down: make \
+                     session_expiry_s of the link longer, or look at what the broker allows"
+                );
+            }
         }
+        self.had_session = true;
         self.subscribe()
     }
 
@@ -186,15 +198,16 @@ impl Taking {
             self.keys.insert(id, key);
         }
         progress.events.fetch_add(1, Ordering::Relaxed);
+        // Not a piece of what was read at once: it may be kept for long.
+        let payload = Bytes::copy_from_slice(&message.payload);
         progress
             .bytes
-            .fetch_add(message.payload.len() as u64, Ordering::Relaxed);
+            .fetch_add(payload.len() as u64, Ordering::Relaxed);
         let origin = Origin {
             link: Some(self.link.origin()),
             via,
         };
-        self.intake
-            .publish_linked(here, message.payload, key, origin, now);
+        self.intake.publish_linked(here, payload, key, origin, now);
     }
 
     pub(super) fn flush(&mut self, now: Instant) {

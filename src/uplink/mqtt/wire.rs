@@ -11,6 +11,9 @@ use super::dial::Io;
 use super::packets::{Incoming, take_packet};
 use super::{End, PingReq};
 
+/// Room that a read has at least: some thousand acknowledgements.
+const READ_BYTES: usize = 16 << 10;
+
 pub(super) struct Reader {
     half: ReadHalf<Box<dyn Io>>,
     input: BytesMut,
@@ -37,8 +40,9 @@ impl Reader {
 
     /// Waits until more has come.
     pub(super) async fn read(&mut self) -> Result<(), End> {
+        self.input.reserve(READ_BYTES);
         match self.half.read_buf(&mut self.input).await? {
-            0 => Err(End::Failed("the broker has closed the connection".into())),
+            0 => Err(End::Closed),
             _ => {
                 self.heard = Instant::now();
                 self.asked = None;
