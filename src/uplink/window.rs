@@ -179,6 +179,8 @@ impl<M> Window<M> {
     pub fn send(&mut self, now: Instant) -> Option<Outgoing<'_, M>> {
         while self.messages.get(self.unsent)?.done {
             self.unsent += 1;
+            // The stream has it, and had no more when its end was looked at.
+            self.tail = self.tail.map(|number| number + 1);
         }
         let entry = self.messages.get_mut(self.unsent)?;
         let is_full = self.bytes + entry.bytes > self.limit || self.in_flight >= MOST_MESSAGES;
@@ -437,6 +439,21 @@ mod tests {
         assert_eq!(window.resume(tail(2, Some(11))), Resumed::Onward);
         assert_eq!(window.cursor(), 12);
         assert_eq!(sent(&mut window), [(12, Some(2))]);
+    }
+
+    #[test]
+    fn a_late_acknowledgement_leaves_no_gap_in_an_exclusive_stream() {
+        let mut window = filled(true, &[10, 11, 12]);
+        let empty = Tail {
+            number: 0,
+            ours: None,
+        };
+        window.resume(empty);
+        sent(&mut window);
+        window.go_back();
+        window.resume(empty);
+        window.acknowledge(11);
+        assert_eq!(sent(&mut window), [(10, Some(0)), (12, Some(2))]);
     }
 
     #[test]

@@ -231,7 +231,10 @@ fn terms(packet: Incoming, link: &Link) -> Result<Terms, String> {
         code,
         properties,
     } = match packet {
-        Incoming::Other(Packet::ConnAck(answer)) => answer,
+        Incoming::Other(packet) => match *packet {
+            Packet::ConnAck(answer) => answer,
+            other => return Err(format!("it does not answer, but sends {other:?}")),
+        },
         Incoming::OldConnAck => return Err(TOO_OLD.into()),
         Incoming::Disconnect(reason) => {
             return Err(format!("it ends the connection: {}", reason.text()));

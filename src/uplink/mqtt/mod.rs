@@ -365,11 +365,19 @@ impl Bridge {
         let now = Instant::now();
         let mut taken = false;
         while let Some(packet) = reader.next().map_err(End::Failed)? {
+            let packet = match packet {
+                Incoming::PubAck { id, reason } => {
+                    self.acknowledged(id, &reason, ids);
+                    continue;
+                }
+                Incoming::Disconnect(reason) => return Err(self.dismissed(&reason, ids)),
+                Incoming::OldConnAck => return Err(unexpected(&packet)),
+                Incoming::Other(packet) => *packet,
+            };
             match packet {
-                Incoming::PubAck { id, reason } => self.acknowledged(id, &reason, ids),
                 // It comes again to who takes it then.
-                Incoming::Other(Packet::Publish(_)) if draining => {}
-                Incoming::Other(Packet::Publish(message)) => {
+                Packet::Publish(_) if draining => {}
+                Packet::Publish(message) => {
                     if message.qos == QoS::ExactlyOnce {
                         let why =
                             "the broker sends what must come exactly once, which was not asked for";
@@ -378,13 +386,9 @@ impl Bridge {
                     self.taking.take_in(message, now);
                     taken = true;
                 }
-                Incoming::Other(Packet::SubAck(answer)) => self.taking.subscribed(&answer),
-                Incoming::Other(Packet::PingResp(_)) => {}
-                Incoming::Disconnect(reason) => return Err(self.dismissed(&reason, ids)),
-                other => {
-                    let why = format!("the broker sends what no client expects: {other:?}");
-                    return Err(End::Failed(why));
-                }
+                Packet::SubAck(answer) => self.taking.subscribed(&answer),
+                Packet::PingResp(_) => {}
+                other => return Err(unexpected(&other)),
             }
         }
         if taken {
@@ -539,4 +543,10 @@ impl Ids {
             }
         }
     }
+}
+
+fn unexpected(packet: &impl std::fmt::Debug) -> End {
+    End::Failed(format!(
+        "the broker sends what no client expects: {packet:?}"
+    ))
 }
