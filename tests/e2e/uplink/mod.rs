@@ -95,9 +95,10 @@ fn topic(subject: &str) -> String {
 }
 
 /// Waits until the stream has as many messages as the journal has events, and compares: nothing is lost, nothing is
-/// there twice, all is in its order.
+/// there twice, all is in its order. When that fails, the status of the link says more.
 fn assert_shipped(home: &Home, client: &Client) -> usize {
     let expected = journaled(home);
+    let _status = OnFailure(home);
     client.until_messages(EVENTS, expected.len() as u64);
     let found = shipped(&client.contents(EVENTS));
     let differ = found.iter().zip(&expected).position(|(a, b)| a != b);
@@ -114,4 +115,20 @@ fn assert_shipped(home: &Home, client: &Client) -> usize {
 fn until_told(gateway: &Gateway, words: &str) {
     let links = || gateway.status()["uplink"].to_string().to_lowercase();
     eventually(words, || links().contains(words).then_some(()));
+}
+
+/// Shows what the gateway says of its links when a test fails.
+struct OnFailure<'a>(&'a Home);
+
+impl Drop for OnFailure<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let output = self.0.command(&["uplink", "status"]).output();
+            let text = output.map(|output| output.stdout).unwrap_or_default();
+            eprintln!(
+                "---- uplink status ----\n{}",
+                String::from_utf8_lossy(&text)
+            );
+        }
+    }
 }
