@@ -11,6 +11,8 @@ pub struct Follower {
     reading: Reading,
     /// The sequence of the next event.
     next: u64,
+    /// The files were opened for it, and not before.
+    fresh: bool,
 }
 
 /// What stands next in a journal.
@@ -27,6 +29,7 @@ impl Follower {
             reading: Reading::follow(&journal.shared.folder, from)?,
             journal,
             next: from,
+            fresh: true,
         })
     }
 
@@ -51,14 +54,17 @@ impl Follower {
                     };
                     if let Some(lost) = self.lost_before(first)? {
                         // They come again.
-                        self.reading = Reading::follow(&self.journal.shared.folder, lost.end)?;
                         self.next = lost.end;
+                        self.look_anew()?;
                         return Ok(Some(Followed::Lost(lost)));
                     }
                     records.retain(|record| record.sequence >= first);
                     self.next = records.last().map_or(self.next, |last| last.sequence + 1);
+                    self.fresh = false;
                     return Ok(Some(Followed::Events(records)));
                 }
+                // A file may have been begun anew since it was opened.
+                Some(Entry::Problem { .. }) | None if !self.fresh => self.look_anew()?,
                 Some(Entry::Problem { segment, problem }) => {
                     tracing::error!(segment = %segment.display(), "{problem}");
                     let lost = match problem {
@@ -77,6 +83,13 @@ impl Follower {
             }
         }
         Ok(None)
+    }
+
+    /// Opens the files again, for what comes next.
+    fn look_anew(&mut self) -> io::Result<()> {
+        self.reading = Reading::follow(&self.journal.shared.folder, self.next)?;
+        self.fresh = true;
+        Ok(())
     }
 
     /// The events that were removed before this one, which comes next.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerError};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::links::{Link, Login};
 use super::progress::LinkProgress;
@@ -18,6 +19,9 @@ const OLDEST: (i64, i64, i64) = (2, 9, 0);
 
 /// Servers that are silent for so long are asked whether they still are there; twice, then they are not.
 const PING: Duration = Duration::from_secs(2);
+
+/// How often the connection is looked at, whatever is told of it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Acknowledgements of all that can be on its way, and more.
 const WAITING_MESSAGES: usize = 1 << 16;
@@ -97,14 +101,15 @@ pub(super) async fn keep(
                     let connected = Connected {
                         client: client.clone(),
                         number: number + seen.lost,
-                        up: seen.up,
+                        // What is told of events may be told late.
+                        up: client.connection_state() == async_nats::connection::State::Connected,
                     };
                     match connected.up {
                         true => progress.connected(),
                         false => progress.disconnected(),
                     }
                     state.send_replace(Some(connected));
-                    if events.changed().await.is_err() {
+                    if let Ok(Err(_)) = timeout(LOOK_EVERY, events.changed()).await {
                         break;
                     }
                 }
@@ -176,7 +181,7 @@ async fn connect(link: &Link, seen: watch::Sender<Seen>) -> Result<Client, Strin
         });
     let connecting = options.connect(link.servers.as_slice());
     let servers = link.servers.join(", ");
-    let client = tokio::time::timeout(link.timeout * 2, connecting)
+    let client = timeout(link.timeout * 2, connecting)
         .await
         .map_err(|_| format!("no answer from {servers} within {:?}", link.timeout * 2))?
         .map_err(|error| match error.kind() {

@@ -42,6 +42,8 @@ pub(super) struct Shipping {
     subject: Template,
     exclusive: bool,
     create: Option<Box<async_nats::jetstream::stream::Config>>,
+    /// The stream's end is not where it was to be: when all on their way are answered, it is looked for.
+    displaced: bool,
 }
 
 /// Why a session with a stream has ended.
@@ -74,6 +76,7 @@ impl Shipping {
             subject,
             exclusive,
             create,
+            displaced: false,
         }
     }
 
@@ -135,14 +138,19 @@ impl Shipping {
         };
         let mut state = self.state.clone();
         let mut ticks = ticks();
+        self.displaced = false;
         loop {
-            if let Err(error) = self.fill(most_bytes) {
-                return End::Failed(format!("can't read the journal: {error}"));
-            }
             let mut moved = false;
-            match self.send(&client, &inbox).await {
-                Ok(sent) => moved |= sent > 0,
-                Err(end) => return end,
+            if !self.displaced {
+                if let Err(error) = self.fill(most_bytes) {
+                    return End::Failed(format!("can't read the journal: {error}"));
+                }
+                match self.send(&client, &inbox).await {
+                    Ok(sent) => moved |= sent > 0,
+                    Err(end) => return end,
+                }
+            } else if self.feed.window.in_flight() == 0 {
+                return End::Again;
             }
             match self.take_answers(&inbox, &mut answers) {
                 Ok(taken) => moved |= taken > 0,
@@ -170,7 +178,7 @@ impl Shipping {
                     None => std::future::pending().await,
                 }
             };
-            let has_room = self.feed.window.has_room();
+            let has_room = self.feed.window.has_room() && !self.displaced;
             tokio::select! {
                 answer = answers.next() => match answer {
                     Some(answer) => if let Err(end) = self.take_answer(&inbox, &answer) {
@@ -377,7 +385,11 @@ impl Shipping {
             }
             // What was given up does not matter.
             _ if !feed.window.is_current(attempt) => Ok(()),
-            Answer::OutOfOrder => Err(End::Again),
+            Answer::OutOfOrder => {
+                feed.window.miss(sequence);
+                self.displaced = true;
+                Ok(())
+            }
             Answer::Refused(why) => {
                 feed.refuse(sequence, &why);
                 match self.exclusive {

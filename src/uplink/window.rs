@@ -50,6 +50,8 @@ struct Entry<M> {
     sent: Option<Instant>,
     /// In an earlier one.
     was_sent: bool,
+    /// The stream has said that it has not taken it.
+    missing: bool,
     done: bool,
     message: M,
 }
@@ -165,6 +167,7 @@ impl<M> Window<M> {
             bytes,
             sent: None,
             was_sent: false,
+            missing: false,
             done: false,
             message,
         });
@@ -179,8 +182,6 @@ impl<M> Window<M> {
     pub fn send(&mut self, now: Instant) -> Option<Outgoing<'_, M>> {
         while self.messages.get(self.unsent)?.done {
             self.unsent += 1;
-            // The stream has it, and had no more when its end was looked at.
-            self.tail = self.tail.map(|number| number + 1);
         }
         let entry = self.messages.get_mut(self.unsent)?;
         let is_full = self.bytes + entry.bytes > self.limit || self.in_flight >= MOST_MESSAGES;
@@ -196,6 +197,7 @@ impl<M> Window<M> {
         self.in_flight += 1;
         self.bytes += entry.bytes;
         entry.sent = Some(now);
+        entry.missing = false;
         Some(Outgoing {
             sequence: entry.sequence,
             attempt: self.attempt,
@@ -205,11 +207,12 @@ impl<M> Window<M> {
         })
     }
 
-    /// The other side has taken a message, in whatever attempt. None: that is no news.
+    /// The other side has taken a message. None: that is no news; or it was in an attempt that was given up, and the
+    /// stream is exclusive: its end tells that.
     pub fn acknowledge(&mut self, sequence: u64) -> Option<Acknowledged> {
         let index = self.find(sequence)?;
         let entry = &mut self.messages[index];
-        if entry.done {
+        if entry.done || self.exclusive && entry.sent.is_none() {
             return None;
         }
         entry.done = true;
@@ -242,6 +245,22 @@ impl<M> Window<M> {
         }
         self.advance();
         Some(entry.message)
+    }
+
+    /// The stream has not taken a message, as it would not have come after the one that it was to follow. All others
+    /// on their way are to be answered before [`Window::go_back`]: where somebody else has written to the stream, it
+    /// may have those behind it.
+    pub fn miss(&mut self, sequence: u64) {
+        let Some(index) = self.find(sequence) else {
+            return;
+        };
+        let entry = &mut self.messages[index];
+        if !entry.done && entry.sent.take().is_some() {
+            entry.missing = true;
+            entry.was_sent = true;
+            self.in_flight -= 1;
+            self.bytes -= entry.bytes;
+        }
     }
 
     /// Whether a refusal is about this attempt, and not about one that was given up.
@@ -282,15 +301,21 @@ impl<M> Window<M> {
             if had.is_some_and(|had| ours < had) {
                 return Resumed::Lost { from: ours + 1 };
             }
-            self.last = Some(ours);
-            for entry in self
+            let before = self
                 .messages
                 .iter_mut()
-                .take_while(|entry| entry.sequence <= ours)
-            {
-                entry.done = true;
-            }
+                .take_while(|entry| entry.sequence <= ours);
+            before
+                .filter(|entry| !entry.missing)
+                .for_each(|entry| entry.done = true);
             self.advance();
+            if self
+                .messages
+                .front()
+                .is_none_or(|first| first.sequence > ours)
+            {
+                self.last = Some(ours);
+            }
         } else if tail.number == 0 && had.is_some() {
             return Resumed::Empty;
         }
@@ -442,7 +467,33 @@ mod tests {
     }
 
     #[test]
-    fn a_late_acknowledgement_leaves_no_gap_in_an_exclusive_stream() {
+    fn what_another_writer_has_displaced_is_sent_again() {
+        let mut window = filled(true, &[10, 11, 12]);
+        window.resume(Tail {
+            number: 0,
+            ours: None,
+        });
+        sent(&mut window);
+        // Somebody's message became number 1, so that 11 and 12 follow what they were to follow.
+        window.miss(10);
+        window.acknowledge(11);
+        assert_eq!(window.in_flight(), 1);
+        window.go_back();
+        window.resume(Tail {
+            number: 3,
+            ours: Some(12),
+        });
+        assert_eq!(window.cursor(), 10);
+        assert_eq!(sent(&mut window), [(10, Some(3))]);
+        window.acknowledge(10);
+        assert_eq!(
+            (window.cursor(), window.in_flight(), window.bytes),
+            (13, 0, 0)
+        );
+    }
+
+    #[test]
+    fn of_an_exclusive_stream_no_late_acknowledgement_counts() {
         let mut window = filled(true, &[10, 11, 12]);
         let empty = Tail {
             number: 0,
@@ -452,8 +503,8 @@ mod tests {
         sent(&mut window);
         window.go_back();
         window.resume(empty);
-        window.acknowledge(11);
-        assert_eq!(sent(&mut window), [(10, Some(0)), (12, Some(2))]);
+        assert_eq!(window.acknowledge(11), None);
+        assert_eq!(sent(&mut window).len(), 3);
     }
 
     #[test]
