@@ -42,8 +42,9 @@ pub(super) struct Shipping {
     subject: Template,
     exclusive: bool,
     create: Option<Box<async_nats::jetstream::stream::Config>>,
-    /// The stream's end is not where it was to be: when all on their way are answered, it is looked for.
-    displaced: bool,
+    /// The stream has something else under this number, or nothing: when all on their way are answered, its end is
+    /// looked for.
+    displaced: Option<u64>,
 }
 
 /// Why a session with a stream has ended.
@@ -76,7 +77,7 @@ impl Shipping {
             subject,
             exclusive,
             create,
-            displaced: false,
+            displaced: None,
         }
     }
 
@@ -138,10 +139,10 @@ impl Shipping {
         };
         let mut state = self.state.clone();
         let mut ticks = ticks();
-        self.displaced = false;
+        self.displaced = None;
         loop {
             let mut moved = false;
-            if !self.displaced {
+            if self.displaced.is_none() {
                 if let Err(error) = self.fill(most_bytes) {
                     return End::Failed(format!("can't read the journal: {error}"));
                 }
@@ -178,7 +179,7 @@ impl Shipping {
                     None => std::future::pending().await,
                 }
             };
-            let has_room = self.feed.window.has_room() && !self.displaced;
+            let has_room = self.feed.window.has_room() && self.displaced.is_none();
             tokio::select! {
                 answer = answers.next() => match answer {
                     Some(answer) => if let Err(end) = self.take_answer(&inbox, &answer) {
@@ -222,21 +223,23 @@ impl Shipping {
             )));
         }
         if self.exclusive {
-            let last = stream::last_id(&self.remote, &found)
-                .await
-                .map_err(End::Failed)?;
-            let id: Option<MessageId> = last.as_deref().and_then(|last| last.parse().ok());
-            let ours = id.as_ref().filter(|id| {
-                id.gateway == self.feed.gateway() && self.feed.knows(id.epoch, id.sequence)
-            });
+            let number = info.state.last_sequence;
+            let at = |number| stream::id_at(&self.remote, &found, number);
+            let last = at(number).await.map_err(End::Failed)?;
+            let ours = last.as_deref().and_then(|last| self.own(last));
+            let in_place = match self.displaced {
+                Some(number) => at(number).await.map_err(End::Failed)?,
+                None => None,
+            };
             let had = self.feed.window.last();
             if ours.is_none() && had.is_some() && info.state.messages > 0 {
                 self.tell_of_other_writer(last.as_deref());
+            } else if self.displaced.is_some_and(|displaced| displaced <= number)
+                && in_place.as_deref().is_none_or(|id| self.own(id).is_none())
+            {
+                self.tell_of_other_writer(in_place.as_deref());
             }
-            let tail = Tail {
-                number: info.state.last_sequence,
-                ours: ours.map(|id| id.sequence),
-            };
+            let tail = Tail { number, ours };
             let again = match self.feed.window.resume(tail) {
                 Resumed::Onward => None,
                 Resumed::Lost { from } => Some((from, tail.ours)),
@@ -258,6 +261,13 @@ impl Shipping {
         let payload = client.max_payload();
         let message = usize::try_from(info.config.max_message_size).unwrap_or(payload);
         Ok(payload.min(message))
+    }
+
+    /// The sequence of a message of this journal, by its id.
+    fn own(&self, id: &str) -> Option<u64> {
+        let id: MessageId = id.parse().ok()?;
+        let is_own = id.gateway == self.feed.gateway() && self.feed.knows(id.epoch, id.sequence);
+        is_own.then_some(id.sequence)
     }
 
     fn tell_of_other_writer(&self, last: Option<&str>) {
@@ -386,8 +396,8 @@ impl Shipping {
             // What was given up does not matter.
             _ if !feed.window.is_current(attempt) => Ok(()),
             Answer::OutOfOrder => {
-                feed.window.miss(sequence);
-                self.displaced = true;
+                let number = feed.window.miss(sequence);
+                self.displaced = self.displaced.or(number);
                 Ok(())
             }
             Answer::Refused(why) => {

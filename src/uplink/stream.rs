@@ -154,15 +154,17 @@ pub(super) async fn look_up(
     }
 }
 
-/// The last message of a stream, if it still has that: its id.
-pub(super) async fn last_id(remote: &Remote, stream: &Stream) -> Result<Option<String>, String> {
+/// The id of the message with this number, if the stream still has that, and it has one.
+pub(super) async fn id_at(
+    remote: &Remote,
+    stream: &Stream,
+    number: u64,
+) -> Result<Option<String>, String> {
     let state = &stream.cached_info().state;
-    if state.last_sequence == 0 || state.messages == 0 {
+    if number == 0 || state.messages == 0 {
         return Ok(None);
     }
-    let message = remote
-        .call(stream.get_raw_message(state.last_sequence))
-        .await;
+    let message = remote.call(stream.get_raw_message(number)).await;
     match message {
         Ok(message) => Ok(id_of(&message.headers)),
         // It was removed; the one before it says nothing.
@@ -175,7 +177,7 @@ pub(super) async fn last_id(remote: &Remote, stream: &Stream) -> Result<Option<S
             Ok(None)
         }
         Err(failure) => Err(format!(
-            "the last message of stream {:?}: {failure}",
+            "message {number} of stream {:?}: {failure}",
             stream.cached_info().config.name
         )),
     }

@@ -48,6 +48,8 @@ struct Entry<M> {
     bytes: usize,
     /// In this attempt.
     sent: Option<Instant>,
+    /// The number in the stream that it was to have then.
+    number: Option<u64>,
     /// In an earlier one.
     was_sent: bool,
     /// The stream has said that it has not taken it.
@@ -166,6 +168,7 @@ impl<M> Window<M> {
             sequence,
             bytes,
             sent: None,
+            number: None,
             was_sent: false,
             missing: false,
             done: false,
@@ -197,6 +200,7 @@ impl<M> Window<M> {
         self.in_flight += 1;
         self.bytes += entry.bytes;
         entry.sent = Some(now);
+        entry.number = self.tail;
         entry.missing = false;
         Some(Outgoing {
             sequence: entry.sequence,
@@ -249,18 +253,18 @@ impl<M> Window<M> {
 
     /// The stream has not taken a message, as it would not have come after the one that it was to follow. All others
     /// on their way are to be answered before [`Window::go_back`]: where somebody else has written to the stream, it
-    /// may have those behind it.
-    pub fn miss(&mut self, sequence: u64) {
-        let Some(index) = self.find(sequence) else {
-            return;
-        };
+    /// may have those behind it. Returns the number in the stream that it was to have.
+    pub fn miss(&mut self, sequence: u64) -> Option<u64> {
+        let index = self.find(sequence)?;
         let entry = &mut self.messages[index];
-        if !entry.done && entry.sent.take().is_some() {
-            entry.missing = true;
-            entry.was_sent = true;
-            self.in_flight -= 1;
-            self.bytes -= entry.bytes;
+        if entry.done || entry.sent.take().is_none() {
+            return None;
         }
+        entry.missing = true;
+        entry.was_sent = true;
+        self.in_flight -= 1;
+        self.bytes -= entry.bytes;
+        entry.number
     }
 
     /// Whether a refusal is about this attempt, and not about one that was given up.
@@ -475,7 +479,7 @@ mod tests {
         });
         sent(&mut window);
         // Somebody's message became number 1, so that 11 and 12 follow what they were to follow.
-        window.miss(10);
+        assert_eq!(window.miss(10), Some(1));
         window.acknowledge(11);
         assert_eq!(window.in_flight(), 1);
         window.go_back();
