@@ -223,7 +223,10 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
         latency: Latency::default(),
     });
     let apps = {
-        let config = apps_config(config).map_err(StartError::Program)?;
+        let config = AppsConfig {
+            in_site: links.share_work(),
+            ..apps_config(config).map_err(StartError::Program)?
+        };
         let (store, outputs, progress) = (store.clone(), outputs.clone(), pipeline.progress());
         let (routes, letters) = (routes.clone(), dead_letters.clone());
         let open = move || Apps::open(config, store, routes, outputs, progress, letters);
@@ -285,6 +288,10 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
                 door: broker.door(),
                 gateway: gateway_name(config).into(),
                 site: config.uplink.site.as_str().into(),
+                workers: {
+                    let apps = apps.clone();
+                    Arc::new(move || apps.placed())
+                },
             };
             let uplink = Uplink::start(links, rooms).map_err(StartError::Uplink)?;
             Some(Arc::new(uplink))

@@ -25,6 +25,7 @@ mod regular_file;
 pub mod remote;
 #[cfg(test)]
 mod simulation;
+pub mod site;
 pub mod store;
 pub mod systemd;
 pub mod uplink;

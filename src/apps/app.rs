@@ -4,6 +4,7 @@
 //! once on one app), the control side and the timer change the state. What they share stands in
 //! [`Inside`], behind a lock that is held for moments and never across a call into the app.
 
+mod seat;
 mod upgrade;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +33,7 @@ use crate::event::{Batch, Event, Lane, TopicFilter, unix_time_ns};
 use crate::pipeline::{
     Load, NotJournaled, Offer, Outlet, Pressure, Queue, Queued, Step, event_bytes,
 };
+use crate::site::Placement;
 use crate::store::ComponentId;
 pub(super) use upgrade::{Previous, Successor};
 
@@ -269,6 +271,7 @@ impl App {
                 }),
                 services: Arc::new(AppServices {
                     state: shared.kv.open(&name),
+                    seats: Mutex::default(),
                     measures: Mutex::default(),
                     alarms: shared.timer.alarms(),
                     app: this.clone(),
@@ -317,7 +320,10 @@ impl App {
     pub(super) fn subscriptions(&self) -> Vec<TopicFilter> {
         let inside = self.inside.lock();
         match &inside.package.manifest {
-            Some(manifest) if inside.is_open() => manifest.subscribe.clone(),
+            // What it gets of the site comes by another way.
+            Some(manifest) if inside.is_open() && !self.is_placed(manifest) => {
+                manifest.subscribe.clone()
+            }
             _ => Vec::new(),
         }
     }
@@ -328,7 +334,7 @@ impl App {
 
     fn info_of(&self, inside: &Inside) -> AppInfo {
         let manifest = inside.manifest();
-        let state = self.services.state.usage();
+        let state = self.services.state().usage();
         let texts = |filters: &[TopicFilter]| filters.iter().map(|f| f.to_string()).collect();
         AppInfo {
             name: self.name.to_string(),
@@ -345,6 +351,8 @@ impl App {
             last_error: inside.last_error.clone(),
             component_sha256: inside.package.component.to_string(),
             component_bytes: inside.package.component_bytes,
+            placement: manifest.map_or_else(Placement::default, |m| m.placement),
+            shards: self.shards(),
             subscribe: manifest.map_or_else(Vec::new, |m| texts(&m.subscribe)),
             publish: manifest.map_or_else(Vec::new, |m| texts(&m.publish)),
             config: manifest.map_or_else(Default::default, |m| m.config.clone()),
@@ -426,7 +434,11 @@ impl App {
         inside.component = Some(component);
         inside.keeps_instance = keeps && inside.alive;
         inside.start_afresh(self.shared.restart);
-        inside.enter(None);
+        if self.waits_for_seat(&inside) {
+            self.stand_by(&mut inside);
+        } else {
+            inside.enter(None);
+        }
         self.update_idle(&inside);
         self.schedule(&mut inside);
         drop(inside);
@@ -766,10 +778,15 @@ impl App {
         let Some(instance) = slot.as_mut() else {
             return self.give_back(batch, tries);
         };
+        let sitting = batch.first().and_then(Event::sitting);
+        let Some(kept) = self.services.state_of(sitting) else {
+            return self.leave(batch);
+        };
         let began = Instant::now();
         let result = {
             let _running = self.shared.ticker.running();
-            catch_unwind(AssertUnwindSafe(|| instance.handle(&batch))).unwrap_or_else(|_| {
+            let call = || instance.handle(&batch, kept);
+            catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
                 Err(CallError::Trapped {
                     message: PANICKED.into(),
                     backtrace: String::new(),
@@ -792,8 +809,6 @@ impl App {
         match result {
             Ok(outputs) => {
                 let batch = &report.batch;
-                let receipts = batch.iter().filter_map(|event| event.receipt.as_ref());
-                self.services.state.hold(receipts);
                 let received = batch.iter().map(|event| event.received).min();
                 let hops = batch.iter().map(|event| event.hops).max();
                 report.published = self.publish(
@@ -888,6 +903,7 @@ impl App {
         if !inside.keeps_events() {
             // It was stopped in the middle of it.
             inside.counters.dropped.stopped += events;
+            seat::give_back(&report.batch);
             self.after_change(inside, None);
             return;
         }
@@ -1223,6 +1239,7 @@ impl Outlet for App {
             return Offer::Taken;
         }
         if !inside.is_open() {
+            seat::give_back(&batch);
             inside.counters.dropped.stopped += events as u64;
         } else if self.make_room(&mut inside, lane, events, bytes) {
             let since = Instant::now();
@@ -1454,7 +1471,10 @@ impl Inside {
             return Some(part);
         }
         let most_bytes = self.memory_bound() / CALL_SHARE;
-        let (batch, since) = self.queue.pop(most, most_bytes)?;
+        let (mut batch, since) = self.queue.pop(most, most_bytes)?;
+        // A call is for one sitting.
+        let others = seat::split_off_others(&mut batch);
+        self.suspects.push_front(others, 0);
         let is_realtime = batch
             .first()
             .is_some_and(|event| event.lane == Lane::Realtime);
@@ -1502,8 +1522,20 @@ impl Inside {
 
     /// Drops what waits, because the app has come to rest.
     fn close(&mut self) {
-        let suspects = self.suspects.clear();
-        self.counters.dropped.stopped += (self.queue.clear() + suspects) as u64;
+        let (mut dropped, mut batches) = (0, Vec::new());
+        while let Some((part, _)) = self.suspects.pop() {
+            batches.push(part);
+        }
+        for lane in Lane::ALL {
+            while let Some(oldest) = self.queue.pop_oldest(lane, usize::MAX) {
+                batches.push(oldest);
+            }
+        }
+        for batch in batches {
+            seat::give_back(&batch);
+            dropped += batch.len() as u64;
+        }
+        self.counters.dropped.stopped += dropped;
     }
 
     /// Notes that the supervisor has come into another state.

@@ -17,6 +17,7 @@ use super::error::ComponentProblem;
 use super::host::{
     self, EventIn, EventOut, HostState, Interruption, Output, OwnedEvent, Tally, Watch,
 };
+use super::kv::AppState;
 use super::log::AppLog;
 use super::manifest::{DEFAULT_INSTANCES, DEFAULT_TABLE_ELEMENTS, Manifest};
 use super::services::AppServices;
@@ -385,19 +386,20 @@ impl Instance {
         watch: Arc<Watch>,
         services: Arc<AppServices>,
     ) -> StartResult {
+        let kept = services.state();
         let state = HostState::new(manifest, log, watch, services);
         let mut store = Store::new(component.pre.engine(), state);
         store.limiter(|state| &mut state.limiter);
         store.epoch_deadline_callback(|mut store| store.data_mut().watch.look());
         store.set_hostcall_fuel(host::MAX_COPY_BYTES);
-        store.data_mut().begin_call();
+        store.data_mut().begin_call(kept);
         store.set_epoch_deadline(1);
         let opened = store.data_mut().open_devices();
         let result = opened.and_then(|()| Self::configure(&mut store, component));
         let outputs = match &result {
             Ok(_) => {
                 store.data_mut().stage_state_version();
-                store.data_mut().commit();
+                store.data_mut().commit(&[]);
                 store.data_mut().take_outputs(std::iter::empty())
             }
             Err(_) => Vec::new(),
@@ -447,10 +449,14 @@ impl Instance {
         }
     }
 
-    /// Runs a batch. On an error, nothing that the call has handed out remains.
-    pub(super) fn handle(&mut self, batch: &[Event]) -> Result<Vec<Output>, CallError> {
+    /// Runs a batch, with what the app keeps for it. On an error, nothing that the call has handed out remains.
+    pub(super) fn handle(
+        &mut self,
+        batch: &[Event],
+        kept: Arc<AppState>,
+    ) -> Result<Vec<Output>, CallError> {
         let store = &mut self.store;
-        store.data_mut().begin_call();
+        store.data_mut().begin_call(kept);
         store.data_mut().arrive(batch);
         store.set_epoch_deadline(1);
         let returned = |message| format!("`handle` returned an error: {message}");
@@ -479,7 +485,7 @@ impl Instance {
         };
         match result {
             Ok(Ok(outputs)) => {
-                store.data_mut().commit();
+                store.data_mut().commit(batch);
                 Ok(outputs)
             }
             Ok(Err(message)) => {

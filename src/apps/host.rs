@@ -26,7 +26,7 @@ use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
 use super::instance_devices::InstanceDevices;
 use super::instance_timers::InstanceTimers;
-use super::kv::StagedState;
+use super::kv::{AppState, StagedState};
 use super::log::{AppLog, Complaint, MAX_CONTEXT, MAX_MESSAGE, cut};
 use super::manifest::{Limits, Manifest, WASM_PAGE};
 use super::measures::Measures;
@@ -267,6 +267,8 @@ pub(super) struct HostState {
     pub(super) watch: CallWatch,
     /// Topics that this instance has published to and may: checking costs more than looking up.
     known_topics: FxHashMap<Box<str>, Topic>,
+    /// What the app keeps for what the present call is about.
+    state: Arc<AppState>,
     services: Arc<AppServices>,
     handles: keyvalue::Handles,
     /// None until the instance sets the first one.
@@ -372,6 +374,7 @@ impl HostState {
             log,
             limiter,
             call: CallState::default(),
+            state: services.state(),
             known_topics: FxHashMap::default(),
             services,
             handles: keyvalue::Handles::default(),
@@ -395,8 +398,9 @@ impl HostState {
         Ok(())
     }
 
-    /// To be called before each call.
-    pub(super) fn begin_call(&mut self) {
+    /// To be called before each call, with what the app keeps for what the call is about.
+    pub(super) fn begin_call(&mut self, state: Arc<AppState>) {
+        self.state = state;
         self.call = CallState {
             publish_left: self.manifest.limits.publish_per_batch,
             log_left: self.manifest.limits.log_per_batch,
@@ -412,10 +416,14 @@ impl HostState {
         }
     }
 
-    /// The call has ended well: what it has staged takes effect.
-    pub(super) fn commit(&mut self) {
-        if let Some(staged) = self.call.staged.take() {
-            self.services.state.commit(staged.state);
+    /// The call about these events has ended well: what it has staged takes effect.
+    pub(super) fn commit(&mut self, events: &[Event]) {
+        let mut staged = self.call.staged.take();
+        let state = staged
+            .as_mut()
+            .map(|staged| std::mem::take(&mut staged.state));
+        self.state.commit(state.unwrap_or_default(), events);
+        if let Some(staged) = staged {
             if !staged.measures.is_empty() {
                 self.services.measures.lock().commit(staged.measures);
             }

@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::event::Receipt;
+use tokio::sync::Notify;
+
+use crate::event::{Event, Receipt};
+use crate::site::{Changes, SharedState};
 use crate::store::{MAX_APP_KEY_BYTES, Store, StoreError};
 
 /// Longest key, without the bucket's name.
@@ -84,13 +87,20 @@ struct Queue {
     closed: bool,
 }
 
-/// The state of one app.
+/// The state of one app; or, of one that all gateways of a site share, for one seat.
 pub(super) struct AppState {
     app: Arc<str>,
-    writer: Arc<Writer>,
+    sink: Sink,
     contents: Mutex<Contents>,
     /// Notified when the writer is done with this app.
     written: Condvar,
+}
+
+/// Who brings changes to where they are kept.
+enum Sink {
+    Store(Arc<Writer>),
+    /// Whoever is notified takes them with [`SharedState::take`].
+    Site(Arc<Notify>),
 }
 
 #[derive(Default)]
@@ -189,7 +199,7 @@ impl KvStore {
         };
         Arc::new(AppState {
             app: app.clone(),
-            writer: self.writer.clone(),
+            sink: Sink::Store(self.writer.clone()),
             contents: Mutex::new(contents),
             written: Condvar::new(),
         })
@@ -220,6 +230,20 @@ impl Drop for KvStore {
 }
 
 impl AppState {
+    /// What the site keeps for the app. Its changes are for whoever is notified.
+    pub(super) fn shared(app: Arc<str>, entries: Kept, changed: Arc<Notify>) -> Arc<AppState> {
+        Arc::new(AppState {
+            app,
+            sink: Sink::Site(changed),
+            contents: Mutex::new(Contents {
+                bytes: cost_of_all(&entries),
+                entries,
+                ..Contents::default()
+            }),
+            written: Condvar::new(),
+        })
+    }
+
     pub(super) fn usage(&self) -> Usage {
         let contents = self.contents.lock();
         Usage {
@@ -365,44 +389,36 @@ impl AppState {
         (keys, false)
     }
 
-    /// The call has ended well: what it has written is in force, and will be in the store.
-    pub(super) fn commit(self: &Arc<Self>, staged: StagedState) {
-        if staged.changes.is_empty() {
+    /// The call about these events has ended well: what it has written is in force, and will be kept. Until it
+    /// is, the events are not finished.
+    pub(super) fn commit(self: &Arc<Self>, staged: StagedState, events: &[Event]) {
+        let receipts = || events.iter().filter_map(|event| event.receipt.as_ref());
+        if staged.changes.is_empty() && receipts().next().is_none() {
             return;
         }
         let mut contents = self.contents.lock();
+        // Of what is shared it is kept, too, up to where its events were handled.
+        let changes = !staged.changes.is_empty() || matches!(self.sink, Sink::Site(_));
         for (key, value) in staged.changes {
             contents.apply(key, value);
         }
-        contents.version += 1;
-        if contents.closed {
+        contents.version += u64::from(changes);
+        contents.hold(receipts());
+        if contents.closed || !changes {
             return;
         }
         contents.bound_pending();
         let enlist = !std::mem::replace(&mut contents.queued, true);
         drop(contents);
         if enlist {
-            self.writer.enlist(self.clone());
+            self.enlist();
         }
     }
 
-    /// The call that has just been committed was about events with these receipts: they are finished when
-    /// what it has written is on disk.
-    pub(super) fn hold<'a>(&self, receipts: impl Iterator<Item = &'a Arc<dyn Receipt>>) {
-        let mut contents = self.contents.lock();
-        if contents.durable == contents.version {
-            return;
-        }
-        for receipt in receipts {
-            if contents.receipts.len() >= MAX_RECEIPTS {
-                receipt.abandon();
-            } else if !contents
-                .receipts
-                .last()
-                .is_some_and(|last| Arc::ptr_eq(last, receipt))
-            {
-                contents.receipts.push(receipt.clone());
-            }
+    fn enlist(self: &Arc<Self>) {
+        match &self.sink {
+            Sink::Store(writer) => writer.enlist(self.clone()),
+            Sink::Site(changed) => changed.notify_one(),
         }
     }
 
@@ -424,6 +440,11 @@ impl AppState {
         while contents.writing {
             self.written.wait(&mut contents);
         }
+    }
+
+    /// What is committed from here on goes nowhere.
+    pub(super) fn seal(&self) {
+        self.contents.lock().closed = true;
     }
 
     /// [`AppState::close`], whoever may want to open it again meanwhile.
@@ -454,7 +475,7 @@ impl AppState {
         let enlist = !std::mem::replace(&mut contents.queued, true);
         drop(contents);
         if enlist {
-            self.writer.enlist(self.clone());
+            self.enlist();
         }
     }
 
@@ -496,9 +517,44 @@ impl AppState {
         self.written.notify_all();
         // Their events are finished.
         drop(written);
-        if enlist {
-            self.writer.queue.lock().apps.push(self.clone());
+        if enlist && let Sink::Store(writer) = &self.sink {
+            writer.queue.lock().apps.push(self.clone());
         }
+    }
+}
+
+impl SharedState for Arc<AppState> {
+    fn take(&self, all: bool) -> Option<Changes> {
+        {
+            let mut contents = self.contents.lock();
+            if contents.writing || !(contents.queued || all) {
+                return None;
+            }
+            contents.pending.replace |= all;
+        }
+        let written = self.begin_writing()?;
+        Some(Changes {
+            replaces: written.replace.is_some(),
+            entries: match written.replace {
+                Some(all) => all
+                    .into_iter()
+                    .map(|(key, value)| (key, Some(value)))
+                    .collect(),
+                None => written.changes,
+            },
+            receipts: written.receipts,
+            version: written.version,
+        })
+    }
+
+    fn written(&self, changes: Changes) {
+        let written = Written {
+            version: changes.version,
+            changes: BTreeMap::new(),
+            replace: None,
+            receipts: changes.receipts,
+        };
+        self.end_writing(written, true);
     }
 }
 
@@ -507,6 +563,24 @@ impl Contents {
         let bytes = self.entries.get(VERSION_KEY)?;
         // Nobody but the host writes it, four bytes long; anything else is read as no known version.
         Some(<[u8; 4]>::try_from(&**bytes).map_or(u32::MAX, u32::from_le_bytes))
+    }
+
+    /// The events with these receipts are finished when all that has been changed so far is kept.
+    fn hold<'a>(&mut self, receipts: impl Iterator<Item = &'a Arc<dyn Receipt>>) {
+        if self.durable == self.version {
+            return;
+        }
+        for receipt in receipts {
+            if self.receipts.len() >= MAX_RECEIPTS {
+                receipt.abandon();
+            } else if !self
+                .receipts
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, receipt))
+            {
+                self.receipts.push(receipt.clone());
+            }
+        }
     }
 
     fn apply(&mut self, key: Key, value: Option<Value>) {
@@ -714,6 +788,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::event::Topic;
     use crate::store::StoreConfig;
 
     const ROOM: usize = 1 << 20;
@@ -748,6 +823,11 @@ mod tests {
     impl Kept {
         /// One call: `None` removes.
         fn call(&self, changes: &[(&str, Option<&[u8]>)]) {
+            self.call_about(&[], changes);
+        }
+
+        /// One about these events.
+        fn call_about(&self, events: &[Event], changes: &[(&str, Option<&[u8]>)]) {
             let mut staged = StagedState::default();
             for (key, value) in changes {
                 match value {
@@ -755,7 +835,7 @@ mod tests {
                     None => self.state.remove(&mut staged, key),
                 }
             }
-            self.state.commit(staged);
+            self.state.commit(staged, events);
         }
 
         fn until(&self, what: &str, condition: impl Fn(&Kept) -> bool) {
@@ -824,7 +904,7 @@ mod tests {
             kept.state.set(&mut staged, most, "b\0k4", b""),
             Err(TooMuch)
         );
-        kept.state.commit(staged);
+        kept.state.commit(staged, &[]);
         assert_eq!(kept.state.usage().bytes, most);
         let mut staged = StagedState::default();
         assert_eq!(
@@ -834,7 +914,7 @@ mod tests {
         kept.state.set(&mut staged, 10, "b\0k1", b"1").unwrap();
         kept.state.remove(&mut staged, "b\0k2");
         kept.state.set(&mut staged, most, "b\0k4", b"1").unwrap();
-        kept.state.commit(staged);
+        kept.state.commit(staged, &[]);
         let usage = kept.state.usage();
         assert_eq!((usage.keys, usage.bytes), (3, most - 14));
     }
@@ -935,15 +1015,23 @@ mod tests {
         }
     }
 
+    fn event(receipt: Arc<dyn Receipt>) -> Event {
+        Event {
+            receipt: Some(receipt),
+            ..Event::new(Topic::new("t").unwrap(), "".into(), Instant::now())
+        }
+    }
+
     #[test]
     fn an_event_is_finished_when_what_its_call_has_written_is_on_disk() {
         let kept = kept();
         for call in 1..=3 {
             let ended = Arc::<Mutex<Option<usize>>>::default();
             let told: Arc<dyn Receipt> = Arc::new(Told(kept.store.clone(), ended.clone()));
-            kept.call(&[(&format!("b\0{call}"), Some(b""))]);
-            kept.state.hold([&told, &told].into_iter());
-            drop(told);
+            kept.call_about(
+                &[event(told.clone()), event(told)],
+                &[(&format!("b\0{call}"), Some(b""))],
+            );
             kept.until("the end", |_| ended.lock().is_some());
             assert_eq!(*ended.lock(), Some(call));
         }
@@ -951,9 +1039,7 @@ mod tests {
         let ended = Arc::<Mutex<Option<usize>>>::default();
         let told: Arc<dyn Receipt> = Arc::new(Told(kept.store.clone(), ended.clone()));
         kept.until_synced();
-        kept.call(&[]);
-        kept.state.hold([&told].into_iter());
-        drop(told);
+        kept.call_about(&[event(told)], &[]);
         assert_eq!(*ended.lock(), Some(3));
     }
 
@@ -1004,7 +1090,7 @@ mod tests {
                     Step::End { well } => {
                         let staged = std::mem::take(&mut staged);
                         if well {
-                            kept.state.commit(staged);
+                            kept.state.commit(staged, &[]);
                             before = model.clone();
                         } else {
                             model = before.clone();

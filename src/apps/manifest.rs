@@ -16,6 +16,7 @@ use super::instance_timers::TIMER_TOPICS;
 use super::sensors::SENSOR_TOPICS;
 use super::supervisor::RestartPolicy;
 use crate::event::TopicFilter;
+use crate::site::Placement;
 
 pub(crate) use devices::{
     Bias, Capability, Devices, Direction, Edges, GpioLine, LineOnChip, Sensor,
@@ -83,6 +84,8 @@ pub struct Manifest {
     pub trial_batches: u32,
     /// Of the format in which the app keeps what it keeps.
     pub state_version: u32,
+    /// Which gateways of a site run it.
+    pub placement: Placement,
 }
 
 /// When an instance that works is replaced by a fresh one, between two batches. By default never: what
@@ -317,6 +320,8 @@ struct RawManifest {
     #[serde(default)]
     upgrade: RawUpgrade,
     state_version: Option<Spanned<i64>>,
+    #[serde(default)]
+    placement: Placement,
 }
 
 #[derive(Default, Deserialize)]
@@ -416,6 +421,7 @@ impl Manifest {
             state_version: check
                 .number("state_version", &raw.state_version, STATE_VERSION)?
                 .map_or(1, |version| version as u32),
+            placement: raw.placement,
             devices,
             name,
         })

@@ -68,6 +68,7 @@ use self::workers::{RunQueue, Shared, Workers};
 use crate::config::AppNames;
 use crate::dead_letters::DeadLetters;
 use crate::pipeline::{Progress, Routes, Sink};
+use crate::site::Worker;
 use crate::store::{AppRecord, ComponentId, Desired, PreviousVersion, Store};
 
 pub use breaker::BreakerState;
@@ -117,6 +118,8 @@ pub struct AppsConfig {
     pub aot_cache: bool,
     /// A start that takes longer is worth a line in the app's log.
     pub cold_start_target: Option<Duration>,
+    /// Whether this gateway is one of a site, so that where an app runs is not its alone to say.
+    pub in_site: bool,
     /// The key that seals what is in `aot_dir`. Made at the first start.
     pub host_key: PathBuf,
     pub compiler: Compiler,
@@ -146,6 +149,7 @@ impl AppsConfig {
             aot_dir: store.join("aot"),
             aot_cache: true,
             cold_start_target: None,
+            in_site: false,
             host_key: store.join("host.key"),
             compiler: Compiler::of_this_program()?,
             preinstalled: None,
@@ -234,6 +238,7 @@ impl Apps {
             dead_letters,
             max_batch_events: config.max_batch_events,
             cold_start_target: config.cold_start_target,
+            in_site: config.in_site,
             restart: config.restart,
             ticker,
             timer: Timer::start().map_err(thread_error)?,
@@ -376,6 +381,11 @@ impl Apps {
             .manifest
             .as_ref()
             .is_some_and(|before| before.state_version != checked.state_version);
+        if migrates && app.is_shared() {
+            return wrong_state(
+                "and what it keeps for the site can't be put aside: install the version instead, on all gateways",
+            );
+        }
         if migrates && app.services().state.unreadable().is_some() {
             return wrong_state("and what it keeps can't be read, so it can't be put aside");
         }
@@ -702,6 +712,13 @@ impl Apps {
         for app in apps {
             app.wait_until_settled(Instant::now() + compile::TIME_LIMIT);
         }
+    }
+
+    /// The apps whose place is the site's to say.
+    pub(crate) fn placed(&self) -> Vec<Arc<dyn Worker>> {
+        let apps = self.control.shared.apps.read();
+        let placed = apps.values().filter(|app| app.is_shared());
+        placed.map(|app| app.clone() as Arc<dyn Worker>).collect()
     }
 
     /// Lets the apps finish what waits, until `deadline`; then stops them all. What is left is

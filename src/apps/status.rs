@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::breaker::BreakerState;
 use super::manifest::Limits;
 use crate::event::matches;
+use crate::site::Placement;
 
 /// Where an app stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,8 @@ pub enum AppState {
     Paused,
     /// On request: takes nothing more, finishes what waits, and stops.
     Draining,
+    /// To be run once in a site, and not by this gateway now.
+    Standby,
     /// Failed too often, or can't be loaded: waits for `start` or `restart`.
     Quarantined,
     /// Stopped on request.
@@ -42,18 +45,20 @@ impl AppState {
             AppState::BackingOff => "backing-off",
             AppState::Paused => "paused",
             AppState::Draining => "draining",
+            AppState::Standby => "standby",
             AppState::Quarantined => "quarantined",
             AppState::Stopped => "stopped",
         }
     }
 
-    pub const ALL: [AppState; 8] = [
+    pub const ALL: [AppState; 9] = [
         AppState::Installed,
         AppState::Starting,
         AppState::Running,
         AppState::BackingOff,
         AppState::Paused,
         AppState::Draining,
+        AppState::Standby,
         AppState::Quarantined,
         AppState::Stopped,
     ];
@@ -111,6 +116,12 @@ pub struct AppInfo {
     /// SHA-256 of the component, in lower-case hex.
     pub component_sha256: String,
     pub component_bytes: u64,
+    /// Which gateways of a site run it.
+    #[serde(default)]
+    pub placement: Placement,
+    /// For how many shards of its site it acts here.
+    #[serde(default)]
+    pub shards: u64,
     /// Topic filters of the events that go to this app.
     pub subscribe: Vec<String>,
     /// Topic filters that cover what this app may publish.

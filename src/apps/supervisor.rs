@@ -168,6 +168,12 @@ impl Supervisor {
         due
     }
 
+    /// Another gateway of the site runs it.
+    pub(super) fn stand_by(&mut self) {
+        self.retry_at = None;
+        self.state = AppState::Standby;
+    }
+
     /// The app can't run at all.
     pub(super) fn quarantine(&mut self) {
         self.retry_at = None;

@@ -70,12 +70,6 @@ impl<T> Suspects<T> {
         self.events += events.len();
         self.parts.push_front(Part { events, tries });
     }
-
-    /// Takes all out.
-    pub(super) fn clear(&mut self) -> usize {
-        self.parts.clear();
-        std::mem::take(&mut self.events)
-    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) max_batch_events: usize,
     pub(super) cold_start_target: Option<Duration>,
+    /// Whether this gateway is one of a site, so that where an app runs is not its alone to say.
+    pub(super) in_site: bool,
     pub(super) restart: RestartPolicy,
     pub(super) ticker: Ticker,
     pub(super) timer: Timer,

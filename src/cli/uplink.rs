@@ -88,6 +88,15 @@ pub(super) enum ClusterCommand {
     Status,
 }
 
+/// As it is shown.
+#[derive(serde::Serialize)]
+struct ClusterStatus {
+    #[serde(flatten)]
+    cluster: crate::cluster::Status,
+    /// For what this gateway acts.
+    seats: Vec<crate::site::SeatStatus>,
+}
+
 pub(super) fn cluster(
     command: ClusterCommand,
     global: &Global,
@@ -97,18 +106,26 @@ pub(super) fn cluster(
     let client = global.client()?;
     let status = small_runtime()?.block_on(client.status())?;
     let links = status["uplink"].as_array().cloned().unwrap_or_default();
-    let cluster = links.into_iter().map(|mut link| link["cluster"].take());
-    let Some(cluster) = cluster.into_iter().find(|cluster| !cluster.is_null()) else {
+    let Some(mut link) = links.into_iter().find(|link| !link["cluster"].is_null()) else {
         output.text(
             "this gateway takes part in no cluster now; `cluster` in a [[link]] says that it is to",
         )?;
         return Ok(FAILED.into());
     };
-    let status: crate::cluster::Status = serde_json::from_value(cluster)?;
-    let is_well = status.connected && status.problem.is_none();
+    let status = ClusterStatus {
+        cluster: serde_json::from_value(link["cluster"].take())?,
+        seats: serde_json::from_value(link["seats"].take())?,
+    };
+    let is_well = status.cluster.connected
+        && status.cluster.problem.is_none()
+        && status.seats.iter().all(|seat| seat.problem.is_none());
     if output.json {
         output.value(&status)?;
     } else {
+        let ClusterStatus {
+            cluster: status,
+            seats,
+        } = status;
         let state = if status.connected {
             "connected"
         } else {
@@ -130,6 +147,20 @@ pub(super) fn cluster(
                 "  {} on {}: {shards} of {} shards{state}",
                 member.gateway, member.host, status.shards
             ))?;
+        }
+        for seat in seats {
+            let what = match seat.shard {
+                None => "the site".to_owned(),
+                Some(shard) => format!("shard {shard}"),
+            };
+            let state = if seat.acts { "acts" } else { "is to act" };
+            output.text(format!(
+                "  {} {state} here for {what}",
+                printable(&seat.name)
+            ))?;
+            if let Some(problem) = &seat.problem {
+                output.text(format!("    problem: {}", printable(problem)))?;
+            }
         }
         if let Some(problem) = &status.problem {
             output.text(format!("  problem: {problem}"))?;

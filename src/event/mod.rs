@@ -36,6 +36,11 @@ pub struct Event {
 }
 
 impl Event {
+    /// The sitting in which it was read, if it comes out of what the gateways of a site share.
+    pub fn sitting(&self) -> Option<u64> {
+        Some(self.receipt.as_ref()?.place()?.sitting)
+    }
+
     /// An event as it comes in from outside.
     pub fn new(topic: Topic, payload: Bytes, received: Instant) -> Self {
         Event::at(topic, payload, received, unix_time_ns())
@@ -87,6 +92,21 @@ impl Lane {
 pub trait Receipt: fmt::Debug + Send + Sync {
     /// It was dropped although somebody was to handle it yet: its end does not mean that it is finished.
     fn abandon(&self);
+
+    /// Where it stands, if it comes out of what the gateways of a site share.
+    fn place(&self) -> Option<Place> {
+        None
+    }
+}
+
+/// Where an event stands in what the gateways of a site share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The sitting in which it was read. Nobody handles it in another one.
+    pub sitting: u64,
+    /// Which stream it comes out of, as counted in that sitting, and its number there.
+    pub stream: u32,
+    pub number: u64,
 }
 
 /// Events that are handled together, in the order of their arrival.

@@ -138,13 +138,6 @@ impl Queue {
         lane.bytes -= bytes;
         Some((batch, since))
     }
-
-    /// Forgets all that waits. Returns how many events that were.
-    pub fn clear(&mut self) -> usize {
-        let events = self.len();
-        self.lanes = Default::default();
-        events
-    }
 }
 
 impl Queued {

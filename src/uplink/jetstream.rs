@@ -30,7 +30,7 @@ const HEADER_BYTES: usize = 256;
 
 const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
-const TIMESTAMP: HeaderName = HeaderName::from_static("Headgate-Timestamp");
+pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static("Headgate-Timestamp");
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
 
 /// One way to a stream.

@@ -12,6 +12,7 @@ use super::subject::Template;
 use crate::cluster::{LONGEST_TTL, MOST_SHARDS};
 use crate::event::TopicFilter;
 use crate::regular_file::{FileError, Flaw, line_of, parse_toml, read_and_parse};
+use crate::site;
 
 /// Links to other machines.
 #[derive(Clone, Debug, Default)]
@@ -40,14 +41,10 @@ pub struct Link {
 }
 
 /// How the gateways of a site divide what there is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterSettings {
-    #[serde(default = "sixteen")]
     pub shards: u16,
-    #[serde(default = "five")]
     pub lease_s: u32,
-    #[serde(default = "three")]
     pub replicas: u8,
 }
 
@@ -221,6 +218,11 @@ impl Links {
 }
 
 impl Links {
+    /// Whether this gateway is one of a site that shares work.
+    pub fn share_work(&self) -> bool {
+        self.links.iter().any(|link| link.cluster.is_some())
+    }
+
     /// Whether events come by any of them.
     pub fn take_anything(&self) -> bool {
         self.links.iter().any(|link| !link.take.is_empty())
@@ -283,7 +285,7 @@ struct LinkEntry {
     ship: Vec<Spanned<ShipEntry>>,
     #[serde(default)]
     take: Vec<Spanned<TakeEntry>>,
-    cluster: Option<Spanned<ClusterSettings>>,
+    cluster: Option<Spanned<ClusterEntry>>,
 }
 
 #[derive(Deserialize)]
@@ -300,6 +302,24 @@ struct ShipEntry {
     add_prefix: Option<Spanned<String>>,
     strip_prefix: Option<Spanned<String>>,
     retain: Option<Spanned<bool>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterEntry {
+    #[serde(default = "sixteen")]
+    shards: u16,
+    #[serde(default = "five")]
+    lease_s: u32,
+    #[serde(default = "three")]
+    replicas: u8,
+    /// What the gateways share.
+    #[serde(default)]
+    topics: Vec<Spanned<String>>,
+    #[serde(default = "a_gibibyte")]
+    max_bytes: u64,
+    #[serde(default = "a_week")]
+    max_age_s: u64,
 }
 
 /// The settings of a stream that the gateway makes.
@@ -340,12 +360,23 @@ struct TakeEntry {
     strip_prefix: Option<Spanned<String>>,
 }
 
+/// The cursor of what the gateways of a site share.
+const SITE: &str = "site";
+
 fn sixteen() -> u16 {
     16
 }
 
 fn five() -> u32 {
     5
+}
+
+fn a_gibibyte() -> u64 {
+    1 << 30
+}
+
+fn a_week() -> u64 {
+    7 * 86_400
 }
 
 fn three() -> u8 {
@@ -490,7 +521,23 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
     if entry.kind == Kind::Mqtt {
         only_for(Kind::JetStream, "cluster", entry.cluster.as_ref())?;
     }
-    let cluster = entry.cluster.map(cluster).transpose()?;
+    let cluster = match entry.cluster {
+        Some(entry) => {
+            let span = entry.span();
+            let (settings, shared) = cluster(entry, place)?;
+            if let Some(shared) = shared {
+                if ships.iter().any(|ship| ship.name == shared.name) {
+                    let reason = format!(
+                        "[[link.ship]] of link {name:?} has the name {SITE:?}, which is that of what the site shares"
+                    );
+                    return Err((span, reason));
+                }
+                ships.push(shared);
+            }
+            Some(settings)
+        }
+        None => None,
+    };
     let number = |key, value, min, max, preset| {
         number(key, value, min, max).map(|value| value.unwrap_or(preset))
     };
@@ -522,9 +569,18 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
     })
 }
 
-fn cluster(settings: Spanned<ClusterSettings>) -> Result<ClusterSettings, At> {
-    let span = settings.span();
-    let settings = settings.into_inner();
+/// What the site shares is shipped like anything else.
+fn cluster(
+    entry: Spanned<ClusterEntry>,
+    place: Place<'_>,
+) -> Result<(ClusterSettings, Option<Ship>), At> {
+    let span = entry.span();
+    let entry = entry.into_inner();
+    let settings = ClusterSettings {
+        shards: entry.shards,
+        lease_s: entry.lease_s,
+        replicas: entry.replicas,
+    };
     let in_range = |key, value: u64, min, max| {
         let value = Spanned::new(span.clone(), value);
         number(key, Some(value), min, max).map(drop)
@@ -532,7 +588,38 @@ fn cluster(settings: Spanned<ClusterSettings>) -> Result<ClusterSettings, At> {
     in_range("shards", settings.shards.into(), 1, MOST_SHARDS.into())?;
     in_range("lease_s", settings.lease_s.into(), 1, LONGEST_TTL.as_secs())?;
     in_range("replicas", settings.replicas.into(), 1, 5)?;
-    Ok(settings)
+    in_range("max_bytes", entry.max_bytes, 1 << 20, 1 << 50)?;
+    in_range("max_age_s", entry.max_age_s, 60, 10 * 365 * 86_400)?;
+    if entry.topics.is_empty() {
+        return Ok((settings, None));
+    }
+    let template = Template::parse(site::Names::SUBJECT, place);
+    let subject = template
+        .map_err(|reason| (span.clone(), reason))?
+        .in_shards(settings.shards);
+    let stream = site::Names::new(place.site).events_stream(place.gateway);
+    let create = stream::Config {
+        name: stream.clone(),
+        subjects: vec![subject.covering()],
+        num_replicas: settings.replicas.into(),
+        max_bytes: entry.max_bytes as i64,
+        max_age: Duration::from_secs(entry.max_age_s),
+        duplicate_window: Duration::from_secs(ten_minutes().min(entry.max_age_s)),
+        discard: DiscardPolicy::Old,
+        ..stream::Config::default()
+    };
+    let shared = Ship {
+        topics: filters(entry.topics, span)?,
+        name: SITE.into(),
+        to: Destination::Stream {
+            stream,
+            subject,
+            exclusive: true,
+            create: Some(Box::new(create)),
+        },
+        start: Start::New,
+    };
+    Ok((settings, Some(shared)))
 }
 
 fn session(

@@ -28,14 +28,17 @@ use crate::broker::Door;
 use crate::dead_letters::DeadLetters;
 use crate::journal::Journal;
 use crate::remote::Remote;
+use crate::site::Workers;
 use crate::store::Cursors;
 use feed::{Feed, Sources};
 use jetstream::Shipping;
+pub(crate) use jetstream::TIMESTAMP;
 use links::{Destination, Kind, Link, Source};
 pub use links::{Links, Place};
 use mqtt::Bridge;
 use progress::{LinkProgress, ShipProgress, TakeProgress};
 pub use progress::{LinkStatus, ShipStatus, TakeStatus};
+pub(crate) use subject::topic_of;
 use take::Taking;
 
 /// What the links work with.
@@ -47,6 +50,8 @@ pub struct Rooms {
     /// The names of this gateway and of its site.
     pub gateway: Arc<str>,
     pub site: Arc<str>,
+    /// What is to be run once in the site, or once for each shard.
+    pub workers: Workers,
 }
 
 /// The running links. They end when this is closed.
@@ -76,7 +81,7 @@ impl Uplink {
         let mut progress = Vec::new();
         let mut parts = Vec::new();
         for link in links.links {
-            let part = Part::new(Arc::new(link), &sources, &rooms.door)?;
+            let part = Part::new(Arc::new(link), &sources, &rooms.door, &rooms.workers)?;
             progress.push(part.progress.clone());
             parts.push(part);
         }
@@ -137,10 +142,11 @@ struct Part {
     progress: Arc<LinkProgress>,
     sources: Sources,
     door: Door,
+    workers: Workers,
 }
 
 impl Part {
-    fn new(link: Arc<Link>, sources: &Sources, door: &Door) -> io::Result<Part> {
+    fn new(link: Arc<Link>, sources: &Sources, door: &Door, workers: &Workers) -> io::Result<Part> {
         let mut feeds = Vec::new();
         for ship in &link.ship {
             let (to, exclusive) = match &ship.to {
@@ -181,6 +187,7 @@ impl Part {
             progress,
             sources: sources.clone(),
             door: door.clone(),
+            workers: workers.clone(),
         })
     }
 
@@ -207,16 +214,15 @@ impl Part {
                     running.spawn(taking.run(drain.clone()));
                 }
                 if let Some(settings) = self.link.cluster {
-                    let (gateway, site) = (self.sources.gateway.clone(), self.sources.site.clone());
-                    let progress = self.progress.clone();
-                    running.spawn(site::take_part(
+                    let part = site::Part {
                         settings,
-                        gateway,
-                        site,
-                        state.clone(),
-                        progress,
-                        drain,
-                    ));
+                        gateway: self.sources.gateway.clone(),
+                        site: self.sources.site.clone(),
+                        progress: self.progress.clone(),
+                        workers: self.workers,
+                        remote: remote.clone(),
+                    };
+                    running.spawn(site::take_part(part, state.clone(), drain));
                 }
                 drop(state);
                 let keep = connection::keep(self.link.clone(), connection, self.progress.clone());

@@ -12,6 +12,7 @@ use super::window::Acknowledged;
 use crate::cluster::{self, Cluster};
 use crate::event::unix_time_ns;
 use crate::pipeline::Latency;
+use crate::site::{SeatStatus, Seats};
 
 /// A link.
 pub(super) struct LinkProgress {
@@ -24,6 +25,8 @@ pub(super) struct LinkProgress {
     pub(super) takes: Vec<Arc<TakeProgress>>,
     /// While it takes part in that.
     pub(super) cluster: Mutex<Option<Cluster>>,
+    /// For what of the site this gateway acts.
+    pub(super) seats: Seats,
 }
 
 /// What is shipped to one destination.
@@ -78,6 +81,8 @@ pub struct LinkStatus {
     pub take: Vec<TakeStatus>,
     /// Of the site, where this link has it.
     pub cluster: Option<cluster::Status>,
+    /// For what of the site this gateway acts.
+    pub seats: Vec<SeatStatus>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -138,6 +143,7 @@ impl LinkProgress {
             ships,
             takes,
             cluster: Mutex::new(None),
+            seats: Seats::default(),
         }
     }
 
@@ -173,6 +179,7 @@ impl LinkProgress {
             ship: self.ships.iter().map(|ship| ship.status(next)).collect(),
             take: self.takes.iter().map(|take| take.status()).collect(),
             cluster: self.cluster.lock().as_ref().map(Cluster::status),
+            seats: self.seats.status(),
         }
     }
 }

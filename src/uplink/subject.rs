@@ -7,6 +7,7 @@
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use super::links::Place;
+use crate::cluster::shards::shard_of;
 
 /// What stands in no token as it is.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'.').add(b'*').add(b'>').add(b'%');
@@ -20,6 +21,8 @@ pub struct Template {
     /// Before and after the topic. None: it has none.
     before: String,
     after: Option<String>,
+    /// Into so many shards the topics are divided; the number of that is a token before the topic.
+    shards: Option<u16>,
 }
 
 impl Template {
@@ -38,6 +41,7 @@ impl Template {
             None => Template {
                 before: filled.clone(),
                 after: None,
+                shards: None,
             },
             Some((before, after)) => {
                 let is_token = (before.is_empty() || before.ends_with('.'))
@@ -48,6 +52,7 @@ impl Template {
                 Template {
                     before: before.into(),
                     after: Some(after.into()),
+                    shards: None,
                 }
             }
         };
@@ -66,6 +71,14 @@ impl Template {
         Ok(template)
     }
 
+    /// The same, with the number of the topic's shard before the topic.
+    pub(super) fn in_shards(self, shards: u16) -> Template {
+        Template {
+            shards: Some(shards),
+            ..self
+        }
+    }
+
     /// The subject of a topic.
     pub fn fill(&self, topic: &str) -> String {
         let Some(after) = &self.after else {
@@ -73,6 +86,10 @@ impl Template {
         };
         let mut subject = String::with_capacity(self.before.len() + topic.len() + after.len());
         subject.push_str(&self.before);
+        if let Some(shards) = self.shards {
+            let shard = shard_of(topic.split('/'), shards);
+            subject.push_str(&format!("{shard}."));
+        }
         for (index, level) in topic.split('/').enumerate() {
             if index > 0 {
                 subject.push('.');
@@ -169,6 +186,17 @@ mod tests {
             (fixed.fill("a/b"), fixed.has_topic()),
             ("all".into(), false)
         );
+    }
+
+    #[test]
+    fn the_shard_of_a_topic_stands_before_it() {
+        let sharded = template("site.{gateway}.{topic}").in_shards(16);
+        let shard = shard_of(["plant", "oven 1"], 16);
+        assert_eq!(
+            sharded.fill("plant/oven 1"),
+            format!("site.press%2E7.{shard}.plant.oven%201")
+        );
+        assert_eq!(sharded.covering(), "site.press%2E7.>");
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod overload;
 mod persistence;
 mod preinstalled;
 mod restarts;
+mod site;
 mod system_topics;
 mod tls;
 mod upgrades;

@@ -9,7 +9,7 @@ use wasmtime::component::{
 
 use super::{HostState, MAX_COPY_BYTES};
 use crate::apps::kv::{
-    MAX_BUCKET_NAME, MAX_BUCKETS, MAX_KEY_BYTES, MAX_VALUE_BYTES, StagedState, TooMuch,
+    AppState, MAX_BUCKET_NAME, MAX_BUCKETS, MAX_KEY_BYTES, MAX_VALUE_BYTES, StagedState, TooMuch,
 };
 use crate::apps::log::Complaint;
 use crate::apps::manifest::Limits;
@@ -93,8 +93,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
         "[method]bucket.get",
         |store: StoreContextMut<HostState>, (bucket, key): (Resource<Bucket>, WasmStr)| {
             on_key(store, bucket, key, |state, key| {
-                let (services, staged) = state.kv();
-                Ok(services.state.get(staged, key))
+                let (kept, staged) = state.kv();
+                Ok(kept.get(staged, key))
             })
         },
     )?;
@@ -117,8 +117,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
         "[method]bucket.delete",
         |store: StoreContextMut<HostState>, (bucket, key): (Resource<Bucket>, WasmStr)| {
             on_key(store, bucket, key, |state, key| {
-                let (services, staged) = state.kv();
-                services.state.remove(staged, key);
+                let (kept, staged) = state.kv();
+                kept.remove(staged, key);
                 Ok(())
             })
         },
@@ -127,8 +127,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
         "[method]bucket.exists",
         |store: StoreContextMut<HostState>, (bucket, key): (Resource<Bucket>, WasmStr)| {
             on_key(store, bucket, key, |state, key| {
-                let (services, staged) = state.kv();
-                Ok(services.state.get(staged, key).is_some())
+                let (kept, staged) = state.kv();
+                Ok(kept.get(staged, key).is_some())
             })
         },
     )?;
@@ -195,9 +195,9 @@ fn on_key<T>(
 }
 
 impl HostState {
-    fn kv(&mut self) -> (&super::AppServices, &mut StagedState) {
+    fn kv(&mut self) -> (&AppState, &mut StagedState) {
         let staged = self.call.staged(&self.manifest.limits);
-        (&self.services, &mut staged.state)
+        (&self.state, &mut staged.state)
     }
 
     /// Takes calls out of the quota. What is about many keys counts as many.
@@ -214,7 +214,7 @@ impl HostState {
 
     fn open_bucket(&mut self, name: &str) -> Result<Resource<Bucket>, Refusal> {
         self.use_calls(1)?;
-        if let Some(why) = self.services.state.unreadable() {
+        if let Some(why) = self.state.unreadable() {
             return Err(Refusal::Argument(format!("the state can't be read: {why}")));
         }
         let name = match name {
@@ -247,7 +247,7 @@ impl HostState {
     }
 
     fn new_bucket(&mut self, prefix: String) -> Result<usize, Refusal> {
-        let mut names = self.services.state.buckets();
+        let mut names = self.state.buckets();
         names.extend(
             self.handles
                 .prefixes
@@ -268,8 +268,8 @@ impl HostState {
 
     fn set_value(&mut self, key: &str, value: &[u8]) -> Result<(), Refusal> {
         let most = self.manifest.limits.kv_bytes;
-        let (services, staged) = self.kv();
-        let set = services.state.set(staged, most, key, value);
+        let (kept, staged) = self.kv();
+        let set = kept.set(staged, most, key, value);
         set.map_err(|TooMuch| Refusal::Bytes)
     }
 
@@ -294,7 +294,7 @@ impl HostState {
         };
         let staged = self.call.staged(&self.manifest.limits);
         let prefix = handles.prefix(bucket);
-        let (keys, more) = self.services.state.list(&staged.state, prefix, after);
+        let (keys, more) = self.state.list(&staged.state, prefix, after);
         let last = keys.last().filter(|_| more);
         let cursor = last.cloned().map(|last| handles.remember(last));
         Ok(KeyResponse { keys, cursor })
@@ -302,8 +302,8 @@ impl HostState {
 
     /// The number under `key` is kept as decimal digits.
     fn increment(&mut self, key: &str, delta: u64) -> Result<u64, Refusal> {
-        let (services, staged) = self.kv();
-        let present = match services.state.get(staged, key) {
+        let (kept, staged) = self.kv();
+        let present = match kept.get(staged, key) {
             None => Some(0),
             Some(value) => std::str::from_utf8(&value)
                 .ok()
@@ -329,8 +329,8 @@ impl HostState {
         let mut found = Vec::with_capacity(keys.len());
         for key in keys {
             let full = self.handles.full_key(bucket, &key)?;
-            let (services, staged) = self.kv();
-            let value = services.state.get(staged, &full);
+            let (kept, staged) = self.kv();
+            let value = kept.get(staged, &full);
             bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
             if bytes > MAX_COPY_BYTES {
                 return Err(Refusal::Argument(format!(
@@ -363,8 +363,8 @@ impl HostState {
         self.use_calls(keys.len())?;
         for key in keys {
             let key = self.handles.full_key(bucket, key)?;
-            let (services, staged) = self.kv();
-            services.state.remove(staged, &key);
+            let (kept, staged) = self.kv();
+            kept.remove(staged, &key);
         }
         Ok(())
     }

@@ -19,22 +19,20 @@ impl HostState {
     /// What an app is told of what it finds. An app that finds nothing has nothing to bring up to
     /// date.
     fn state_version(&self) -> u32 {
-        let kept = self.services.state.version();
+        let kept = self.state.version();
         kept.unwrap_or(self.manifest.state_version)
     }
 
     /// `configure` has ended well: what is kept is in this version's format now.
     pub(in crate::apps) fn stage_state_version(&mut self) {
         let version = self.manifest.state_version;
-        if self.services.state.unreadable().is_some() {
+        if self.state.unreadable().is_some() {
             return;
         }
         // Most apps never change it, and need nothing staged for that.
-        if self.services.state.version().unwrap_or(1) != version {
+        if self.state.version().unwrap_or(1) != version {
             let staged = self.call.staged(&self.manifest.limits);
-            self.services
-                .state
-                .stage_version(&mut staged.state, version);
+            self.state.stage_version(&mut staged.state, version);
         }
     }
 }

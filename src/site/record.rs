@@ -1,0 +1,227 @@
+//! The log of a worker and seat, on the servers: a subject of its own in one stream for all of the site. Each
+//! message says which one of this subject it follows, so the server takes it from one writer only: from the one
+//! who has read all that there is.
+
+use async_nats::HeaderMap;
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, Stream};
+use futures_util::StreamExt;
+
+use super::Seat;
+use super::log::{Change, Image, Part, Replay};
+use super::names::Names;
+use crate::remote::{Failure, Remote};
+
+/// Of entries in one message. A single entry can make one larger by up to 64 KiB.
+const PART_BYTES: usize = 256 << 10;
+
+/// A log is made short when it has so many bytes, and so many times what is kept.
+const SHORT_BYTES: usize = 256 << 10;
+const SHORT_TIMES: usize = 2;
+
+/// A log that this gateway writes.
+pub(super) struct Record<'a> {
+    context: Context,
+    remote: &'a Remote,
+    stream: Stream,
+    subject: String,
+    token: u64,
+    gateway: &'a str,
+    /// The number of its last message.
+    last: u64,
+    changes: u64,
+    /// Of what has been written since all was written.
+    bytes: usize,
+    /// And what that was.
+    whole: usize,
+}
+
+/// Why nothing can be written any more.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// Another gateway writes it.
+    Fenced(String),
+    Failed(String),
+}
+
+impl From<String> for Broken {
+    fn from(why: String) -> Broken {
+        Broken::Failed(why)
+    }
+}
+
+impl<'a> Record<'a> {
+    /// Reads the log, and has nobody else write it from here on.
+    pub(super) async fn take_over(
+        context: Context,
+        remote: &'a Remote,
+        names: &Names,
+        replicas: usize,
+        (worker, seat): (&str, Seat),
+        (gateway, token): (&'a str, u64),
+    ) -> Result<(Record<'a>, Image), Broken> {
+        let config = Config {
+            name: names.log_stream(),
+            subjects: vec![names.logs()],
+            num_replicas: replicas,
+            description: Some(
+                "What the apps of a site keep. Headgate makes it short by itself.".into(),
+            ),
+            ..Config::default()
+        };
+        let name = config.name.clone();
+        let stream = remote.call(context.get_or_create_stream(config)).await;
+        let stream = stream.map_err(|failure| format!("stream {name:?}: {failure}"))?;
+        let mut record = Record {
+            subject: names.log(worker, seat),
+            context,
+            remote,
+            stream,
+            token,
+            gateway,
+            last: 0,
+            changes: 0,
+            bytes: 0,
+            whole: 0,
+        };
+        let image = record.read().await?;
+        if image.token > token {
+            return Err(Broken::Fenced(format!(
+                "gateway {:?} has written {} with a newer right to it",
+                image.gateway, record.subject
+            )));
+        }
+        record.append(Change::default()).await?;
+        Ok((record, image))
+    }
+
+    async fn read(&mut self) -> Result<Image, String> {
+        let subject = &self.subject;
+        let failed = |why: &dyn std::fmt::Display| format!("can't read the log {subject}: {why}");
+        let last = self.stream.get_last_raw_message_by_subject(subject);
+        let last = match self.remote.call(last).await {
+            Ok(message) => message.sequence,
+            Err(Failure::Failed(error))
+                if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) =>
+            {
+                return Ok(Image::default());
+            }
+            Err(failure) => return Err(failed(&failure)),
+        };
+        let config = OrderedConfig {
+            filter_subject: subject.clone(),
+            ..OrderedConfig::default()
+        };
+        let consumer = self.remote.call(self.stream.create_consumer(config)).await;
+        let messages = self
+            .remote
+            .call(consumer.map_err(|error| failed(&error))?.messages())
+            .await;
+        let mut messages = messages.map_err(|error| failed(&error))?;
+        let mut replay = Replay::default();
+        while self.last < last {
+            let next = self.remote.call(async {
+                let message = messages.next().await.ok_or("it has ended")?;
+                message.map_err(|_| "the servers have stopped sending it")
+            });
+            let message = next.await.map_err(|error| failed(&error))?;
+            let info = message.info().map_err(|error| failed(&error))?;
+            self.last = info.stream_sequence;
+            let part = Part::decode(&message.payload)
+                .map_err(|error| failed(&format!("message {}: {error}", self.last)))?;
+            if part.replaces {
+                self.bytes = 0;
+            }
+            self.bytes += message.payload.len();
+            replay.add(part);
+        }
+        let image = replay.image();
+        self.whole = image
+            .entries
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        Ok(image)
+    }
+
+    /// Returns when the servers have all of it. What was not acknowledged is sent again until it is: the caller
+    /// drops this when the right to write ends.
+    pub(super) async fn append(&mut self, change: Change) -> Result<(), Broken> {
+        let replaces = change.replaces;
+        let parts = change.into_parts(self.token, self.gateway, self.changes, PART_BYTES);
+        self.changes += 1;
+        let (mut first, mut bytes) = (None, 0);
+        for (number, part) in parts.iter().enumerate() {
+            let payload = part.encode();
+            bytes += payload.len();
+            self.write(payload, part.change, number).await?;
+            first.get_or_insert(self.last);
+        }
+        self.bytes += bytes;
+        if replaces && let Some(first) = first {
+            (self.whole, self.bytes) = (bytes, bytes);
+            let before = self.stream.purge().filter(&self.subject).sequence(first);
+            // What is left of it does no harm, and goes the next time.
+            if let Err(error) = self.remote.call(async { before.await }).await {
+                tracing::warn!(log = self.subject, %error, "the log could not be made short");
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, payload: Vec<u8>, change: u64, number: usize) -> Result<(), Broken> {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.last.to_string());
+        let id = format!("{}/{}/{change}/{number}", self.subject, self.token);
+        headers.insert(NATS_MESSAGE_ID, id);
+        let payload = bytes::Bytes::from(payload);
+        let mut pauses = self.remote.patience().pauses();
+        loop {
+            let sent = self.remote.call(async {
+                let (subject, headers) = (self.subject.clone(), headers.clone());
+                let acknowledged =
+                    self.context
+                        .publish_with_headers(subject, headers, payload.clone());
+                acknowledged.await?.await
+            });
+            let error = match sent.await {
+                Ok(acknowledged) => {
+                    self.last = acknowledged.sequence;
+                    return Ok(());
+                }
+                Err(Failure::Failed(error)) => error,
+                Err(Failure::Busy(_) | Failure::TimedOut(_)) => continue,
+            };
+            match error.kind() {
+                PublishErrorKind::WrongLastSequence => {
+                    return Err(Broken::Fenced(format!(
+                        "another gateway has written {}",
+                        self.subject
+                    )));
+                }
+                PublishErrorKind::TimedOut
+                | PublishErrorKind::BrokenPipe
+                | PublishErrorKind::StreamNotFound => {
+                    let pause = pauses
+                        .next()
+                        .unwrap_or(self.remote.patience().longest_pause);
+                    tokio::time::sleep(pause).await;
+                }
+                _ => {
+                    return Err(Broken::Failed(format!(
+                        "can't write the log {}: {error}",
+                        self.subject
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Whether all is to be written anew, so that the log becomes short.
+    pub(super) fn is_long(&self) -> bool {
+        self.bytes > SHORT_BYTES.max(SHORT_TIMES * self.whole)
+    }
+}
