@@ -444,7 +444,11 @@ fn look(client: &Client) -> Result<Look, String> {
         apps: apps
             .into_iter()
             .map(|app| AppLook {
-                wanted: !matches!(app.state, AppState::Stopped | AppState::Paused),
+                // One on standby runs on another gateway.
+                wanted: !matches!(
+                    app.state,
+                    AppState::Stopped | AppState::Paused | AppState::Standby
+                ),
                 state: app.state.to_string(),
                 name: app.name,
             })
