@@ -6,11 +6,14 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, Context};
 use async_nats::{ConnectOptions, HeaderMap};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tokio::runtime::{self, Runtime};
 
-use super::{PATIENCE, eventually};
+use super::eventually;
+
+/// For reading a whole stream.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Of JetStream's API: there is no such stream.
 const NO_STREAM: u64 = 10059;
@@ -135,32 +138,36 @@ impl Client {
 
     /// All that is in a stream, in its order.
     pub fn contents(&self, stream: &str) -> Vec<Stored> {
-        let count = self.messages(stream) as usize;
-        let read = async {
-            let config = pull::Config {
-                ack_policy: AckPolicy::None,
-                memory_storage: true,
-                num_replicas: 1,
-                ..pull::Config::default()
-            };
-            let consumer = self
-                .jetstream
-                .create_consumer_on_stream(config, stream)
-                .await
-                .unwrap();
-            let messages = consumer.messages().await.unwrap();
-            let stored = messages.take(count).map(|message| {
-                let message = message.unwrap();
-                Stored {
-                    subject: message.subject.to_string(),
-                    headers: message.headers.clone().unwrap_or_default(),
-                    payload: message.payload.to_vec(),
-                }
-            });
-            stored.collect().await
+        eventually(&format!("what is in {stream}"), || {
+            let count = self.messages(stream) as usize;
+            let read = self.read(stream, count);
+            let read = async { tokio::time::timeout(AT_ONCE, read).await };
+            // While servers choose a leader, it may end in the middle.
+            let read = self.runtime.block_on(read);
+            read.map_err(|_| format!("not within {AT_ONCE:?}"))?
+                .map_err(|error| error.to_string())
+        })
+    }
+
+    async fn read(&self, stream: &str, count: usize) -> Result<Vec<Stored>, async_nats::Error> {
+        let config = pull::Config {
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
         };
-        let read = async { tokio::time::timeout(PATIENCE, read).await };
-        self.runtime.block_on(read).expect("the stream can be read")
+        let jetstream = &self.jetstream;
+        let consumer = jetstream.create_consumer_on_stream(config, stream).await?;
+        let messages = consumer.messages().await?;
+        let stored = messages.take(count).map(|message| {
+            let message = message?;
+            Ok(Stored {
+                subject: message.subject.to_string(),
+                headers: message.headers.clone().unwrap_or_default(),
+                payload: message.payload.to_vec(),
+            })
+        });
+        stored.try_collect().await
     }
 }
 
