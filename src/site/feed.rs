@@ -31,8 +31,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(super) struct Sources {
     pub(super) context: Context,
     pub(super) remote: Arc<Remote>,
-    /// The subject filter of the seat's events.
-    pub(super) subjects: String,
+    /// The subjects of all events of the site.
+    pub(super) all: String,
+    /// Those that come to the seat. No two of these filters match the same.
+    pub(super) subjects: Vec<String>,
     /// Tokens before the topic.
     pub(super) before_topic: usize,
     pub(super) subscriptions: Vec<TopicFilter>,
@@ -79,10 +81,10 @@ impl Feed {
     /// Finds the streams that there are, and reads from those that are new.
     async fn look(&mut self) -> Result<(), String> {
         let sources = &self.sources;
-        let asked = json!({ "subject": sources.subjects });
+        let asked = json!({ "subject": sources.all });
         let found = sources.context.request("STREAM.NAMES", &asked);
         let found: Names = sources.remote.call(found).await.map_err(|failure| {
-            format!("can't list the streams of {}: {failure}", sources.subjects)
+            format!("can't list the streams of {}: {failure}", sources.all)
         })?;
         for name in found.streams.unwrap_or_default() {
             let stream = sources.remote.call(sources.context.get_stream(&name)).await;
@@ -223,7 +225,7 @@ async fn read_on(
         return Ok(());
     }
     let config = OrderedConfig {
-        filter_subject: sources.subjects.clone(),
+        filter_subjects: sources.subjects.clone(),
         deliver_policy: DeliverPolicy::ByStartSequence {
             start_sequence: *after + 1,
         },
@@ -239,6 +241,10 @@ async fn read_on(
             .info()
             .map_err(|error| error.to_string())?
             .stream_sequence;
+        // A consumer that the client makes anew before the first message has come begins at the beginning.
+        if at <= *after {
+            return Err("the client began anew".into());
+        }
         let event = event(&message.message, sources);
         *after = at;
         if sender

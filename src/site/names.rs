@@ -1,6 +1,11 @@
 //! What the site's streams and subjects are called.
 
 use super::Seat;
+use crate::event::TopicFilter;
+use crate::uplink::filters_of;
+
+/// With more of them, it is less to look at each event here.
+const MOST_FILTERS: usize = 16;
 
 /// Of one site.
 #[derive(Clone, Debug)]
@@ -33,11 +38,29 @@ impl Names {
         name
     }
 
-    /// All of what a shard's gateways ship; of all shards if it is none.
-    pub(super) fn events(&self, seat: Seat) -> String {
-        match seat {
-            Seat::Whole => format!("headgate-site.{}.>", self.site),
-            Seat::Shard(shard) => format!("headgate-site.{}.*.{shard}.>", self.site),
+    /// All of what gateways ship for the site.
+    pub(super) fn all_events(&self) -> String {
+        format!("headgate-site.{}.>", self.site)
+    }
+
+    /// What of it a seat gets that wants these topics: filters of which no two match the same, as servers want it.
+    pub(super) fn events(&self, seat: Seat, wanted: &[TopicFilter]) -> Vec<String> {
+        let before = match seat {
+            Seat::Whole => format!("headgate-site.{}.*.*.", self.site),
+            Seat::Shard(shard) => format!("headgate-site.{}.*.{shard}.", self.site),
+        };
+        let subjects = wanted.iter().flat_map(filters_of);
+        let subjects: Vec<String> = subjects
+            .map(|subject| format!("{before}{subject}"))
+            .collect();
+        let apart = (1..subjects.len()).all(|at| {
+            subjects[..at]
+                .iter()
+                .all(|other| !overlap(other, &subjects[at]))
+        });
+        match apart && !subjects.is_empty() && subjects.len() <= MOST_FILTERS {
+            true => subjects,
+            false => vec![format!("{before}>")],
         }
     }
 
@@ -59,5 +82,78 @@ impl Names {
         // Names of apps have dots.
         let worker = worker.replace('.', "=");
         format!("headgate-state.{}.{worker}.{seat}", self.site)
+    }
+}
+
+/// Whether there is a subject that both filters match.
+fn overlap(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (Some(">"), Some(_)) | (Some(_), Some(">")) | (None, None) => return true,
+            (Some("*"), Some(_)) | (Some(_), Some("*")) => {}
+            (Some(a), Some(b)) if a == b => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(seat: Seat, topics: &[&str]) -> Vec<String> {
+        let wanted: Vec<_> = topics
+            .iter()
+            .map(|topic| TopicFilter::new(*topic).unwrap())
+            .collect();
+        Names::new("hall").events(seat, &wanted)
+    }
+
+    #[test]
+    fn a_seat_gets_what_its_worker_wants() {
+        assert_eq!(
+            events(Seat::Whole, &["a/+/b c", "x/#"]),
+            [
+                "headgate-site.hall.*.*.a.*.b%20c",
+                "headgate-site.hall.*.*.x",
+                "headgate-site.hall.*.*.x.>"
+            ]
+        );
+        assert_eq!(events(Seat::Shard(7), &["#"]), ["headgate-site.hall.*.7.>"]);
+    }
+
+    #[test]
+    fn where_filters_overlap_it_gets_all() {
+        for topics in [
+            &["a/+", "a/b"][..],
+            &["a/#", "a"],
+            &["+/b", "a/+"],
+            &["a", "a"],
+            &[],
+        ] {
+            assert_eq!(
+                events(Seat::Whole, topics),
+                ["headgate-site.hall.*.*.>"],
+                "{topics:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_gateway_has_a_stream_of_its_own() {
+        let names = Names::new("hall");
+        assert_eq!(
+            names.events_stream("press-7"),
+            "HEADGATE_hall_EVENTS_press-7"
+        );
+        assert_eq!(
+            names.events_stream("press.7"),
+            "HEADGATE_hall_EVENTS_press=2e7"
+        );
+        assert_eq!(
+            names.log("a.b", Seat::Shard(3)),
+            "headgate-state.hall.a=b.3"
+        );
     }
 }

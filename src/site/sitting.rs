@@ -70,12 +70,14 @@ pub(super) async fn sit(
         (&room.gateway, token),
     )
     .await?;
+    let subscriptions = worker.subscriptions();
     let sources = Sources {
         context: room.context.clone(),
         remote: room.remote.clone(),
-        subjects: room.names.events(seat),
+        all: room.names.all_events(),
+        subjects: room.names.events(seat, &subscriptions),
         before_topic: Names::BEFORE_TOPIC,
-        subscriptions: worker.subscriptions(),
+        subscriptions,
     };
     let mut feed = Feed::new(sources, image.positions.clone());
     let number = SITTINGS.fetch_add(1, Ordering::Relaxed);

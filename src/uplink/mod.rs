@@ -38,7 +38,7 @@ pub use links::{Links, Place};
 use mqtt::Bridge;
 use progress::{LinkProgress, ShipProgress, TakeProgress};
 pub use progress::{LinkStatus, ShipStatus, TakeStatus};
-pub(crate) use subject::topic_of;
+pub(crate) use subject::{filters_of, topic_of};
 use take::Taking;
 
 /// What the links work with.

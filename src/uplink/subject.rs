@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 
 use super::links::Place;
 use crate::cluster::shards::shard_of;
+use crate::event::TopicFilter;
 
 /// What stands in no token as it is.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'.').add(b'*').add(b'>').add(b'%');
@@ -138,6 +139,21 @@ pub fn topic_of(subject: &str, skip_levels: usize) -> Option<String> {
     (!levels.is_empty()).then(|| levels.join("/"))
 }
 
+/// The filters that match the subjects of just those topics that this filter matches.
+pub fn filters_of(filter: &TopicFilter) -> Vec<String> {
+    let mut tokens: Vec<String> = Vec::new();
+    for level in filter.as_str().split('/') {
+        match level {
+            "+" => tokens.push("*".into()),
+            // The level above is meant, too.
+            "#" if tokens.is_empty() => return vec![">".into()],
+            "#" => return vec![tokens.join("."), format!("{}.>", tokens.join("."))],
+            level => tokens.push(token(level)),
+        }
+    }
+    vec![tokens.join(".")]
+}
+
 /// Whether this is a subject, with or without wildcards.
 pub(super) fn is_filter(text: &str) -> bool {
     let tokens: Vec<&str> = text.split('.').collect();
@@ -229,6 +245,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_filters_of_a_topic_filter_match_what_it_matches(
+            topic in "[ab+/. ]{1,8}",
+            filter in "([ab. ]|\\+)(/([ab. ]|\\+)){0,3}(/#)?",
+        ) {
+            let topic = topic.replace('+', "");
+            prop_assume!(!topic.is_empty());
+            let filter = TopicFilter::new(filter).unwrap();
+            let subject = template("{topic}").fill(&topic);
+            let matched = filters_of(&filter).iter().any(|filter| {
+                super::super::stream::covers(std::slice::from_ref(filter), &subject)
+            });
+            prop_assert_eq!(matched, filter.matches(&topic), "{} {:?} {}", topic, filter, subject);
+        }
+
         #[test]
         fn the_topic_can_be_told_from_its_subject(topic in "[^#+\u{0}]{1,40}") {
             let subject = template("a.{topic}").fill(&topic);
