@@ -305,6 +305,22 @@ let
           description = "Version of the format of what the app keeps.";
         };
 
+        placement = mkOption {
+          type = types.nullOr (
+            types.enum [
+              "everywhere"
+              "singleton"
+              "partition"
+            ]
+          );
+          default = null;
+          defaultText = lib.literalExpression ''"everywhere"'';
+          description = ''
+            Which gateways of a site run the app, where a link has a `cluster`: each with its own events, one with those of
+            all, or each with those of its shards of the topics.
+          '';
+        };
+
         manifest = mkOption {
           type = types.str;
           readOnly = true;
@@ -325,6 +341,7 @@ let
           subscribe
           config
           limits
+          placement
           recycle
           restart
           state_version

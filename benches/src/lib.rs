@@ -24,6 +24,7 @@ pub mod reading;
 pub mod report;
 pub mod server;
 pub mod sink;
+mod site;
 pub mod statistics;
 pub mod stream;
 pub mod suite;

@@ -366,10 +366,22 @@ impl Gateway<'_> {
         Ok(())
     }
 
+    /// What a command of the gateway says.
+    pub fn ask(&self, command: &[&str]) -> Result<serde_json::Value> {
+        let output = self.site.command().args(command).arg("--json").output()?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{command:?}"))
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.child.kill()?;
+        self.process.child.wait()?;
+        Ok(())
+    }
+
     /// Events that its pipeline has taken in.
     pub fn accepted(&self) -> Result<u64> {
-        let output = self.site.command().args(["status", "--json"]).output()?;
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let status = self.ask(&["status"])?;
         let accepted = status["pipeline"]["accepted"].as_u64();
         accepted.context("the status has no pipeline.accepted")
     }

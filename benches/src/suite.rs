@@ -75,6 +75,8 @@ pub enum Part {
     Ingest,
     /// Shipping to a replicated stream of NATS JetStream, against its own client.
     Uplink,
+    /// Several gateways of a site: shards, failover.
+    Site,
     /// Over-the-air updates from a binary cache, against `nix copy`.
     Ota,
     /// Memory and start of a gateway with 100 apps.
@@ -121,6 +123,7 @@ impl Suite {
             Part::Mappings => self.mappings(),
             Part::Ingest => self.ingest().map(|section| vec![section]),
             Part::Uplink => self.uplink(),
+            Part::Site => self.site(),
             Part::Ota => self.ota(),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),

@@ -83,9 +83,10 @@ impl Feed {
         let sources = &self.sources;
         let asked = json!({ "subject": sources.all });
         let found = sources.context.request("STREAM.NAMES", &asked);
-        let found: Names = sources.remote.call(found).await.map_err(|failure| {
-            format!("can't list the streams of {}: {failure}", sources.all)
-        })?;
+        let found: Names =
+            sources.remote.call(found).await.map_err(|failure| {
+                format!("can't list the streams of {}: {failure}", sources.all)
+            })?;
         for name in found.streams.unwrap_or_default() {
             let stream = sources.remote.call(sources.context.get_stream(&name)).await;
             let stream = match stream {

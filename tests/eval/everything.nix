@@ -293,6 +293,7 @@
         };
         upgrade.trial_batches = 5;
         state_version = 2;
+        placement = "singleton";
       };
       off = {
         enable = false;

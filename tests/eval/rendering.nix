@@ -156,6 +156,7 @@ in
       limits.timers = 3
       limits.weight = 50
       name = "overheat-alarm-2"
+      placement = "singleton"
       publish = ["alarms/#"]
       recycle.max_failures = 10
       recycle.max_uses = 1000
