@@ -16,6 +16,7 @@ mod lanes;
 pub mod load;
 mod mappings;
 // The tests start their servers with it.
+mod fleet;
 #[path = "../../tests/e2e/nats/mod.rs"]
 pub mod nats;
 pub mod ota;

@@ -77,6 +77,8 @@ pub enum Part {
     Uplink,
     /// Several gateways of a site: shards, failover.
     Site,
+    /// What a gateway costs the servers that it is linked to.
+    Fleet,
     /// Over-the-air updates from a binary cache, against `nix copy`.
     Ota,
     /// Memory and start of a gateway with 100 apps.
@@ -124,6 +126,7 @@ impl Suite {
             Part::Ingest => self.ingest().map(|section| vec![section]),
             Part::Uplink => self.uplink(),
             Part::Site => self.site(),
+            Part::Fleet => self.fleet(),
             Part::Ota => self.ota(),
             Part::HundredApps => self.hundred_apps().map(|section| vec![section]),
             Part::Neighbours => self.neighbours().map(|section| vec![section]),

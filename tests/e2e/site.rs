@@ -110,6 +110,12 @@ fn a_singleton_gets_the_events_of_all_gateways_and_another_goes_on_with_what_it_
     count(&second, "c", 30);
     until_kept(&client, 60);
 
+    // One for each gateway, whatever it has seats for.
+    let connections = servers.monitoring(0, "/connz").unwrap();
+    let connections = connections["connections"].as_array().unwrap();
+    let gateways = connections.iter().filter(|it| it["name"] == "headgate");
+    assert_eq!(gateways.count(), 2);
+
     let home = first.kill();
     let killed = Instant::now();
     // What comes while nobody leads waits in the stream.

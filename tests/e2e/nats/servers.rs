@@ -163,6 +163,11 @@ impl Servers {
         Client::connect(&self.urls(), options)
     }
 
+    /// What a server tells of itself; <https://docs.nats.io/running-a-nats-service/nats_admin/monitoring>.
+    pub fn monitoring(&self, number: usize, path: &str) -> Result<Value, String> {
+        self.servers[number].monitoring(path)
+    }
+
     pub fn process_id(&self, number: usize) -> u32 {
         let process = self.servers[number].process.as_ref();
         process.expect("it runs").id()
