@@ -431,7 +431,7 @@ fn send(address: SocketAddr, events: usize) -> (u64, u64) {
     };
     for sent in 0..events {
         wire.send_while_open(&publish_packet(
-            &format!("keeper/{}", sent % 40),
+            format!("keeper/{}", sent % 40),
             b"in",
             1,
             1,
