@@ -1,7 +1,7 @@
 //! What a test asks servers for, past the gateway.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, Context};
@@ -114,16 +114,23 @@ impl Client {
         info.map_or(0, |info| info["state"]["messages"].as_u64().unwrap())
     }
 
-    /// Waits until the stream has so many messages or more.
+    /// Waits until the stream has so many messages or more, as long as it gets some.
     pub fn until_messages(&self, stream: &str, count: u64) {
-        eventually(&format!("{count} messages in {stream}"), || {
-            let found = self.messages(stream);
-            if found >= count {
-                Ok(())
-            } else {
-                Err(found.to_string())
+        let (mut found, mut since) = (0, Instant::now());
+        loop {
+            let now = self.messages(stream);
+            if now >= count {
+                return;
             }
-        });
+            if now != found {
+                (found, since) = (now, Instant::now());
+            }
+            assert!(
+                since.elapsed() < PATIENCE,
+                "{count} messages in {stream}: it stays at {found}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Publishes, and waits until the stream has it.
