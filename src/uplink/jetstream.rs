@@ -1,12 +1,15 @@
 //! Ships what a [`Feed`] has to a stream.
 
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Stream;
 use async_nats::{Client, HeaderMap, HeaderName, Subscriber};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::stream::iter;
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -232,6 +235,8 @@ impl Shipping {
                 None => None,
             };
             let had = self.feed.window.last();
+            let first = info.state.first_sequence;
+            self.look_up_unsure(&found, first..=number).await?;
             if ours.is_none() && had.is_some() && info.state.messages > 0 {
                 self.tell_of_other_writer(last.as_deref());
             } else if self.displaced.is_some_and(|displaced| displaced <= number)
@@ -261,6 +266,35 @@ impl Shipping {
         let payload = client.max_payload();
         let message = usize::try_from(info.config.max_message_size).unwrap_or(payload);
         Ok(payload.min(message))
+    }
+
+    /// Looks whether the stream has, under these numbers, what was on its way: if somebody else writes to it, too, its
+    /// end says nothing of those before.
+    async fn look_up_unsure(
+        &mut self,
+        found: &Stream,
+        numbers: RangeInclusive<u64>,
+    ) -> Result<(), End> {
+        let remote = self.remote.clone();
+        let at = |(number, sequence)| {
+            let at = stream::id_at(&remote, found, number);
+            at.map_ok(move |id| (sequence, id))
+        };
+        let unsure = self.feed.window.unsure(numbers);
+        let mut ids = iter(unsure).map(at).buffered(AT_ONCE);
+        while let Some((sequence, id)) = ids.try_next().await.map_err(End::Failed)? {
+            // What was removed since says nothing.
+            let Some(id) = id else { continue };
+            let own = self.own(&id);
+            match own {
+                Some(own) => self.feed.window.is_there(own),
+                None => self.tell_of_other_writer(Some(&id)),
+            }
+            if own != Some(sequence) {
+                self.feed.window.is_displaced(sequence);
+            }
+        }
+        Ok(())
     }
 
     /// The sequence of a message of this journal, by its id.

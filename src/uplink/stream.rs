@@ -154,7 +154,7 @@ pub(super) async fn look_up(
     }
 }
 
-/// The id of the message with this number, if the stream still has that, and it has one.
+/// The id of the message with this number, if the stream still has that. Empty: it has none.
 pub(super) async fn id_at(
     remote: &Remote,
     stream: &Stream,
@@ -166,7 +166,7 @@ pub(super) async fn id_at(
     }
     let message = remote.call(stream.get_raw_message(number)).await;
     match message {
-        Ok(message) => Ok(id_of(&message.headers)),
+        Ok(message) => Ok(Some(id_of(&message.headers))),
         // It was removed; the one before it says nothing.
         Err(Failure::Failed(error))
             if matches!(
@@ -183,8 +183,9 @@ pub(super) async fn id_at(
     }
 }
 
-fn id_of(headers: &HeaderMap) -> Option<String> {
-    headers.get(MESSAGE_ID).map(|id| id.as_str().to_owned())
+fn id_of(headers: &HeaderMap) -> String {
+    let id = headers.get(MESSAGE_ID);
+    id.map(|id| id.as_str().to_owned()).unwrap_or_default()
 }
 
 pub(super) fn context(client: &Client) -> Context {
