@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
 use super::feed::{Feed, Message, SAVE_EVERY};
 use super::links::Destination;
-use super::stream::{self, Answer, MESSAGE_ID, MessageId};
+use super::stream::{self, Answer, EVENT_TIME, MESSAGE_ID, MessageId, WAY};
 use super::subject::Template;
 use super::window::{Resumed, Tail};
 use crate::journal::{Epochs, Record};
@@ -28,13 +28,14 @@ const AT_ONCE: usize = 64;
 /// When the gateway ends: for what is on its way to be acknowledged.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// What a message takes beside its payload: headers, at the most, and without the topic.
+/// What a message takes beside its payload: headers, at the most, and without the topic and its way.
 const HEADER_BYTES: usize = 256;
 
 const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
-const TIMESTAMP: HeaderName = HeaderName::from_static("Headgate-Timestamp");
+const TIMESTAMP: HeaderName = HeaderName::from_static(EVENT_TIME);
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
+const VIA: HeaderName = HeaderName::from_static(WAY);
 
 /// One way to a stream.
 pub(super) struct Shipping {
@@ -330,7 +331,8 @@ impl Shipping {
             false => record.topic.as_bytes().len(),
         };
         self.feed.fill(|record| {
-            match record.payload.len() + topic_bytes(record) + HEADER_BYTES > most_bytes {
+            let more = topic_bytes(record) + record.via.len();
+            match record.payload.len() + more + HEADER_BYTES > most_bytes {
                 // An exact sum would not be worth its while: who is so close to the limit has to raise it.
                 true => Err("with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)"),
                 false => Ok(subject.fill(record.topic.as_str())),
@@ -355,7 +357,7 @@ impl Shipping {
                 topic,
                 payload,
                 timestamp_ns,
-                ..
+                via,
             } = outgoing.message;
             let mut headers = HeaderMap::new();
             headers.insert(ID, id(gateway, epochs, outgoing.sequence));
@@ -365,6 +367,9 @@ impl Shipping {
             headers.insert(TIMESTAMP, timestamp_ns.to_string());
             if !self.subject.has_topic() {
                 headers.insert(TOPIC, topic.as_str());
+            }
+            if !via.is_empty() {
+                headers.insert(VIA, &**via);
             }
             if outgoing.again {
                 progress.resent.fetch_add(1, Ordering::Relaxed);

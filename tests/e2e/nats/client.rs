@@ -9,6 +9,7 @@ use async_nats::{ConnectOptions, HeaderMap};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::runtime::{self, Runtime};
+use tokio::time::timeout;
 
 use super::{PATIENCE, eventually};
 
@@ -155,19 +156,26 @@ impl Client {
                 .create_consumer_on_stream(config, stream)
                 .await
                 .unwrap();
-            let messages = consumer.messages().await.unwrap();
-            let stored = messages.take(count).map(|message| {
-                let message = message.unwrap();
-                Stored {
+            let mut messages = consumer.messages().await.unwrap();
+            let mut stored = Vec::with_capacity(count);
+            while stored.len() < count {
+                let next = timeout(PATIENCE, messages.next()).await;
+                let next = next.unwrap_or_else(|_| {
+                    panic!(
+                        "of {count} messages of {stream} {} can be read",
+                        stored.len()
+                    )
+                });
+                let message = next.expect("it does not end").unwrap();
+                stored.push(Stored {
                     subject: message.subject.to_string(),
                     headers: message.headers.clone().unwrap_or_default(),
                     payload: message.payload.to_vec(),
-                }
-            });
-            stored.collect().await
+                });
+            }
+            stored
         };
-        let read = async { tokio::time::timeout(PATIENCE, read).await };
-        self.runtime.block_on(read).expect("the stream can be read")
+        self.runtime.block_on(read)
     }
 }
 

@@ -38,6 +38,8 @@ enum Condition {
     Stalled,
     /// What servers say goes no further; they get what is said to them.
     Deaf,
+    /// The other way round.
+    Mute,
     /// Nobody gets in.
     Cut,
 }
@@ -104,6 +106,11 @@ impl Link {
         self.be(Condition::Deaf);
     }
 
+    /// Holds back what is said to servers, and nothing else.
+    pub fn mute(&mut self) {
+        self.be(Condition::Mute);
+    }
+
     /// All as before. What was stalled goes on.
     pub fn heal(&mut self) {
         self.be(Condition::Open);
@@ -148,6 +155,7 @@ impl Way {
             .wait_while(&mut state, |state| match state.condition {
                 Condition::Stalled => true,
                 Condition::Deaf => !to_servers,
+                Condition::Mute => to_servers,
                 Condition::Open | Condition::Cut => false,
             });
         state.condition != Condition::Cut
