@@ -11,8 +11,6 @@ pub struct Follower {
     reading: Reading,
     /// The sequence of the next event.
     next: u64,
-    /// The files were opened for it, and not before.
-    fresh: bool,
 }
 
 /// What stands next in a journal.
@@ -29,7 +27,6 @@ impl Follower {
             reading: Reading::follow(&journal.shared.folder, from)?,
             journal,
             next: from,
-            fresh: true,
         })
     }
 
@@ -40,31 +37,40 @@ impl Follower {
 
     /// What comes next, if it is on disk. What one producer has handed over at once comes at once.
     pub fn read(&mut self) -> io::Result<Option<Followed>> {
-        let durable = self.journal.shared.durable.borrow().next;
         // What is beyond may be being written.
+        let durable = self.journal.shared.durable.borrow().next;
+        // The files were opened since, so that all that is on disk by then is in them; or nothing is amiss.
+        let mut is_sure = false;
         while self.next < durable {
-            match self.reading.next().transpose()? {
-                Some(Entry::Events(mut records)) => {
-                    let Some(first) = records
-                        .iter()
-                        .map(|record| record.sequence)
-                        .find(|sequence| *sequence >= self.next)
-                    else {
+            let mut found = self.reading.next().transpose();
+            if let Ok(Some(Entry::Events(records))) = &mut found {
+                records.retain(|record| record.sequence >= self.next);
+                match records.first() {
+                    None => continue,
+                    Some(first) if first.sequence == self.next => is_sure = true,
+                    Some(_) => {}
+                }
+            }
+            if !is_sure {
+                // A file may have been begun anew since it was opened: nothing is taken for gone before that was
+                // looked at.
+                self.reading = Reading::follow(&self.journal.shared.folder, self.next)?;
+                is_sure = true;
+                continue;
+            }
+            match found? {
+                Some(Entry::Events(records)) => {
+                    let (Some(first), Some(last)) = (records.first(), records.last()) else {
                         continue;
                     };
-                    if let Some(lost) = self.lost_before(first)? {
-                        // They come again.
+                    if let Some(lost) = self.gone_before(first.sequence)? {
+                        // These are found again when the files are opened anew.
                         self.next = lost.end;
-                        self.look_anew()?;
                         return Ok(Some(Followed::Lost(lost)));
                     }
-                    records.retain(|record| record.sequence >= first);
-                    self.next = records.last().map_or(self.next, |last| last.sequence + 1);
-                    self.fresh = false;
+                    self.next = last.sequence + 1;
                     return Ok(Some(Followed::Events(records)));
                 }
-                // A file may have been begun anew since it was opened.
-                Some(Entry::Problem { .. }) | None if !self.fresh => self.look_anew()?,
                 Some(Entry::Problem { segment, problem }) => {
                     tracing::error!(segment = %segment.display(), "{problem}");
                     let lost = match problem {
@@ -78,29 +84,29 @@ impl Follower {
                     self.next = lost.end;
                     return Ok(Some(Followed::Lost(lost)));
                 }
-                // Numbers that were left out.
-                None => self.next = durable,
+                None => {
+                    let gone = self.gone_before(durable)?;
+                    self.next = gone.as_ref().map_or(durable, |gone| gone.end);
+                    if let Some(gone) = gone {
+                        return Ok(Some(Followed::Lost(gone)));
+                    }
+                }
             }
         }
         Ok(None)
     }
 
-    /// Opens the files again, for what comes next.
-    fn look_anew(&mut self) -> io::Result<()> {
-        self.reading = Reading::follow(&self.journal.shared.folder, self.next)?;
-        self.fresh = true;
-        Ok(())
-    }
-
-    /// The events that were removed before this one, which comes next.
-    fn lost_before(&self, first: u64) -> io::Result<Option<Range<u64>>> {
+    /// Events that are gone before this one, which comes next: their segment was removed, or this run has written
+    /// them. Other numbers were left out after a torn end.
+    fn gone_before(&self, first: u64) -> io::Result<Option<Range<u64>>> {
         if first == self.next {
             return Ok(None);
         }
         let segments = segment::list(&self.journal.shared.folder)?;
         let oldest = segments.first().map_or(first, |oldest| oldest.first);
-        let lost = self.next..oldest.min(first);
-        Ok((!lost.is_empty()).then_some(lost))
+        let removed = self.next..oldest.min(first);
+        let own = self.next.max(self.journal.shared.opened_at)..first;
+        Ok([removed, own].into_iter().find(|gone| !gone.is_empty()))
     }
 
     /// Waits until there is something to read. False: the gateway ends.

@@ -904,6 +904,54 @@ fn damage_costs_a_follower_what_it_hits_and_a_torn_end_nothing() {
 }
 
 #[test]
+fn a_segment_that_is_begun_anew_under_a_follower_costs_it_nothing() {
+    let folder = TempDir::new().unwrap();
+    let config = config(&folder);
+    let (journal, _) = open(&config);
+    leave(&journal, write(&journal, &["a", "b"]));
+    // After it numbers are left out, so that a follower looks for more at once.
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(only_segment(&config))
+        .unwrap();
+    std::io::Write::write_all(&mut file, &[7; 100]).unwrap();
+    // A run that finishes what is there and gets nothing new leaves a segment without events.
+    let (journal, again) = open(&config);
+    assert_eq!(recovered(&journal, &again), ["a", "b"]);
+    leave(&journal, ());
+    let empty = segment::list(&config.folder).unwrap().pop().unwrap();
+    let (journal, _) = open(&config);
+    assert_eq!(journal.bounds().1, empty.first);
+    let mut follower = journal.follow(0).unwrap();
+    assert_eq!(followed(&mut follower), (vec!["a".into(), "b".into()], 0));
+    assert_eq!(follower.position(), empty.first);
+    for payload in ["c", "d", "e"] {
+        let kept = write(&journal, &[payload]);
+        assert_eq!(followed(&mut follower), (vec![payload.into()], 0));
+        drop(kept);
+    }
+    assert_eq!(segment::list(&config.folder).unwrap().len(), 2);
+    leave(&journal, ());
+}
+
+#[test]
+fn a_follower_tells_of_what_this_run_has_written_and_is_gone() {
+    let folder = TempDir::new().unwrap();
+    let (journal, _) = open(&config(&folder));
+    // More than is read at once.
+    let payload = "x".repeat(100_000);
+    let kept = write(&journal, &[payload.as_str(); 5]);
+    let mut follower = journal.follow(0).unwrap();
+    assert!(matches!(follower.read(), Ok(Some(Followed::Events(_)))));
+    let path = only_segment(&config(&folder));
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(250_000).unwrap();
+    assert_eq!(followed(&mut follower), (vec![payload], 3));
+    assert_eq!(follower.position(), 5);
+    leave(&journal, kept);
+}
+
+#[test]
 fn what_somebody_holds_does_not_go_on_account_of_its_age() {
     let folder = TempDir::new().unwrap();
     let config = JournalConfig {

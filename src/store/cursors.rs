@@ -3,11 +3,13 @@
 //! What was sent to somebody else can't be taken back. So it is no part of the database of which a system on
 //! probation gets a copy: a gateway that goes back goes on after what the other one has sent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use heed::types::{Bytes, Str};
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, WithoutTls};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, database_error, error, fill_up, make_folder};
@@ -28,6 +30,15 @@ pub struct Cursor {
     pub last: Option<u64>,
     /// The epoch of `next`, which says of which journal this is.
     pub epoch: String,
+}
+
+/// What a link has taken of a stream, and may be given again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// When the stream was made, in nanoseconds since 1970: another one begins to count anew.
+    pub stream_made_ns: i128,
+    /// The numbers of messages there that are in the journal, and of which the stream does not know that yet.
+    pub open: BTreeSet<u64>,
 }
 
 /// The cursors of all links. Cheap to clone. A write is on disk when its call returns.
@@ -83,21 +94,37 @@ impl Cursors {
 
     /// None: there is none, or it can't be read.
     pub fn get(&self, link: &str) -> Result<Option<Cursor>, StoreError> {
-        let txn = self.env.read_txn().map_err(|error| self.error(error))?;
-        let found = self.cursors.get(&txn, link);
-        let Some(bytes) = found.map_err(|error| self.error(error))? else {
-            return Ok(None);
-        };
-        let cursor = serde_json::from_slice(bytes);
-        Ok(cursor
-            .inspect_err(|error| tracing::error!(link, %error, "its cursor can't be read"))
-            .ok())
+        self.read(link)
     }
 
     pub fn put(&self, link: &str, cursor: &Cursor) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(cursor).expect("strings and numbers are always JSON");
+        self.write(link, cursor)
+    }
+
+    pub fn taken(&self, link: &str) -> Result<Taken, StoreError> {
+        Ok(self.read(&taken_key(link))?.unwrap_or_default())
+    }
+
+    pub fn put_taken(&self, link: &str, taken: &Taken) -> Result<(), StoreError> {
+        self.write(&taken_key(link), taken)
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        let txn = self.env.read_txn().map_err(|error| self.error(error))?;
+        let found = self.cursors.get(&txn, key);
+        let Some(bytes) = found.map_err(|error| self.error(error))? else {
+            return Ok(None);
+        };
+        let value = serde_json::from_slice(bytes);
+        Ok(value
+            .inspect_err(|error| tracing::error!(link = key, %error, "its cursor can't be read"))
+            .ok())
+    }
+
+    fn write(&self, key: &str, value: &impl Serialize) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(value).expect("strings and numbers are always JSON");
         let mut txn = self.env.write_txn().map_err(|error| self.error(error))?;
-        let put = self.cursors.put(&mut txn, link, &bytes);
+        let put = self.cursors.put(&mut txn, key, &bytes);
         put.and_then(|()| txn.commit())
             .map_err(|error| self.error(error))
     }
@@ -105,6 +132,11 @@ impl Cursors {
     fn error(&self, error: heed::Error) -> StoreError {
         database_error(&self.path, MAP_BYTES, error)
     }
+}
+
+/// No name of a link begins so.
+fn taken_key(link: &str) -> String {
+    format!("<{link}")
 }
 
 #[cfg(test)]
@@ -139,8 +171,15 @@ mod tests {
         let cursors = Cursors::open(&path).unwrap();
         assert_eq!(cursors.get("cloud").unwrap(), None);
         cursors.put("cloud", &cursor).unwrap();
+        let taken = Taken {
+            stream_made_ns: i128::from(u64::MAX),
+            open: [3, 9].into(),
+        };
+        assert_eq!(cursors.taken("cloud").unwrap(), Taken::default());
+        cursors.put_taken("cloud", &taken).unwrap();
         drop(cursors);
         let cursors = Cursors::open(&path).unwrap();
         assert_eq!(cursors.get("cloud").unwrap(), Some(cursor));
+        assert_eq!(cursors.taken("cloud").unwrap(), taken);
     }
 }

@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 
 use app_state::AppStateDatabase;
 pub use app_state::{AppStateChanges, MAX_APP_KEY_BYTES};
-pub use cursors::{Cursor, Cursors};
+pub use cursors::{Cursor, Cursors, Taken};
 pub use error::StoreError;
 use mappings::MappingDatabases;
 pub use mappings::VariableChange;

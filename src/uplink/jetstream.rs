@@ -1,19 +1,22 @@
 //! Ships what a [`Feed`] has to a stream.
 
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Stream;
 use async_nats::{Client, HeaderMap, HeaderName, Subscriber};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::stream::iter;
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
 use super::feed::{Feed, Message, SAVE_EVERY};
 use super::links::Destination;
-use super::stream::{self, Answer, MESSAGE_ID, MessageId};
+use super::stream::{self, Answer, EVENT_TIME, MESSAGE_ID, MessageId, WAY};
 use super::subject::Template;
 use super::window::{Resumed, Tail};
 use crate::journal::{Epochs, Record};
@@ -25,13 +28,14 @@ const AT_ONCE: usize = 64;
 /// When the gateway ends: for what is on its way to be acknowledged.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// What a message takes beside its payload: headers, at the most, and without the topic.
+/// What a message takes beside its payload: headers, at the most, and without the topic and its way.
 const HEADER_BYTES: usize = 256;
 
 const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
-pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static("Headgate-Timestamp");
+pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static(EVENT_TIME);
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
+const VIA: HeaderName = HeaderName::from_static(WAY);
 
 /// One way to a stream.
 pub(super) struct Shipping {
@@ -232,6 +236,8 @@ impl Shipping {
                 None => None,
             };
             let had = self.feed.window.last();
+            let first = info.state.first_sequence;
+            self.look_up_unsure(&found, first..=number).await?;
             if ours.is_none() && had.is_some() && info.state.messages > 0 {
                 self.tell_of_other_writer(last.as_deref());
             } else if self.displaced.is_some_and(|displaced| displaced <= number)
@@ -261,6 +267,35 @@ impl Shipping {
         let payload = client.max_payload();
         let message = usize::try_from(info.config.max_message_size).unwrap_or(payload);
         Ok(payload.min(message))
+    }
+
+    /// Looks whether the stream has, under these numbers, what was on its way: if somebody else writes to it, too, its
+    /// end says nothing of those before.
+    async fn look_up_unsure(
+        &mut self,
+        found: &Stream,
+        numbers: RangeInclusive<u64>,
+    ) -> Result<(), End> {
+        let remote = self.remote.clone();
+        let at = |(number, sequence)| {
+            let at = stream::id_at(&remote, found, number);
+            at.map_ok(move |id| (sequence, id))
+        };
+        let unsure = self.feed.window.unsure(numbers);
+        let mut ids = iter(unsure).map(at).buffered(AT_ONCE);
+        while let Some((sequence, id)) = ids.try_next().await.map_err(End::Failed)? {
+            // What was removed since says nothing.
+            let Some(id) = id else { continue };
+            let own = self.own(&id);
+            match own {
+                Some(own) => self.feed.window.is_there(own),
+                None => self.tell_of_other_writer(Some(&id)),
+            }
+            if own != Some(sequence) {
+                self.feed.window.is_displaced(sequence);
+            }
+        }
+        Ok(())
     }
 
     /// The sequence of a message of this journal, by its id.
@@ -296,7 +331,8 @@ impl Shipping {
             false => record.topic.as_bytes().len(),
         };
         self.feed.fill(|record| {
-            match record.payload.len() + topic_bytes(record) + HEADER_BYTES > most_bytes {
+            let more = topic_bytes(record) + record.via.len();
+            match record.payload.len() + more + HEADER_BYTES > most_bytes {
                 // An exact sum would not be worth its while: who is so close to the limit has to raise it.
                 true => Err("with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)"),
                 false => Ok(subject.fill(record.topic.as_str())),
@@ -321,7 +357,7 @@ impl Shipping {
                 topic,
                 payload,
                 timestamp_ns,
-                ..
+                via,
             } = outgoing.message;
             let mut headers = HeaderMap::new();
             headers.insert(ID, id(gateway, epochs, outgoing.sequence));
@@ -331,6 +367,9 @@ impl Shipping {
             headers.insert(TIMESTAMP, timestamp_ns.to_string());
             if !self.subject.has_topic() {
                 headers.insert(TOPIC, topic.as_str());
+            }
+            if !via.is_empty() {
+                headers.insert(VIA, &**via);
             }
             if outgoing.again {
                 progress.resent.fetch_add(1, Ordering::Relaxed);

@@ -205,7 +205,7 @@ impl Part {
                     let taking = Taking::new(
                         take,
                         self.link.clone(),
-                        &self.sources.gateway,
+                        self.sources.clone(),
                         self.door.clone(),
                         state.clone(),
                         remote.clone(),

@@ -5,14 +5,21 @@ use std::str::FromStr;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{Client, HeaderMap, Message, StatusCode};
+use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode};
 use serde::Deserialize;
 
 use super::connection::PATIENCE;
+use crate::event::via::and_then;
 use crate::journal::Epoch;
 use crate::remote::{Failure, Remote};
 
 pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// When the event came; each message of a gateway has it.
+pub(super) const EVENT_TIME: &str = "Headgate-Timestamp";
+
+/// The gateways that it came over, before the one in its id.
+pub(super) const WAY: &str = "Headgate-Via";
 
 /// Who has published a message: `GATEWAY/EPOCH/SEQUENCE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +44,21 @@ impl FromStr for MessageId {
             epoch: epoch.parse().map_err(|_| ())?,
             sequence: sequence.parse().map_err(|_| ())?,
         })
+    }
+}
+
+/// The gateways that a message came over.
+pub(super) fn via(message: &Message) -> String {
+    let headers = message.headers.as_ref();
+    let header = |name| {
+        headers
+            .and_then(|headers| headers.get(name))
+            .map(HeaderValue::as_str)
+    };
+    let id = header(MESSAGE_ID).and_then(|id| id.parse::<MessageId>().ok());
+    match id.filter(|_| header(EVENT_TIME).is_some()) {
+        Some(id) => and_then(header(WAY).unwrap_or_default(), &id.gateway),
+        None => String::new(),
     }
 }
 
@@ -154,7 +176,7 @@ pub(super) async fn look_up(
     }
 }
 
-/// The id of the message with this number, if the stream still has that, and it has one.
+/// The id of the message with this number, if the stream still has that. Empty: it has none.
 pub(super) async fn id_at(
     remote: &Remote,
     stream: &Stream,
@@ -166,7 +188,7 @@ pub(super) async fn id_at(
     }
     let message = remote.call(stream.get_raw_message(number)).await;
     match message {
-        Ok(message) => Ok(id_of(&message.headers)),
+        Ok(message) => Ok(Some(id_of(&message.headers))),
         // It was removed; the one before it says nothing.
         Err(Failure::Failed(error))
             if matches!(
@@ -183,8 +205,9 @@ pub(super) async fn id_at(
     }
 }
 
-fn id_of(headers: &HeaderMap) -> Option<String> {
-    headers.get(MESSAGE_ID).map(|id| id.as_str().to_owned())
+fn id_of(headers: &HeaderMap) -> String {
+    let id = headers.get(MESSAGE_ID);
+    id.map(|id| id.as_str().to_owned()).unwrap_or_default()
 }
 
 pub(super) fn context(client: &Client) -> Context {

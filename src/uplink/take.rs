@@ -1,4 +1,6 @@
 //! Takes commands from a stream: each becomes an event here, once it is on disk it is acknowledged.
+//!
+//! What is on disk is noted until the stream knows it: when that comes again, it is left out.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,19 +10,24 @@ use async_nats::Client;
 use async_nats::jetstream::consumer::pull::{Config, Stream};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::{AckKind, Message};
+use bytes::Bytes;
+use futures_util::stream::iter;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::connection::{PATIENCE, State, has_changed, told_to_stop, until_up};
+use super::feed::Sources;
 use super::links::{Link, Source, Start, Take};
 use super::progress::TakeProgress;
 use super::{stream, subject};
 use crate::broker::{Door, Intake};
 use crate::event::Topic;
+use crate::event::via::is_done;
 use crate::journal::Origin;
 use crate::pipeline::DedupKey;
 use crate::remote::{Failure, Remote};
+use crate::store::Taken;
 
 /// Messages that are taken at once.
 const AT_ONCE: usize = 256;
@@ -33,6 +40,8 @@ pub(super) struct Taking {
     take: Take,
     link: Arc<Link>,
     consumer: String,
+    sources: Sources,
+    taken: Taken,
     intake: Intake,
     state: State,
     remote: Arc<Remote>,
@@ -49,7 +58,7 @@ impl Taking {
     pub(super) fn new(
         take: Take,
         link: Arc<Link>,
-        gateway: &str,
+        sources: Sources,
         door: Door,
         state: State,
         remote: Arc<Remote>,
@@ -57,7 +66,8 @@ impl Taking {
     ) -> Taking {
         // Names of consumers have the same characters as tokens, but no %.
         let is_plain = |part: char| part.is_ascii_alphanumeric() || part == '-';
-        let gateway: String = gateway
+        let gateway: String = sources
+            .gateway
             .chars()
             .map(|part| if is_plain(part) { part } else { '_' })
             .collect();
@@ -65,6 +75,8 @@ impl Taking {
             consumer: format!("headgate-{gateway}-{}-{}", link.name, take.name),
             take,
             link,
+            sources,
+            taken: Taken::default(),
             intake: door.intake(),
             state,
             remote,
@@ -128,7 +140,7 @@ impl Taking {
                     _ => break,
                 }
             }
-            if let Err(end) = self.take_in(batch).await {
+            if let Err(end) = self.take_in(&connected.client, batch).await {
                 return end;
             }
         }
@@ -185,16 +197,52 @@ impl Taking {
             .heartbeat(Duration::from_secs(3))
             .expires(Duration::from_secs(15))
             .messages();
-        match self.remote.call(messages).await {
-            Ok(messages) => Ok(messages),
-            Err(failure) => Err(End::Failed(format!(
-                "can't take from stream {stream:?}: {failure}"
-            ))),
+        let messages = self.remote.call(messages).await.map_err(|failure| {
+            End::Failed(format!("can't take from stream {stream:?}: {failure}"))
+        })?;
+        let made_ns = found.cached_info().created.unix_timestamp_nanos();
+        self.remember(made_ns, consumer.cached_info().ack_floor.stream_sequence)?;
+        Ok(messages)
+    }
+
+    /// Names what is taken here in the store.
+    fn key(&self) -> String {
+        format!("{}/{}", self.link.name, self.take.name)
+    }
+
+    /// What may come again, of a stream that was made then and knows of all up to `floor`.
+    fn remember(&mut self, stream_made_ns: i128, floor: u64) -> Result<(), End> {
+        if self.taken == Taken::default() {
+            let taken = self.sources.cursors.taken(&self.key());
+            self.taken = taken.map_err(|error| End::Failed(error.to_string()))?;
+        }
+        if self.taken.stream_made_ns != stream_made_ns {
+            self.taken = Taken {
+                stream_made_ns,
+                ..Taken::default()
+            };
+        }
+        self.taken.open = self.taken.open.split_off(&(floor + 1));
+        Ok(())
+    }
+
+    /// Notes that these are in the journal.
+    async fn note(&mut self, numbers: Vec<u64>) -> Result<(), End> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        self.taken.open.extend(numbers);
+        let (cursors, key, taken) = (self.sources.cursors.clone(), self.key(), self.taken.clone());
+        let noted = tokio::task::spawn_blocking(move || cursors.put_taken(&key, &taken));
+        match noted.await {
+            Ok(Err(error)) => Err(End::Failed(error.to_string())),
+            // A panic there has been reported by the panic hook.
+            Ok(Ok(())) | Err(_) => Ok(()),
         }
     }
 
     /// Hands a batch in, and acknowledges it when it is on disk.
-    async fn take_in(&mut self, batch: Vec<Message>) -> Result<(), End> {
+    async fn take_in(&mut self, client: &Client, batch: Vec<Message>) -> Result<(), End> {
         let Source::Stream {
             stream,
             add,
@@ -205,9 +253,12 @@ impl Taking {
             unreachable!("its link says so");
         };
         let now = Instant::now();
-        let mut answers = Vec::with_capacity(batch.len());
+        let (mut answers, mut numbers) = (Vec::with_capacity(batch.len()), Vec::new());
         for message in batch {
             let subject = message.subject.as_str();
+            let Some(reply) = message.reply.clone() else {
+                continue;
+            };
             let topic = subject::topic_of(subject, *skip_levels).map(|rest| format!("{add}{rest}"));
             let topic = topic.and_then(|topic| Topic::new(topic).ok());
             let info = message
@@ -218,9 +269,15 @@ impl Taking {
                 let why =
                     format!("subject {subject:?} makes no topic here, so the message is left out");
                 self.progress.failed(&self.link.name, &why);
-                answers.push((message, AckKind::Term));
+                answers.push((reply, AckKind::Term, None));
                 continue;
             };
+            answers.push((reply, AckKind::Ack, Some(sequence)));
+            let via = stream::via(&message);
+            if self.taken.open.contains(&sequence) || is_done(&via, &self.sources.gateway) {
+                continue;
+            }
+            numbers.push(sequence);
             // A stream that was made anew counts from 1 again.
             let key = DedupKey::of_id(
                 &topic,
@@ -233,19 +290,26 @@ impl Taking {
                 .fetch_add(payload.len() as u64, Ordering::Relaxed);
             let origin = Origin {
                 link: Some(self.link.origin()),
-                via: "",
+                via: &via,
             };
             self.intake.publish_linked(topic, payload, key, origin, now);
-            answers.push((message, AckKind::Ack));
         }
         self.intake.flush_events(now);
         self.intake.settled().await;
+        self.note(numbers).await?;
         self.intake.eased().await;
-        for (message, kind) in answers {
-            // A message whose acknowledgement is lost comes again, and is known here then.
-            let acknowledged = timeout(PATIENCE.timeout, message.ack_with(kind)).await;
-            if !matches!(acknowledged, Ok(Ok(()))) {
-                return Err(End::Again);
+        let acknowledge = |(reply, kind, sequence)| async move {
+            let answer = client.request(reply, Bytes::from(kind));
+            let answer = timeout(PATIENCE.timeout, answer).await;
+            matches!(answer, Ok(Ok(_))).then_some(sequence)
+        };
+        let mut answered = iter(answers).map(acknowledge).buffer_unordered(AT_ONCE);
+        while let Some(answered) = answered.next().await {
+            // Without an answer it comes again, and is known here then.
+            match answered {
+                Some(Some(sequence)) => drop(self.taken.open.remove(&sequence)),
+                Some(None) => {}
+                None => return Err(End::Again),
             }
         }
         Ok(())

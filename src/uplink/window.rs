@@ -8,6 +8,7 @@
 //! the stream then tells where to go on ([`Window::resume`]).
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// However bad the link is, so much may be on its way.
@@ -40,6 +41,9 @@ pub struct Window<M> {
     attempt: u64,
     /// The last one that the other side has taken.
     last: Option<u64>,
+    /// The number of the last message of the stream that is known to be from here, and its sequence: that is not
+    /// always `last`, as what was displaced comes behind others.
+    end: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -117,6 +121,7 @@ impl<M> Window<M> {
             tail: None,
             attempt: 0,
             last,
+            end: None,
         }
     }
 
@@ -298,11 +303,36 @@ impl<M> Window<M> {
         self.limit = (self.limit / 2).max(LEAST_BYTES);
     }
 
+    /// Messages that an exclusive stream may have taken without that we know: the number in it that each was to have,
+    /// if it is one of these, and its sequence. Before [`Window::resume`] it is to be looked at what is there.
+    pub fn unsure(&self, numbers: RangeInclusive<u64>) -> Vec<(u64, u64)> {
+        let open = self.messages.iter().filter(|entry| !entry.done);
+        open.filter_map(|entry| Some((entry.number?, entry.sequence)))
+            .filter(|(number, _)| numbers.contains(number))
+            .collect()
+    }
+
+    /// The stream has a message.
+    pub fn is_there(&mut self, sequence: u64) {
+        if let Some(index) = self.find(sequence) {
+            self.messages[index].done = true;
+            self.advance();
+        }
+    }
+
+    /// The stream has somebody else's message under the number that this one was to have.
+    pub fn is_displaced(&mut self, sequence: u64) {
+        if let Some(index) = self.find(sequence) {
+            self.messages[index].missing = true;
+        }
+    }
+
     /// Goes on after [`Window::go_back`], or begins, at the end of an exclusive stream.
     pub fn resume(&mut self, tail: Tail) -> Resumed {
         let had = self.last;
         if let Some(ours) = tail.ours {
-            if had.is_some_and(|had| ours < had) {
+            let is_end = self.end == Some((tail.number, ours));
+            if had.is_some_and(|had| ours < had) && !is_end {
                 return Resumed::Lost { from: ours + 1 };
             }
             let before = self
@@ -318,7 +348,7 @@ impl<M> Window<M> {
                 .front()
                 .is_none_or(|first| first.sequence > ours)
             {
-                self.last = Some(ours);
+                self.last = had.max(Some(ours));
             }
         } else if tail.number == 0 && had.is_some() {
             return Resumed::Empty;
@@ -335,6 +365,7 @@ impl<M> Window<M> {
         self.held_bytes = 0;
         self.next = from;
         self.last = last;
+        self.end = None;
     }
 
     fn find(&self, sequence: u64) -> Option<usize> {
@@ -352,6 +383,8 @@ impl<M> Window<M> {
             self.held_bytes -= done.bytes;
             self.unsent = self.unsent.saturating_sub(1);
             self.last = self.last.max(Some(done.sequence));
+            let end = done.number.map(|number| (number, done.sequence));
+            self.end = self.end.max(end);
         }
     }
 }
@@ -494,6 +527,52 @@ mod tests {
             (window.cursor(), window.in_flight(), window.bytes),
             (13, 0, 0)
         );
+    }
+
+    #[test]
+    fn what_was_displaced_before_the_connection_broke_is_sent_again() {
+        let mut window = filled(true, &[10, 11, 12, 13]);
+        let tail = |number, ours| Tail { number, ours };
+        window.resume(tail(0, None));
+        sent(&mut window);
+        window.go_back();
+        // Somebody's message became number 1; of 13 nothing is known, as it would be behind the end.
+        assert_eq!(window.unsure(1..=3), [(1, 10), (2, 11), (3, 12)]);
+        window.is_displaced(10);
+        window.is_there(11);
+        window.is_there(12);
+        assert_eq!(window.resume(tail(3, Some(12))), Resumed::Onward);
+        assert_eq!(sent(&mut window), [(10, Some(3)), (13, Some(4))]);
+        window.acknowledge(10);
+        assert_eq!((window.cursor(), window.last()), (13, Some(12)));
+        window.go_back();
+        // 13 did not arrive: that the stream ends with 10 is no loss.
+        assert_eq!(window.unsure(1..=4), []);
+        assert_eq!(window.resume(tail(4, Some(10))), Resumed::Onward);
+        assert_eq!(window.last(), Some(12));
+        assert_eq!(sent(&mut window), [(13, Some(4))]);
+        window.go_back();
+        assert_eq!(
+            window.resume(tail(3, Some(10))),
+            Resumed::Lost { from: 11 },
+            "others are gone"
+        );
+    }
+
+    #[test]
+    fn what_is_there_is_not_sent_again_behind_somebody_elses_message() {
+        let mut window = filled(true, &[10, 11, 12]);
+        let tail = |number, ours| Tail { number, ours };
+        window.resume(tail(0, None));
+        sent(&mut window);
+        window.go_back();
+        assert_eq!(window.unsure(1..=3), [(1, 10), (2, 11), (3, 12)]);
+        window.is_there(10);
+        window.is_there(11);
+        window.is_displaced(12);
+        assert_eq!(window.resume(tail(3, None)), Resumed::Onward);
+        assert_eq!(window.cursor(), 12);
+        assert_eq!(sent(&mut window), [(12, Some(3))]);
     }
 
     #[test]

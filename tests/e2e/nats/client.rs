@@ -1,19 +1,20 @@
 //! What a test asks servers for, past the gateway.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, Context};
 use async_nats::{ConnectOptions, HeaderMap};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::runtime::{self, Runtime};
+use tokio::time::timeout;
 
-use super::eventually;
+use super::{PATIENCE, eventually};
 
-/// For reading a whole stream.
-const AT_ONCE: Duration = Duration::from_secs(20);
+/// For the next message of a stream that has more.
+const NEXT: Duration = Duration::from_secs(20);
 
 /// Of JetStream's API: there is no such stream.
 const NO_STREAM: u64 = 10059;
@@ -117,16 +118,23 @@ impl Client {
         info.map_or(0, |info| info["state"]["messages"].as_u64().unwrap())
     }
 
-    /// Waits until the stream has so many messages or more.
+    /// Waits until the stream has so many messages or more, as long as it gets some.
     pub fn until_messages(&self, stream: &str, count: u64) {
-        eventually(&format!("{count} messages in {stream}"), || {
-            let found = self.messages(stream);
-            if found >= count {
-                Ok(())
-            } else {
-                Err(found.to_string())
+        let (mut found, mut since) = (0, Instant::now());
+        loop {
+            let now = self.messages(stream);
+            if now >= count {
+                return;
             }
-        });
+            if now != found {
+                (found, since) = (now, Instant::now());
+            }
+            assert!(
+                since.elapsed() < PATIENCE,
+                "{count} messages in {stream}: it stays at {found}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Publishes, and waits until the stream has it.
@@ -140,12 +148,9 @@ impl Client {
     pub fn contents(&self, stream: &str) -> Vec<Stored> {
         eventually(&format!("what is in {stream}"), || {
             let count = self.messages(stream) as usize;
-            let read = self.read(stream, count);
-            let read = async { tokio::time::timeout(AT_ONCE, read).await };
             // While servers choose a leader, it may end in the middle.
-            let read = self.runtime.block_on(read);
-            read.map_err(|_| format!("not within {AT_ONCE:?}"))?
-                .map_err(|error| error.to_string())
+            let read = self.runtime.block_on(self.read(stream, count));
+            read.map_err(|error| error.to_string())
         })
     }
 
@@ -158,16 +163,19 @@ impl Client {
         };
         let jetstream = &self.jetstream;
         let consumer = jetstream.create_consumer_on_stream(config, stream).await?;
-        let messages = consumer.messages().await?;
-        let stored = messages.take(count).map(|message| {
-            let message = message?;
-            Ok(Stored {
+        let mut messages = consumer.messages().await?;
+        let mut stored = Vec::with_capacity(count);
+        while stored.len() < count {
+            let next = timeout(NEXT, messages.next()).await;
+            let next = next.map_err(|_| format!("of {count} messages only {}", stored.len()))?;
+            let message = next.ok_or("it has ended")??;
+            stored.push(Stored {
                 subject: message.subject.to_string(),
                 headers: message.headers.clone().unwrap_or_default(),
                 payload: message.payload.to_vec(),
-            })
-        });
-        stored.try_collect().await
+            });
+        }
+        Ok(stored)
     }
 }
 

@@ -36,6 +36,10 @@ enum Condition {
     Open,
     /// Whoever connects is let in; nothing goes on from there.
     Stalled,
+    /// What servers say goes no further; they get what is said to them.
+    Deaf,
+    /// The other way round.
+    Mute,
     /// Nobody gets in.
     Cut,
 }
@@ -97,6 +101,16 @@ impl Link {
         self.be(Condition::Stalled);
     }
 
+    /// Holds back what servers say, and nothing else.
+    pub fn deafen(&mut self) {
+        self.be(Condition::Deaf);
+    }
+
+    /// Holds back what is said to servers, and nothing else.
+    pub fn mute(&mut self) {
+        self.be(Condition::Mute);
+    }
+
     /// All as before. What was stalled goes on.
     pub fn heal(&mut self) {
         self.be(Condition::Open);
@@ -134,17 +148,22 @@ impl Way {
         }
     }
 
-    /// Waits while it is stalled; whether it is open then.
-    fn is_open(&self) -> bool {
+    /// Waits while nothing goes this way; whether anything may then.
+    fn is_open(&self, to_servers: bool) -> bool {
         let mut state = self.state.lock();
         self.changed
-            .wait_while(&mut state, |state| state.condition == Condition::Stalled);
-        state.condition == Condition::Open
+            .wait_while(&mut state, |state| match state.condition {
+                Condition::Stalled => true,
+                Condition::Deaf => !to_servers,
+                Condition::Mute => to_servers,
+                Condition::Open | Condition::Cut => false,
+            });
+        state.condition != Condition::Cut
     }
 
     fn serve(self: Arc<Self>, near: TcpStream) {
         let far = self.servers.iter().find_map(|server| {
-            if !self.is_open() {
+            if !self.is_open(true) {
                 return None;
             }
             TcpStream::connect_timeout(server, CONNECTING).ok()
@@ -161,21 +180,21 @@ impl Way {
                 far.try_clone().unwrap(),
                 near.try_clone().unwrap(),
             );
-            let back = thread::spawn(move || way.hand_on(from, to));
-            self.hand_on(near.try_clone().unwrap(), far);
+            let back = thread::spawn(move || way.hand_on(from, to, false));
+            self.hand_on(near.try_clone().unwrap(), far, true);
             back.join().expect("it does not panic");
         }
         // The list of sockets has one more handle of it.
         let _ = near.shutdown(Shutdown::Both);
     }
 
-    fn hand_on(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn hand_on(&self, mut from: TcpStream, mut to: TcpStream, to_servers: bool) {
         let _ = to.set_nodelay(true);
         let mut bytes = vec![0; 64 * 1024];
         loop {
             match from.read(&mut bytes) {
                 Ok(count) if count > 0 => {
-                    if !self.is_open() || to.write_all(&bytes[..count]).is_err() {
+                    if !self.is_open(to_servers) || to.write_all(&bytes[..count]).is_err() {
                         break;
                     }
                 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use headgate::event::Topic;
 use headgate::ingest::client::{Endpoint, Sender};
@@ -16,6 +17,9 @@ const HOUR: i64 = 3600;
 
 /// Topics that the load is on.
 const TOPICS: u64 = 8;
+
+/// Between 50 events and the next.
+const PACE: Duration = Duration::from_millis(5);
 
 /// A producer that goes on whatever happens to the gateway, until it is told that it is enough.
 struct Load {
@@ -48,8 +52,9 @@ impl Load {
                 .send(Priority::Medium, topic, payload.as_bytes())
                 .unwrap();
             if number % 50 == 0 {
-                // Not all that the machine can do: others are to get on, too.
+                // Not all that the machine can do: the stream has to keep up, or there is nothing but a backlog.
                 sender.finish().unwrap();
+                thread::sleep(PACE);
             }
             self.sent.store(number, Ordering::Relaxed);
         }

@@ -4,6 +4,7 @@ mod faults;
 mod logins;
 mod shipping;
 mod streams;
+mod taking;
 
 use std::fs;
 

@@ -1,7 +1,7 @@
 //! Streams that are not what the gateway expects.
 
 use super::*;
-use crate::nats::Servers;
+use crate::nats::{Link, Servers};
 
 #[test]
 fn a_stream_that_is_missing_is_named_and_what_waits_goes_there_when_somebody_makes_it() {
@@ -130,6 +130,34 @@ fn another_writer_in_an_exclusive_stream_is_noticed_and_costs_no_event() {
         .collect();
     // What the other one's message has displaced comes behind what was on its way with it.
     let mut found = shipped(&own);
+    found.sort();
+    assert_eq!(found, journaled(gateway.home()));
+    gateway.until_logged("exclusive");
+}
+
+#[test]
+fn another_writer_costs_no_event_where_the_connection_breaks_before_anything_is_heard_of_it() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&stream(1));
+    let mut link = Link::new(servers.spare_address(0), servers.addresses());
+    let gateway = home(&[link.url()], "", SHIP).start();
+    publish(&gateway, 0..100);
+    client.until_messages(EVENTS, 100);
+    link.deafen();
+    client.publish("headgate.intruder", b"mine");
+    // Its message has the place of the first one of these, which is refused.
+    publish(&gateway, 100..200);
+    client.until_messages(EVENTS, 200);
+    link.cut();
+    link.heal();
+    client.until_messages(EVENTS, 201);
+    let messages = client.contents(EVENTS);
+    let own = messages
+        .into_iter()
+        .filter(|message| message.subject != "headgate.intruder");
+    let mut found = shipped(&own.collect::<Vec<_>>());
+    assert_eq!(found.last().unwrap().2, "100");
     found.sort();
     assert_eq!(found, journaled(gateway.home()));
     gateway.until_logged("exclusive");

@@ -1,0 +1,128 @@
+//! Commands that come from a stream.
+
+use super::*;
+use crate::nats::{Link, Servers};
+
+const COMMANDS: &str = "COMMANDS";
+
+const TAKE: &str = "[[link.take]]\nstream = 'COMMANDS'\nsubjects = ['cmd.{gateway}.>']\nskip_levels = 2\n\
+                    add_prefix = 'cmd/'\nstart = 'oldest'\n";
+
+const CONSUMER: &str = "COMMANDS.headgate-press-cloud-COMMANDS";
+
+fn commands() -> Value {
+    json!({ "name": COMMANDS, "subjects": ["cmd.>"], "num_replicas": 1, "storage": "file" })
+}
+
+/// Waits until a stream knows that so many of its messages were taken.
+fn until_taken(client: &Client, consumer: &str, count: u64) {
+    eventually("acknowledgements", || {
+        let info = client.ask(&format!("CONSUMER.INFO.{consumer}"), &json!({}));
+        (info["ack_floor"]["stream_seq"] == count).then_some(())
+    });
+}
+
+/// The commands that are in the journal.
+fn taken(home: &Home) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let events = records(home)
+        .into_iter()
+        .map(|record| (text(&record["topic"]), text(&record["payload"])));
+    events
+        .filter(|(topic, _)| topic.starts_with("cmd/"))
+        .collect()
+}
+
+#[test]
+fn commands_come_once_and_in_their_order() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&commands());
+    let expected: Vec<_> = (0..600)
+        .map(|number: u32| (format!("cmd/valve/{}", number % 3), number.to_string()))
+        .collect();
+    for (topic, payload) in &expected {
+        let subject = topic.replace("cmd/", "cmd.press.").replace('/', ".");
+        client.publish(&subject, payload.as_bytes());
+    }
+    client.publish("cmd.oven.valve", b"of another gateway");
+    let mut gateway = home(&servers.urls(), "", TAKE).start();
+    until_taken(&client, CONSUMER, 600);
+    gateway = gateway.kill().start();
+    client.publish("cmd.press.last", b"last");
+    until_taken(&client, CONSUMER, 602);
+    let found = taken(gateway.home());
+    assert_eq!(found[..600], expected);
+    assert_eq!(found[600..], [("cmd/last".into(), "last".into())]);
+}
+
+#[test]
+fn a_command_of_which_the_acknowledgement_was_lost_comes_once_however_late_it_comes_again() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&commands());
+    let mut link = Link::new(servers.spare_address(0), servers.addresses());
+    let home = home(&[link.url()], "", TAKE).set("pipeline.dedup.window_s", 1);
+    let mut gateway = home.start();
+    client.publish("cmd.press.a", b"0");
+    until_taken(&client, CONSUMER, 1);
+    // It comes again when nothing else knows it any more, but not as late as the gateway asks for.
+    let mut consumer = client.ask(&format!("CONSUMER.INFO.{CONSUMER}"), &json!({}));
+    consumer["config"]["ack_wait"] = json!(3_000_000_000u64);
+    let request = json!({ "stream_name": COMMANDS, "config": consumer["config"] });
+    let updated = client.ask(&format!("CONSUMER.DURABLE.CREATE.{CONSUMER}"), &request);
+    assert!(updated.get("error").is_none(), "{updated}");
+    let mut expected = vec![("cmd/a".to_owned(), "0".to_owned())];
+    for (number, is_killed) in [(1, false), (2, true)] {
+        link.mute();
+        client.publish("cmd.press.a", number.to_string().as_bytes());
+        expected.push(("cmd/a".into(), number.to_string()));
+        eventually("the command", || (taken(&home) == expected).then_some(()));
+        link.cut();
+        if is_killed {
+            gateway = gateway.kill().start();
+        }
+        link.heal();
+        until_taken(&client, CONSUMER, number + 1);
+        assert_eq!(taken(&home), expected);
+    }
+    drop(gateway);
+}
+
+#[test]
+fn what_gateways_hand_on_to_each_other_comes_back_to_none() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&stream(1));
+    let take = "[[link.take]]\nstream = 'EVENTS'\nsubjects = ['headgate.>']\nskip_levels = 2\nstart = 'oldest'\n";
+    let ship = SHIP.replace("exclusive = true", "exclusive = false");
+    // By another link, which does not know what came by the first one.
+    let more = format!(
+        "{take}[[link]]\nname = 'up'\nkind = 'jetstream'\nservers = {:?}\n{ship}",
+        servers.urls()
+    );
+    let gateways = ["press", "oven"].map(|name| {
+        let home = home(&servers.urls(), "", &more).set("uplink.gateway", name);
+        home.start()
+    });
+    publish(&gateways[0], ["x"]);
+    client.until_messages(EVENTS, 2);
+    for name in ["press", "oven"] {
+        until_taken(&client, &format!("EVENTS.headgate-{name}-cloud-EVENTS"), 2);
+    }
+    for gateway in &gateways {
+        assert_eq!(journaled(gateway.home()).len(), 1);
+    }
+    let messages = client.contents(EVENTS);
+    let ways: Vec<_> = messages
+        .iter()
+        .map(|message| (&*message.subject, message.header("Headgate-Via")))
+        .collect();
+    assert_eq!(
+        ways,
+        [
+            ("headgate.press.plant.a", None),
+            ("headgate.oven.plant.a", Some("press"))
+        ]
+    );
+}
