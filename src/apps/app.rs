@@ -1466,20 +1466,22 @@ impl Inside {
 
     /// Events for a call, and how often they were tried before.
     fn next_batch(&mut self, most: usize) -> Option<(Batch, u32)> {
-        if let Some(part) = self.suspects.pop() {
-            self.realtime.call = Some((Instant::now(), None));
-            return Some(part);
-        }
-        let most_bytes = self.memory_bound() / CALL_SHARE;
-        let (mut batch, since) = self.queue.pop(most, most_bytes)?;
+        let (mut batch, tries, since) = match self.suspects.pop() {
+            Some((part, tries)) => (part, tries, None),
+            None => {
+                let most_bytes = self.memory_bound() / CALL_SHARE;
+                let (batch, since) = self.queue.pop(most, most_bytes)?;
+                (batch, 0, Some(since))
+            }
+        };
         // A call is for one sitting.
         let others = seat::split_off_others(&mut batch);
-        self.suspects.push_front(others, 0);
+        self.suspects.push_front(others, tries);
         let is_realtime = batch
             .first()
             .is_some_and(|event| event.lane == Lane::Realtime);
-        self.realtime.call = Some((Instant::now(), is_realtime.then_some(since)));
-        Some((batch, 0))
+        self.realtime.call = Some((Instant::now(), since.filter(|_| is_realtime)));
+        Some((batch, tries))
     }
 
     /// Events that may wait.

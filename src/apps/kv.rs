@@ -547,14 +547,14 @@ impl SharedState for Arc<AppState> {
         })
     }
 
-    fn written(&self, changes: Changes) {
+    fn written(&self, changes: Changes, safe: bool) {
         let written = Written {
             version: changes.version,
-            changes: BTreeMap::new(),
+            changes: changes.entries,
             replace: None,
             receipts: changes.receipts,
         };
-        self.end_writing(written, true);
+        self.end_writing(written, safe);
     }
 }
 

@@ -88,8 +88,8 @@ pub trait SharedState: Send + Sync {
     /// [`SharedState::written`] come between.
     fn take(&self, all: bool) -> Option<Changes>;
 
-    /// These are safe.
-    fn written(&self, changes: Changes);
+    /// These are safe, or not: then they come with the next ones again.
+    fn written(&self, changes: Changes, safe: bool);
 }
 
 /// What has changed, and by which events.

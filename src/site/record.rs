@@ -4,10 +4,10 @@
 
 use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
-use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
 use futures_util::StreamExt;
 
 use super::Seat;
@@ -26,6 +26,7 @@ const SHORT_TIMES: usize = 2;
 pub(super) struct Record<'a> {
     context: Context,
     remote: &'a Remote,
+    config: Config,
     stream: Stream,
     subject: String,
     token: u64,
@@ -44,6 +45,8 @@ pub(super) struct Record<'a> {
 pub(super) enum Broken {
     /// Another gateway writes it.
     Fenced(String),
+    /// The stream was deleted.
+    Gone,
     Failed(String),
 }
 
@@ -51,6 +54,13 @@ impl From<String> for Broken {
     fn from(why: String) -> Broken {
         Broken::Failed(why)
     }
+}
+
+async fn make(context: &Context, remote: &Remote, config: &Config) -> Result<Stream, String> {
+    let made = remote
+        .call(context.get_or_create_stream(config.clone()))
+        .await;
+    made.map_err(|failure| format!("stream {:?}: {failure}", config.name))
 }
 
 impl<'a> Record<'a> {
@@ -72,13 +82,12 @@ impl<'a> Record<'a> {
             ),
             ..Config::default()
         };
-        let name = config.name.clone();
-        let stream = remote.call(context.get_or_create_stream(config)).await;
-        let stream = stream.map_err(|failure| format!("stream {name:?}: {failure}"))?;
+        let stream = make(&context, remote, &config).await?;
         let mut record = Record {
             subject: names.log(worker, seat),
             context,
             remote,
+            config,
             stream,
             token,
             gateway,
@@ -160,7 +169,7 @@ impl<'a> Record<'a> {
             self.write(payload, part.change, number).await?;
             first.get_or_insert(self.last);
         }
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
         if replaces && let Some(first) = first {
             (self.whole, self.bytes) = (bytes, bytes);
             let before = self.stream.purge().filter(&self.subject).sequence(first);
@@ -202,6 +211,9 @@ impl<'a> Record<'a> {
                         self.subject
                     )));
                 }
+                PublishErrorKind::StreamNotFound if self.is_gone().await => {
+                    return Err(Broken::Gone);
+                }
                 PublishErrorKind::TimedOut
                 | PublishErrorKind::BrokenPipe
                 | PublishErrorKind::StreamNotFound => {
@@ -218,6 +230,31 @@ impl<'a> Record<'a> {
                 }
             }
         }
+    }
+
+    /// Whether there is no such stream any more, and not only nobody who answers for it.
+    async fn is_gone(&self) -> bool {
+        let found = self.context.get_stream(&self.config.name);
+        match self.remote.call(found).await {
+            Err(Failure::Failed(error)) => match error.kind() {
+                GetStreamErrorKind::JetStream(error) => {
+                    error.error_code() == ErrorCode::STREAM_NOT_FOUND
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// After that. All is to be written.
+    pub(super) async fn make_anew(&mut self) -> Result<(), Broken> {
+        tracing::error!(
+            stream = self.config.name,
+            "somebody has deleted the stream of what the site's apps keep: it is made anew, from what is known here"
+        );
+        self.stream = make(&self.context, self.remote, &self.config).await?;
+        (self.last, self.bytes, self.whole) = (0, usize::MAX, 0);
+        Ok(())
     }
 
     /// Whether all is to be written anew, so that the log becomes short.

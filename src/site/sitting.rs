@@ -114,6 +114,9 @@ pub(super) async fn sit(
             () = changed.notified() => {
                 tokio::time::sleep(GATHER).await;
                 keeping.write(&feed).await?;
+                if keeping.record.is_long() {
+                    keeping.write(&feed).await?;
+                }
             }
             arrived = feed.next(), if takes => {
                 gather(&mut waiting, arrived?, &mut feed, number, &outstanding);
@@ -149,7 +152,7 @@ struct Keeping<'a> {
 
 impl Keeping<'_> {
     async fn write(&mut self, feed: &Feed) -> Result<(), Broken> {
-        let Some(mut changes) = self.state.take(self.record.is_long()) else {
+        let Some(changes) = self.state.take(self.record.is_long()) else {
             return Ok(());
         };
         let places = changes
@@ -161,14 +164,24 @@ impl Keeping<'_> {
             .extend(positions.iter().map(|(stream, at)| (stream.clone(), *at)));
         let change = Change {
             replaces: changes.replaces,
-            entries: std::mem::take(&mut changes.entries),
+            entries: changes.entries.clone(),
             positions: match changes.replaces {
                 true => self.positions.clone(),
                 false => positions,
             },
         };
-        self.record.append(change).await?;
-        self.state.written(changes);
-        Ok(())
+        match self.record.append(change).await {
+            Ok(()) => {
+                self.state.written(changes, true);
+                Ok(())
+            }
+            // Somebody has deleted it. All that was in it is here.
+            Err(Broken::Gone) => {
+                self.state.written(changes, false);
+                self.record.make_anew().await?;
+                Ok(())
+            }
+            Err(broken) => Err(broken),
+        }
     }
 }

@@ -255,6 +255,7 @@ async fn act(
         match sat.await {
             Ok(()) => tell(false, None),
             Err(Broken::Fenced(why) | Broken::Failed(why)) => tell(false, Some(why)),
+            Err(Broken::Gone) => tell(false, Some("the log of what is kept was deleted".into())),
         }
         if began.elapsed() > STEADY {
             pauses = room.remote.patience().pauses();

@@ -11,6 +11,7 @@ mod measuring;
 mod misbehaviour;
 mod preinstalled;
 mod scheduling;
+mod seats;
 mod speed;
 mod timing;
 mod upgrading;

@@ -10,6 +10,7 @@ use super::house::*;
 use crate::apps::Defaults;
 use crate::apps::engine::{self, EngineConfig, Instance, WasmEngine};
 use crate::apps::host::{Watch, thread_cpu_time};
+use crate::apps::kv::AppState;
 use crate::apps::log::AppLog;
 use crate::apps::manifest::Manifest;
 use crate::event::Event;
@@ -34,10 +35,15 @@ fn instance(house: &House, component: &[u8], manifest: &str) -> Instance {
         .unwrap()
 }
 
+fn kept(house: &House) -> Arc<AppState> {
+    house.apps.control.app("a").unwrap().services().state()
+}
+
 /// CPU time of a call, in nanoseconds an event.
-fn each(instance: &mut Instance, batch: &[Event]) -> f64 {
+fn each(instance: &mut Instance, house: &House, batch: &[Event]) -> f64 {
+    let kept = kept(house);
     let call = |instance: &mut Instance| {
-        black_box(instance.handle(black_box(batch)).unwrap());
+        black_box(instance.handle(black_box(batch), kept.clone()).unwrap());
     };
     for _ in 0..1000 {
         call(instance);
@@ -64,8 +70,11 @@ fn nanoseconds_per_event_of_a_sample() {
     for size in [1, 8, 64, 256] {
         let mut instance = instance(&house, &component, &manifest);
         let batch = batch("plant/line1/temperature_f", &vec![payload; size]);
-        assert_eq!(instance.handle(&batch).unwrap().len(), size);
-        println!("batch {size}: {:.0} ns/event", each(&mut instance, &batch));
+        assert_eq!(instance.handle(&batch, kept(&house)).unwrap().len(), size);
+        println!(
+            "batch {size}: {:.0} ns/event",
+            each(&mut instance, &house, &batch)
+        );
     }
 }
 
@@ -84,7 +93,10 @@ fn nanoseconds_per_event() {
         let payloads = vec![&*payload; size];
         let batch = batch("a/in", &payloads);
         let mut instance = instance(&house, &guest(""), &manifest("a"));
-        println!("batch {size}: {:.0} ns/event", each(&mut instance, &batch));
+        println!(
+            "batch {size}: {:.0} ns/event",
+            each(&mut instance, &house, &batch)
+        );
     }
 
     let outlet = house.routes.load().outlets[0].clone();
