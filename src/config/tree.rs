@@ -458,7 +458,7 @@ section! {
         /// with .yaml behind it. Read at each start, never written. "" for none.
         preinstalled: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
         /// Names of the mappings of which a site has one of each, with commas between them: the gateway that leads
-        /// its cluster runs them, with the events of all. Without a cluster they are as the others.
+        /// its cluster runs them, with the events of all. Without a cluster they are as the others. "" for none.
         singleton: Vec<String> = Kind::Checked(&MAPPING_NAMES), Preset::Text("");
         /// Most events that wait for the mappings.
         queue_events: usize = integer(1, 1_048_576), Preset::Text("8192");

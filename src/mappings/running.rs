@@ -286,7 +286,9 @@ impl Mappings {
         let is_singleton = shared.is_singleton(name);
         inside.part(is_singleton).set.remove(name);
         inside.entries.remove(name);
-        if let Some(sitting) = inside.seated().filter(|_| is_singleton) {
+        // The thread may not have looked at it yet.
+        let sitting = shared.waiting.lock().sitting.clone();
+        if let Some(sitting) = sitting.filter(|sitting| is_singleton && !sitting.is_over()) {
             sitting.forget(name);
         }
         shared.follow(&mut inside);

@@ -100,6 +100,11 @@ impl Sitting {
         self.changed.notify_one();
     }
 
+    /// Whether the log may have something of a mapping that was removed.
+    pub(super) fn is_to_forget(&self) -> bool {
+        !self.kept.lock().removed.is_empty()
+    }
+
     /// The mapping was removed.
     pub(super) fn forget(&self, mapping: &str) {
         let mut kept = self.kept.lock();
@@ -138,12 +143,20 @@ impl SharedState for Arc<Sitting> {
         })
     }
 
-    fn written(&self, changes: Changes) {
+    fn written(&self, mut changes: Changes, safe: bool) {
         let mut kept = self.kept.lock();
-        kept.removed.retain(|_, since| *since > changes.version);
-        drop(kept);
-        // Their events are finished.
-        drop(changes);
+        if safe {
+            kept.removed.retain(|_, since| *since > changes.version);
+            drop(kept);
+            // Their events are finished.
+            drop(changes);
+            return;
+        }
+        for (key, value) in changes.entries {
+            kept.changes.entry(key).or_insert(value);
+        }
+        changes.receipts.append(&mut kept.receipts);
+        kept.receipts = changes.receipts;
     }
 }
 
@@ -229,13 +242,31 @@ mod tests {
         assert_eq!(changes.receipts.len(), 1);
         assert!(sitting.take(false).is_none());
         assert!(!finished.load(Ordering::Relaxed));
-        sitting.written(changes);
+        sitting.written(changes, true);
         assert!(finished.load(Ordering::Relaxed));
         let all = sitting.take(true).unwrap();
         assert_eq!(
             (shown(&all), all.replaces),
             (vec!["m.a=1".to_owned(), "m.b=2".to_owned()], true)
         );
+    }
+
+    #[test]
+    fn what_could_not_be_written_comes_again_unless_there_is_something_newer() {
+        let sitting = sitting(Entries::new(), None);
+        let finished = Arc::new(AtomicBool::new(false));
+        let receipt = Arc::new(Finished(finished.clone()));
+        sitting.keep(
+            vec![("m", stored("a", 1)), ("m", stored("b", 1))],
+            vec![receipt],
+        );
+        let changes = sitting.take(false).unwrap();
+        sitting.keep(vec![("m", stored("b", 2))], Vec::new());
+        sitting.written(changes, false);
+        let again = sitting.take(false).unwrap();
+        assert_eq!(shown(&again), ["m.a=1", "m.b=2"]);
+        assert_eq!(again.receipts.len(), 1);
+        assert!(!finished.load(Ordering::Relaxed));
     }
 
     #[test]
@@ -263,7 +294,7 @@ mod tests {
         let changes = second.take(false).unwrap();
         assert_eq!(shown(&changes), ["m.a"]);
         assert_eq!(second.values("m"), []);
-        second.written(changes);
+        second.written(changes, true);
         // Another gateway may have kept something for a mapping of that name since.
         let third = sitting(entries(&[("m", stored("a", 9))]), Some(&second));
         assert!(third.take(false).is_none());

@@ -97,7 +97,9 @@ impl Worker for Shared {
     }
 
     fn placement(&self) -> Placement {
-        match self.waiting.lock().subscriptions.is_empty() {
+        let waiting = self.waiting.lock();
+        let sitting = waiting.sitting.as_deref();
+        match waiting.subscriptions.is_empty() && !sitting.is_some_and(Sitting::is_to_forget) {
             true => Placement::Everywhere,
             false => Placement::Singleton,
         }

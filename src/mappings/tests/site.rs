@@ -336,4 +336,17 @@ fn one_that_is_replaced_keeps_its_values_one_that_is_removed_none_and_others_are
     assert_eq!(house.values("one"), [None, None]);
     let all = state.take(true).unwrap();
     assert_eq!(kept(&all), ["all.a 5", "all.b 3", "unknown.a 9"]);
+    state.written(all, true);
+
+    // With the last one the seat is given up, but not before the log has nothing of it.
+    house.mappings.remove("one").unwrap();
+    house.mappings.remove("all").unwrap();
+    assert!(house.worker.subscriptions().is_empty());
+    assert_eq!(house.worker.placement(), Placement::Singleton);
+    house.worker.rise(1);
+    let state = house.sit(2, [entry("all", "a", 5)].into());
+    let removed = state.take(false).unwrap();
+    assert_eq!(kept(&removed), ["all.a"]);
+    state.written(removed, true);
+    assert_eq!(house.worker.placement(), Placement::Everywhere);
 }
