@@ -1,11 +1,12 @@
 //! What a site of several gateways has once: apps and mappings that one of them runs for all, and that another one
 //! goes on with, where it was, whatever happens to the first.
 
+mod mappings;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use headgate::site::Entries;
 use headgate::site::log::{Part, Replay};
 use serde_json::Value;
 
@@ -68,7 +69,7 @@ fn count(gateway: &Gateway, id: &str, events: usize) {
 }
 
 /// All that is kept, seat by seat, as whoever goes on with it would find it.
-fn logs(client: &Client) -> Vec<Entries> {
+fn logs(client: &Client) -> Vec<headgate::site::Entries> {
     let mut logs: BTreeMap<String, Replay> = BTreeMap::new();
     if client.stream(STATE).is_none() {
         return Vec::new();
@@ -82,7 +83,7 @@ fn logs(client: &Client) -> Vec<Entries> {
 
 /// What the app has kept, all seats together.
 fn kept(client: &Client) -> u64 {
-    let counted = |entries: Entries| {
+    let counted = |entries: headgate::site::Entries| {
         let digits = entries.get("default\0n")?;
         std::str::from_utf8(digits).unwrap().parse::<u64>().ok()
     };
@@ -301,142 +302,4 @@ fn the_shards_of_an_app_move_with_what_they_keep_when_a_gateway_joins_leaves_or_
     until_divided(&[&a]);
     count_in_shards(&a, 40);
     until_kept(&client, 240);
-}
-
-/// The mapping `line`, over what comes from a press and an oven.
-fn install_mapping(gateway: &Gateway, mapping: &str) {
-    let path = gateway.home().path().join("line.yaml");
-    let text = format!(
-        "model: {{ name: line, version: v1 }}\noutput_topic: umh.v1.corpA.hall\nsources:\n  \
-         press: umh.v1.corpA.hall._raw.press\n  oven: umh.v1.corpA.hall._raw.oven\nmapping: {mapping}\n"
-    );
-    fs::write(&path, text).unwrap();
-    gateway.json(&["mapping", "install", path.to_str().unwrap()]);
-}
-
-fn mapping(gateway: &Gateway) -> Value {
-    gateway.json(&["mapping", "inspect", "line"])
-}
-
-fn measure(gateway: &Gateway, source: &str, value: u64) {
-    let topic = format!("umh/v1/corpA/hall/_raw/{source}");
-    let payload = format!("{{\"value\":{value},\"timestamp_ms\":1}}");
-    Wire::connect(gateway, source).publish(&topic, payload.as_bytes());
-}
-
-/// Gets what the mapping sends.
-fn results(gateway: &Gateway) -> Wire {
-    let mut wire = Wire::connect(gateway, "results");
-    wire.subscribe("umh/v1/corpA/hall/_line_v1/#", 0);
-    wire
-}
-
-fn result(of: &mut Wire) -> u64 {
-    let payload: Value = serde_json::from_slice(of.next_message().payload()).unwrap();
-    payload["value"].as_u64().unwrap()
-}
-
-/// The values of the mapping that are kept, by source.
-fn values(client: &Client) -> BTreeMap<String, String> {
-    let entries = logs(client).into_iter().flatten();
-    let value = |(key, value): (std::sync::Arc<str>, std::sync::Arc<[u8]>)| {
-        let stored: Value = serde_json::from_slice(&value).unwrap();
-        let source = key.strip_prefix("line\0").unwrap();
-        (
-            source.to_owned(),
-            stored["value"].as_str().unwrap().to_owned(),
-        )
-    };
-    entries.map(value).collect()
-}
-
-fn until_values(client: &Client, wanted: &[(&str, &str)]) {
-    let wanted: BTreeMap<String, String> = wanted
-        .iter()
-        .map(|(source, value)| ((*source).to_owned(), (*value).to_owned()))
-        .collect();
-    eventually(&format!("{wanted:?} in what is kept"), || {
-        (values(client) == wanted).then_some(())
-    });
-}
-
-#[test]
-fn a_singleton_mapping_combines_the_values_of_all_gateways_once_and_another_goes_on_with_them() {
-    let servers = Servers::single();
-    let client = servers.client();
-    let start = |name| {
-        let home = home(name, &servers.urls()).set("mappings.singleton", "line, other");
-        let gateway = home.start();
-        install_mapping(&gateway, "{ sum: press + oven }");
-        gateway
-    };
-    let (a, b) = (start("a"), start("b"));
-    let runs = |gateway: &&Gateway| mapping(gateway)["standby"] == false;
-    let first = eventually("a gateway that runs it", || [&a, &b].iter().position(runs));
-    let (first, second) = if first == 0 { (a, b) } else { (b, a) };
-    let list = second.cli(&["mapping", "list"]).stdout;
-    let list = String::from_utf8(list).unwrap();
-    assert!(list.contains("standby"), "{list}");
-    let (mut at_first, mut at_second) = (results(&first), results(&second));
-    measure(&first, "press", 1);
-    measure(&second, "oven", 2);
-    assert_eq!(result(&mut at_first), 3);
-    until_values(&client, &[("press", "1"), ("oven", "2")]);
-    at_first.assert_quiet();
-    at_second.assert_quiet();
-    let generated = |gateway: &Gateway| mapping(gateway)["counters"]["outputs_generated"].clone();
-    assert_eq!(
-        (generated(&first), generated(&second)),
-        (1.into(), 0.into())
-    );
-    first.assert_adds_up();
-
-    let home = first.kill();
-    let killed = Instant::now();
-    measure(&second, "oven", 5);
-    assert_eq!(result(&mut at_second), 6);
-    let took = killed.elapsed();
-    assert!(took <= Duration::from_secs(2 * LEASE), "{took:?}");
-
-    // The other one comes back, and leaves it to this one.
-    let first = home.start();
-    measure(&first, "press", 10);
-    assert_eq!(result(&mut at_second), 15);
-    assert_eq!(mapping(&first)["standby"], true);
-    assert_eq!(generated(&first), 0);
-
-    // What is installed anew goes on with its values; what is removed leaves none.
-    install_mapping(&second, "{ product: press * oven }");
-    measure(&first, "press", 4);
-    assert_eq!(result(&mut at_second), 20);
-    until_values(&client, &[("press", "4"), ("oven", "5")]);
-    second.json(&["mapping", "remove", "line"]);
-    until_values(&client, &[]);
-    first.assert_adds_up();
-    second.assert_adds_up();
-}
-
-#[test]
-fn when_the_gateway_that_runs_a_singleton_mapping_ends_in_order_nothing_is_computed_twice() {
-    let servers = Servers::single();
-    let client = servers.client();
-    let start = |name| {
-        let home = home(name, &servers.urls()).set("mappings.singleton", "line");
-        let gateway = home.start();
-        install_mapping(&gateway, "{ sum: press + oven }");
-        gateway
-    };
-    let (a, b) = (start("a"), start("b"));
-    let runs = |gateway: &&Gateway| mapping(gateway)["standby"] == false;
-    let first = eventually("a gateway that runs it", || [&a, &b].iter().position(runs));
-    let (first, second) = if first == 0 { (a, b) } else { (b, a) };
-    measure(&first, "press", 1);
-    until_values(&client, &[("press", "1")]);
-    let mut at_first = results(&first);
-    let mut at_second = results(&second);
-    measure(&second, "oven", 2);
-    assert_eq!(result(&mut at_first), 3);
-    first.terminate();
-    measure(&second, "oven", 5);
-    assert_eq!(result(&mut at_second), 6);
 }
