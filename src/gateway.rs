@@ -4,6 +4,7 @@
 //! (store, pipeline, edge, apps), so that nothing takes in what nobody could handle, and they stop
 //! in the order in which events flow, so that what was taken in is handled.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -237,6 +238,10 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let mappings = {
         let config = MappingsConfig {
             preinstalled: config.mappings.preinstalled.clone(),
+            singletons: match links.share_work() {
+                true => config.mappings.singleton.iter().cloned().collect(),
+                false => BTreeSet::new(),
+            },
             queue_events: config.mappings.queue_events,
             max_batch_events: config.pipeline.batch.max_events,
         };
@@ -289,8 +294,12 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
                 gateway: gateway_name(config).into(),
                 site: config.uplink.site.as_str().into(),
                 workers: {
-                    let apps = apps.clone();
-                    Arc::new(move || apps.placed())
+                    let (apps, mappings) = (apps.clone(), mappings.worker());
+                    Arc::new(move || {
+                        let mut workers = apps.placed();
+                        workers.push(mappings.clone());
+                        workers
+                    })
                 },
             };
             let uplink = Uplink::start(links, rooms).map_err(StartError::Uplink)?;

@@ -685,6 +685,7 @@ mod tests {
         let mappings = Mappings::open(
             MappingsConfig {
                 preinstalled: None,
+                singletons: Default::default(),
                 queue_events: 10,
                 max_batch_events: 10,
             },

@@ -333,10 +333,11 @@ fn list(mappings: &[MappingInfo], output: &Output) -> anyhow::Result<()> {
     let rows: Vec<_> = mappings
         .iter()
         .map(|mapping| {
-            let state = match (&mapping.error, mapping.preinstalled) {
-                (Some(_), _) => "does not run",
-                (None, true) => "part of the system",
-                (None, false) => "installed",
+            let state = match (&mapping.error, mapping.standby, mapping.preinstalled) {
+                (Some(_), ..) => "does not run",
+                (None, true, _) => "standby",
+                (None, false, true) => "part of the system",
+                (None, false, false) => "installed",
             };
             [
                 mapping.name.clone(),
@@ -369,6 +370,9 @@ fn inspect(mapping: &MappingInfo, output: &Output) -> anyhow::Result<()> {
     output.text(format!("since     {}", utc(mapping.since_ms)))?;
     if let Some(error) = &mapping.error {
         return output.text(format!("does not run: {}", printable(error)));
+    }
+    if mapping.standby {
+        output.text("standby   another gateway of the site runs it, or nobody: see `headgate cluster status`")?;
     }
     let counters = &mapping.counters;
     output.text(format!(

@@ -67,6 +67,12 @@ const WINDOWS: Check = Check {
     check: value::check_windows,
 };
 
+const MAPPING_NAMES: Check = Check {
+    expected: "names of mappings with commas between them",
+    allowed: "mapping, mapping; nothing",
+    check: value::check_mappings,
+};
+
 const WORD: Check = Check {
     expected: "a word of a release",
     allowed: "a word, or nothing",
@@ -451,6 +457,9 @@ section! {
         /// Folder of the mappings that are part of the system: one file a mapping, called as the mapping,
         /// with .yaml behind it. Read at each start, never written. "" for none.
         preinstalled: Option<PathBuf> = Kind::OptionalPath, Preset::Text("");
+        /// Names of the mappings of which a site has one of each, with commas between them: the gateway that leads
+        /// its cluster runs them, with the events of all. Without a cluster they are as the others. "" for none.
+        singleton: Vec<String> = Kind::Checked(&MAPPING_NAMES), Preset::Text("");
         /// Most events that wait for the mappings.
         queue_events: usize = integer(1, 1_048_576), Preset::Text("8192");
     }

@@ -14,6 +14,7 @@ use super::key::Kind;
 use super::problem::{Fault, quoted};
 use super::suggest;
 use crate::event::{Topic, TopicFilter};
+use crate::mappings::check_name;
 use crate::ota::keys::TrustedKey;
 use crate::ota::window::Windows;
 
@@ -701,6 +702,10 @@ pub(super) fn check_keys(text: &str) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     })
+}
+
+pub(super) fn check_mappings(text: &str) -> Result<(), String> {
+    names_in(text).try_for_each(|name| check_name(name).map_err(|error| error.to_string()))
 }
 
 pub(super) fn check_windows(text: &str) -> Result<(), String> {

@@ -720,6 +720,23 @@ impl Mapping {
         }
     }
 
+    /// Is from here on as it was loaded, but for its counts.
+    pub fn forget(&mut self) {
+        for source in &mut self.sources {
+            source.variable = None;
+            source.is_changed = false;
+            source.waiting.clear();
+            source.arrivals = 0;
+        }
+        for output in &mut self.outputs {
+            output.last = None;
+            output.state = State::Untouched;
+            output.stopped = 0;
+        }
+        self.changed.clear();
+        self.budget = Budget::new(self.budget.time_limit);
+    }
+
     /// Takes over the values of the sources that have the same alias and topic in `old`, and its counts.
     pub fn adopt(&mut self, old: &Mapping) {
         let numbers = self.numbers();

@@ -26,7 +26,7 @@ pub use mapping::{
     Stored, Variable,
 };
 pub use payload::Refusal;
-pub use running::{MAX_CONFIG_BYTES, Mappings, MappingsConfig, SOURCE, stored_config};
+pub use running::{MAX_CONFIG_BYTES, Mappings, MappingsConfig, SOURCE, check_name, stored_config};
 pub use set::Set;
 pub use status::{MappingError, MappingInfo, MappingsStatus, OutputStatus};
 pub use topic::{to_mqtt, to_umh};

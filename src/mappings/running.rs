@@ -3,6 +3,12 @@
 //! One thread evaluates for all of them, in the order in which events come; an expression that takes long is
 //! stopped, and rests. Another one writes, once a second, the values that have changed. An event of the journal
 //! is finished when its value is on disk and what was made of it is in the journal.
+//!
+//! Mappings of which a site has one of each are a part of their own, which gets other events and keeps its values
+//! elsewhere ([`seat`]).
+
+mod kept;
+mod seat;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -14,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use self::kept::Sitting;
 use super::status::{MappingError, MappingInfo, MappingsStatus, OutputStatus};
 use super::{Mapping, Metadata, Refusal, Sent, Set, Stored};
 use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
@@ -22,6 +29,7 @@ use crate::pipeline::{
     Load, Offer, Outlet, Pressure, Progress, Queue, Queued, Route, Routes, Sink, Step, event_bytes,
 };
 use crate::regular_file::RegularFile;
+use crate::site::Worker;
 use crate::store::{Store, StoreError, VariableChange};
 
 /// Longest configuration, in bytes.
@@ -50,6 +58,8 @@ type ReadConfig = Result<String, String>;
 pub struct MappingsConfig {
     /// Folder of those that are part of the system.
     pub preinstalled: Option<PathBuf>,
+    /// Names of those that the site has once.
+    pub singletons: BTreeSet<String>,
     pub queue_events: usize,
     pub max_batch_events: usize,
 }
@@ -90,6 +100,11 @@ struct Waiting {
     in_hand: usize,
     counts: Counts,
     realtime: Load,
+    /// What the site's mappings are to get of the site's events.
+    subscriptions: Vec<TopicFilter>,
+    /// The last one; it may be over.
+    sitting: Option<Arc<Sitting>>,
+    seat_changed: bool,
 }
 
 /// Adds up: `offered = handled + dropped + queued`.
@@ -104,12 +119,29 @@ struct Counts {
 
 #[derive(Default)]
 struct Inside {
-    set: Set,
+    /// Those that get this gateway's events.
+    here: Part,
+    /// Those that get the site's, while there is a sitting.
+    site: Part,
+    sitting: Option<Arc<Sitting>>,
     entries: BTreeMap<String, Entry>,
-    /// Of events whose values are not on disk yet, and since when.
+}
+
+/// Mappings that get the same events and keep their values at the same place.
+#[derive(Default)]
+struct Part {
+    set: Set,
+    /// Of events whose values are not kept yet, and since when.
     receipts: VecDeque<(Instant, Arc<dyn Receipt>)>,
     /// How long an event may wait for earlier ones, in any mapping.
     longest_wait: Duration,
+}
+
+/// What has come of some events.
+struct Handled {
+    published: usize,
+    /// What is to be in the journal of it is there.
+    journaled: bool,
 }
 
 /// What is known of a mapping besides its work.
@@ -178,8 +210,11 @@ impl Mappings {
             match loaded {
                 Ok((mut mapping, warnings)) => {
                     entry.warnings = warnings.iter().map(ToString::to_string).collect();
-                    mapping.restore(shared.stored(&name)?);
-                    inside.set.install(&name, mapping);
+                    let is_singleton = shared.is_singleton(&name);
+                    if !is_singleton {
+                        mapping.restore(shared.stored(&name)?);
+                    }
+                    inside.part(is_singleton).set.install(&name, mapping);
                 }
                 Err(error) => {
                     tracing::error!(mapping = name, %error, "the mapping does not run");
@@ -216,12 +251,16 @@ impl Mappings {
             return Err(MappingError::Preinstalled(name.to_owned()));
         }
         shared.store.put_mapping(name, text.as_bytes())?;
-        let is_new = shared.inside.lock().set.get(name).is_none();
-        if is_new {
+        let is_singleton = shared.is_singleton(name);
+        let is_new = shared.inside.lock().get(name).is_none();
+        if is_new && !is_singleton {
             mapping.restore(shared.stored(name)?);
         }
         let mut inside = shared.inside.lock();
-        inside.set.install(name, mapping);
+        if is_new && let Some(sitting) = inside.seated().filter(|_| is_singleton) {
+            mapping.restore(sitting.values(name));
+        }
+        inside.part(is_singleton).set.install(name, mapping);
         let entry = Entry {
             warnings: warnings.iter().map(ToString::to_string).collect(),
             ..Entry::new(false)
@@ -244,8 +283,14 @@ impl Mappings {
         // What is being written at this moment would be there again after it.
         let saving = shared.saving.lock();
         let mut inside = shared.inside.lock();
-        inside.set.remove(name);
+        let is_singleton = shared.is_singleton(name);
+        inside.part(is_singleton).set.remove(name);
         inside.entries.remove(name);
+        // The thread may not have looked at it yet.
+        let sitting = shared.waiting.lock().sitting.clone();
+        if let Some(sitting) = sitting.filter(|sitting| is_singleton && !sitting.is_over()) {
+            sitting.forget(name);
+        }
         shared.follow(&mut inside);
         drop(inside);
         let was_there = shared.store.remove_mapping(name)?;
@@ -280,7 +325,6 @@ impl Mappings {
     /// Why outputs were sent last, or were not. `path` is `NAME`, `NAME/VIRTUAL.PATH`, or a virtual path of any
     /// mapping.
     pub fn why(&self, path: &str) -> Result<Vec<OutputStatus>, MappingError> {
-        let now_ms = now_ms();
         let inside = self.shared.look()?;
         let (name, wanted) = match path.split_once('/') {
             Some((name, path)) => (Some(name), Some(path)),
@@ -288,13 +332,13 @@ impl Mappings {
             None => (None, Some(path)),
         };
         let mut found = Vec::new();
-        for (mapping, one) in inside.set.iter() {
+        for (mapping, one) in inside.mappings() {
             if name.is_some_and(|name| name != mapping) {
                 continue;
             }
             let outputs = one.outputs().map(|output| output.path);
             for path in outputs.filter(|path| wanted.is_none_or(|wanted| wanted == *path)) {
-                found.extend(status_of(mapping, one, path, now_ms));
+                found.extend(inside.status_of(mapping, one, path));
             }
         }
         if let Some(name) = name
@@ -316,10 +360,10 @@ impl Mappings {
     /// The output that goes to an MQTT topic, if there is one.
     pub fn output_on(&self, topic: &str) -> Option<OutputStatus> {
         let inside = self.shared.look().ok()?;
-        inside.set.iter().find_map(|(name, mapping)| {
+        inside.mappings().find_map(|(name, mapping)| {
             let mut outputs = mapping.outputs();
             let output = outputs.find(|output| output.topic.as_str() == topic)?;
-            status_of(name, mapping, output.path, now_ms())
+            inside.status_of(name, mapping, output.path)
         })
     }
 
@@ -329,7 +373,7 @@ impl Mappings {
             return Vec::new();
         };
         let reads = |mapping: &Mapping| mapping.topics().any(|(source, _)| source == topic);
-        let readers = inside.set.iter().filter(|(_, mapping)| reads(mapping));
+        let readers = inside.mappings().filter(|(_, mapping)| reads(mapping));
         readers.map(|(name, _)| name.to_owned()).collect()
     }
 
@@ -364,9 +408,14 @@ impl Mappings {
         let Some(inside) = self.shared.inside.try_lock() else {
             return;
         };
-        for (name, mapping) in inside.set.iter() {
+        for (name, mapping) in inside.mappings() {
             super::metrics::record(name, mapping);
         }
+    }
+
+    /// The mappings of which the site has one of each.
+    pub(crate) fn worker(&self) -> Arc<dyn Worker> {
+        self.shared.clone()
     }
 
     /// Whether nothing waits.
@@ -406,12 +455,56 @@ impl Entry {
 }
 
 impl Inside {
+    fn part(&mut self, is_singleton: bool) -> &mut Part {
+        match is_singleton {
+            true => &mut self.site,
+            false => &mut self.here,
+        }
+    }
+
+    /// The sitting in which the site's mappings are, until that is over.
+    fn seated(&self) -> Option<&Sitting> {
+        let sitting = self.sitting.as_deref();
+        sitting.filter(|sitting| !sitting.is_over())
+    }
+
+    fn get(&self, name: &str) -> Option<&Mapping> {
+        let here = self.here.set.get(name);
+        here.or_else(|| self.site.set.get(name))
+    }
+
+    fn mappings(&self) -> impl Iterator<Item = (&str, &Mapping)> {
+        self.here.set.iter().chain(self.site.set.iter())
+    }
+
+    /// Whether it would run here, did not another gateway.
+    fn stands_by(&self, name: &str) -> bool {
+        self.site.set.get(name).is_some() && self.seated().is_none()
+    }
+
+    fn status_of(&self, name: &str, mapping: &Mapping, path: &str) -> Option<OutputStatus> {
+        let mut explanation = mapping.explain(path, now_ms())?;
+        if self.stands_by(name) {
+            explanation.state = seat::STANDS_BY.to_owned();
+        }
+        Some(OutputStatus {
+            mapping: name.to_owned(),
+            explanation,
+        })
+    }
+
+    fn next_time(&self) -> Option<u64> {
+        let times = [&self.here, &self.site].map(|part| part.set.next_time());
+        times.into_iter().flatten().min()
+    }
+
     fn info(&self, name: &str) -> Option<MappingInfo> {
         let entry = self.entries.get(name)?;
-        let mapping = self.set.get(name);
+        let mapping = self.get(name);
         Some(MappingInfo {
             name: name.to_owned(),
             preinstalled: entry.preinstalled,
+            standby: self.stands_by(name),
             since_ms: entry.since_ms,
             warnings: entry.warnings.clone(),
             error: entry.error.clone(),
@@ -422,11 +515,31 @@ impl Inside {
                 .into_iter()
                 .flat_map(|mapping| {
                     let paths = mapping.outputs().map(|output| output.path);
-                    paths.filter_map(|path| status_of(name, mapping, path, now_ms()))
+                    paths.filter_map(|path| self.status_of(name, mapping, path))
                 })
                 .collect(),
             counters: mapping.map(Mapping::counters).unwrap_or_default(),
         })
+    }
+}
+
+impl Part {
+    /// The topics that they read.
+    fn topics(&self) -> Vec<TopicFilter> {
+        let topics = self.set.iter().flat_map(|(_, mapping)| mapping.topics());
+        let topics: BTreeSet<&str> = topics.map(|(topic, _)| topic).collect();
+        let topics = topics.into_iter();
+        topics
+            .filter_map(|topic| TopicFilter::new(topic).ok())
+            .collect()
+    }
+
+    /// Takes the receipts of the events of which none waits for earlier ones any more, or of `all`.
+    fn finished(&mut self, all: bool) -> Vec<(Instant, Arc<dyn Receipt>)> {
+        let wait = self.longest_wait;
+        let is_over = |(since, _): &(Instant, _)| all || since.elapsed() >= wait;
+        let over = self.receipts.partition_point(is_over);
+        self.receipts.drain(..over).collect()
     }
 }
 
@@ -442,14 +555,8 @@ impl Shared {
     /// The values of a mapping's sources that are on disk. What can't be read is left out.
     fn stored(&self, name: &str) -> Result<Vec<Stored>, StoreError> {
         let variables = self.store.variables(name)?;
-        let read = variables.into_iter().filter_map(|(alias, bytes)| {
-            let stored = serde_json::from_slice(&bytes);
-            stored
-                .inspect_err(|error| {
-                    tracing::warn!(mapping = name, source = alias, %error, "the stored value can't be read");
-                })
-                .ok()
-        });
+        let variables = variables.into_iter();
+        let read = variables.filter_map(|(alias, bytes)| read_stored(name, &alias, &bytes));
         Ok(read.collect())
     }
 
@@ -460,58 +567,37 @@ impl Shared {
 
     /// To be called when what runs has changed.
     fn follow(self: &Arc<Self>, inside: &mut Inside) {
-        inside.longest_wait = inside.set.longest_wait();
+        for part in [&mut inside.here, &mut inside.site] {
+            part.longest_wait = part.set.longest_wait();
+        }
         let installed = inside.entries.len();
         self.installed.store(installed, Ordering::Relaxed);
-        let topics: BTreeSet<&str> = inside
-            .set
-            .iter()
-            .flat_map(|(_, mapping)| mapping.topics().map(|(topic, _)| topic))
-            .collect();
-        let routes = topics.into_iter().filter_map(|topic| {
-            Some(Route {
-                filter: TopicFilter::new(topic).ok()?,
-                outlet: self.clone(),
-            })
+        let routes = inside.here.topics().into_iter().map(|filter| Route {
+            filter,
+            outlet: self.clone(),
         });
         self.routes.replace("mappings", routes.collect());
+        self.waiting.lock().subscriptions = inside.site.topics();
     }
 
     fn work(self: &Arc<Self>) {
         let mut sent = Vec::new();
-        while let Some((batch, since)) = self.next() {
-            let mut outputs = Vec::new();
-            let mut unreadable = Vec::new();
-            for event in &batch {
-                // For one event only: others want to look, and to install.
-                let mut inside = self.inside.lock();
-                let metadata = (!inside.longest_wait.is_zero()).then(|| hops(event));
-                let read = inside.set.on_message(
-                    event.topic.as_str(),
-                    &event.payload,
-                    metadata.as_ref(),
-                    now_ms(),
-                    &mut sent,
-                );
-                drop(inside);
-                if let Err(refusal) = read {
-                    unreadable.push((event, refusal));
-                }
-                outputs.extend(sent.drain(..).map(|sent| made_of(event, sent)));
-            }
-            let mut inside = self.inside.lock();
-            inside.set.on_time(now_ms(), &mut sent);
-            drop(inside);
-            outputs.extend(sent.drain(..).map(released));
-            let published = outputs.len();
-            self.trace(&batch, published);
-            self.bury(&unreadable);
-            let journaled = outputs.is_empty() || self.sink.publish(SOURCE, outputs).is_ok();
-            self.keep_receipts(&batch, journaled);
-            self.account(&batch, since, published);
+        while let Some((mut batch, since)) = self.next() {
+            let is_realtime = batch
+                .first()
+                .is_some_and(|event| event.lane == Lane::Realtime);
+            let of_site = batch.extract_if(.., |event| event.sitting().is_some());
+            let of_site: Batch = of_site.collect();
+            let handled = self.handle(&batch, |inside| &mut inside.here, || false, &mut sent);
+            let (handled_for_site, published_for_site) = self.act_for_site(of_site, &mut sent);
+            let published = handled.map_or(0, |handled| handled.published) + published_for_site;
+            let events = batch.len() + handled_for_site;
+            self.account(events, is_realtime, since, published);
         }
-        // What waits for earlier messages waits no longer.
-        self.inside.lock().set.on_time(u64::MAX, &mut sent);
+        // What waits for earlier messages waits no longer. Those of the site are another gateway's.
+        let mut inside = self.inside.lock();
+        inside.here.set.on_time(u64::MAX, &mut sent);
+        drop(inside);
         let outputs: Vec<_> = sent.drain(..).map(released).collect();
         self.waiting.lock().counts.published += outputs.len() as u64;
         if !outputs.is_empty() {
@@ -520,8 +606,60 @@ impl Shared {
         }
     }
 
-    /// Until the values are on disk.
-    fn keep_receipts(&self, batch: &Batch, journaled: bool) {
+    /// Has the mappings of a part handle events, and those before that have waited long enough. None: that was
+    /// over before it came to an end, and nobody has seen anything of it.
+    fn handle(
+        &self,
+        batch: &[Event],
+        part: fn(&mut Inside) -> &mut Part,
+        is_over: impl Fn() -> bool,
+        sent: &mut Vec<Sent>,
+    ) -> Option<Handled> {
+        let mut outputs = Vec::new();
+        let mut unreadable = Vec::new();
+        for event in batch {
+            if is_over() {
+                return None;
+            }
+            // For one event only: others want to look, and to install.
+            let mut inside = self.inside.lock();
+            let Part {
+                set, longest_wait, ..
+            } = part(&mut inside);
+            let metadata = (!longest_wait.is_zero()).then(|| hops(event));
+            let read = set.on_message(
+                event.topic.as_str(),
+                &event.payload,
+                metadata.as_ref(),
+                now_ms(),
+                sent,
+            );
+            drop(inside);
+            if let Err(refusal) = read {
+                unreadable.push((event, refusal));
+            }
+            outputs.extend(sent.drain(..).map(|sent| made_of(event, sent)));
+        }
+        let mut inside = self.inside.lock();
+        part(&mut inside).set.on_time(now_ms(), sent);
+        drop(inside);
+        outputs.extend(sent.drain(..).map(released));
+        if is_over() {
+            return None;
+        }
+        let published = outputs.len();
+        self.trace(batch, published);
+        self.bury(&unreadable);
+        let journaled = outputs.is_empty() || self.sink.publish(SOURCE, outputs).is_ok();
+        self.keep_receipts(batch, journaled, part);
+        Some(Handled {
+            published,
+            journaled,
+        })
+    }
+
+    /// Until the values are kept.
+    fn keep_receipts(&self, batch: &[Event], journaled: bool, part: fn(&mut Inside) -> &mut Part) {
         let receipts = batch.iter().filter_map(|event| event.receipt.as_ref());
         let mut receipts: Vec<_> = receipts.cloned().collect();
         receipts.dedup_by(|a, b| Arc::ptr_eq(a, b));
@@ -531,7 +669,7 @@ impl Shared {
         if !receipts.is_empty() {
             let now = Instant::now();
             let receipts = receipts.into_iter().map(|receipt| (now, receipt));
-            self.inside.lock().receipts.extend(receipts);
+            part(&mut self.inside.lock()).receipts.extend(receipts);
         }
     }
 
@@ -541,6 +679,11 @@ impl Shared {
         const BATCH_BYTES: usize = 4 << 20;
         let mut waiting = self.waiting.lock();
         loop {
+            if std::mem::take(&mut waiting.seat_changed) {
+                let sitting = waiting.sitting.clone();
+                MutexGuard::unlocked(&mut waiting, || self.take_seat(sitting));
+                continue;
+            }
             if waiting
                 .ends
                 .is_some_and(|deadline| Instant::now() > deadline)
@@ -560,8 +703,8 @@ impl Shared {
             if waiting.ends.is_some() {
                 return None;
             }
-            let next = MutexGuard::unlocked(&mut waiting, || self.inside.lock().set.next_time());
-            if waiting.queue.is_ready() {
+            let next = MutexGuard::unlocked(&mut waiting, || self.inside.lock().next_time());
+            if waiting.queue.is_ready() || waiting.seat_changed {
                 continue;
             }
             match next.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms()))) {
@@ -574,16 +717,13 @@ impl Shared {
         }
     }
 
-    fn account(&self, batch: &Batch, since: Instant, published: usize) {
+    fn account(&self, events: usize, is_realtime: bool, since: Instant, published: usize) {
         let mut waiting = self.waiting.lock();
         waiting.in_hand = 0;
-        waiting.counts.handled += batch.len() as u64;
+        waiting.counts.handled += events as u64;
         waiting.counts.published += published as u64;
-        if batch
-            .first()
-            .is_some_and(|event| event.lane == Lane::Realtime)
-        {
-            waiting.realtime.handled += batch.len() as u64;
+        if is_realtime {
+            waiting.realtime.handled += events as u64;
             waiting.realtime.slowest = waiting.realtime.slowest.max(since.elapsed());
         }
         let is_idle = waiting.queue.len() == 0;
@@ -595,7 +735,7 @@ impl Shared {
         }
     }
 
-    fn trace(&self, batch: &Batch, published: usize) {
+    fn trace(&self, batch: &[Event], published: usize) {
         let step = Step::Handled {
             app: SOURCE.into(),
             events: batch.len(),
@@ -677,21 +817,17 @@ impl Shared {
         ends: bool,
     ) -> Result<(), StoreError> {
         let receipts = {
-            let mut inside = self.inside.lock();
-            for (name, mapping) in inside.set.iter_mut() {
+            let here = &mut self.inside.lock().here;
+            for (name, mapping) in here.set.iter_mut() {
                 for stored in mapping.take_changed() {
                     let value =
                         serde_json::to_vec(&stored).expect("text and numbers are always JSON");
                     pending.insert((name.to_owned(), stored.alias), value);
                 }
             }
-            pending.retain(|(name, _), _| inside.set.get(name).is_some());
+            pending.retain(|(name, _), _| here.set.get(name).is_some());
             // Some of the others' events may wait for earlier ones, in memory only.
-            let wait = inside.longest_wait;
-            let is_over = |(since, _): &(Instant, _)| ends || since.elapsed() >= wait;
-            let over = inside.receipts.partition_point(is_over);
-            let over: Vec<_> = inside.receipts.drain(..over).collect();
-            over
+            here.finished(ends)
         };
         if pending.is_empty() {
             return Ok(());
@@ -714,7 +850,7 @@ impl Shared {
             Err(_) => {
                 let mut inside = self.inside.lock();
                 for receipt in receipts.into_iter().rev() {
-                    inside.receipts.push_front(receipt);
+                    inside.here.receipts.push_front(receipt);
                 }
             }
         }
@@ -823,12 +959,14 @@ fn released(sent: Sent) -> Event {
     }
 }
 
-fn status_of(name: &str, mapping: &Mapping, path: &str, now_ms: u64) -> Option<OutputStatus> {
-    let explanation = mapping.explain(path, now_ms)?;
-    Some(OutputStatus {
-        mapping: name.to_owned(),
-        explanation,
-    })
+/// The value of a mapping's source, if it can be read.
+fn read_stored(mapping: &str, source: &str, bytes: &[u8]) -> Option<Stored> {
+    let stored = serde_json::from_slice(bytes);
+    stored
+        .inspect_err(|error| {
+            tracing::warn!(mapping, source, %error, "the stored value can't be read");
+        })
+        .ok()
 }
 
 /// The configuration of a mapping, as it was handed in, or as it is in the folder of those that are part of the

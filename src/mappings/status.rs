@@ -14,6 +14,9 @@ pub struct MappingInfo {
     pub name: String,
     /// Part of the system: from the folder that `mappings.preinstalled` names.
     pub preinstalled: bool,
+    /// The site has it once, and it does not run here now.
+    #[serde(default)]
+    pub standby: bool,
     /// When it was installed or, after a restart, loaded: milliseconds since the Unix epoch.
     pub since_ms: u64,
     /// What is probably a mistake, each with its place in the file.

@@ -28,7 +28,7 @@ const ENDING: Duration = Duration::from_millis(500);
 /// A seat that this gateway has, or is to have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeatStatus {
-    /// An app.
+    /// An app, or `=mappings` for those that the site has once.
     pub name: String,
     /// None: the whole site.
     pub shard: Option<u16>,

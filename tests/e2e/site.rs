@@ -1,5 +1,7 @@
-//! What a site of several gateways has once: an app that one of them runs for all, and that another one goes on
-//! with, where it was, whatever happens to the first.
+//! What a site of several gateways has once: apps and mappings that one of them runs for all, and that another one
+//! goes on with, where it was, whatever happens to the first.
+
+mod mappings;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +27,7 @@ fn home(name: &str, servers: &[String]) -> Home {
     let home = Home::new();
     let text = format!(
         "[[link]]\nname = 'site'\nkind = 'jetstream'\nservers = {servers:?}\n\
-         cluster = {{ lease_s = {LEASE}, replicas = 1, shards = 8, topics = ['keeper/#'] }}\n"
+         cluster = {{ lease_s = {LEASE}, replicas = 1, shards = 8, topics = ['keeper/#', 'umh/#'] }}\n"
     );
     fs::write(home.path().join("links.toml"), text).unwrap();
     home.set("uplink.gateway", name)
@@ -67,22 +69,26 @@ fn count(gateway: &Gateway, id: &str, events: usize) {
     }
 }
 
-/// What the app has kept, all seats together, as whoever goes on with it would find it.
-fn kept(client: &Client) -> u64 {
+/// All that is kept, seat by seat, as whoever goes on with it would find it.
+fn logs(client: &Client) -> Vec<headgate::site::Entries> {
     let mut logs: BTreeMap<String, Replay> = BTreeMap::new();
     if client.stream(STATE).is_none() {
-        return 0;
+        return Vec::new();
     }
     for message in client.contents(STATE) {
         let part = Part::decode(&message.payload).unwrap();
         logs.entry(message.subject).or_default().add(part);
     }
-    let counted = |log: Replay| {
-        let image = log.image();
-        let digits = image.entries.get("default\0n")?;
+    logs.into_values().map(|log| log.image().entries).collect()
+}
+
+/// What the app has kept, all seats together.
+fn kept(client: &Client) -> u64 {
+    let counted = |entries: headgate::site::Entries| {
+        let digits = entries.get("default\0n")?;
         std::str::from_utf8(digits).unwrap().parse::<u64>().ok()
     };
-    logs.into_values().filter_map(counted).sum()
+    logs(client).into_iter().filter_map(counted).sum()
 }
 
 fn until_kept(client: &Client, events: u64) {

@@ -62,7 +62,10 @@
     };
 
     settings = {
-      mappings.queue_events = 1000;
+      mappings = {
+        queue_events = 1000;
+        singleton = "pump, line-1";
+      };
       store = {
         path = "/var/lib/headgate/store";
         max_bytes = 2147483648;

@@ -1,3 +1,4 @@
 mod agreement;
 mod bad_input;
 mod behaviour;
+mod site;
