@@ -223,8 +223,7 @@ mod tests {
     fn entries(of: &[(&str, Stored)]) -> Entries {
         let sitting = sitting(Entries::new(), None);
         sitting.keep(of.to_vec(), Vec::new());
-        let entries = sitting.kept.lock().entries.clone();
-        entries
+        sitting.kept.lock().entries.clone()
     }
 
     #[test]
