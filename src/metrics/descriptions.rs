@@ -269,6 +269,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_cluster_owned_shards",
         "Shards of the topics that this gateway acts for.",
     ),
+    (
+        "headgate_cluster_acting_seats",
+        "Seats, of apps and mappings that the site has once or once for each shard, that this gateway acts for.",
+    ),
+    (
+        "headgate_cluster_failing_seats",
+        "Seats that this gateway is to act for, and can't: `headgate cluster status` says why.",
+    ),
     ("headgate_journal_bytes", "Bytes of the journal on disk."),
     ("headgate_journal_segments", "Files of the journal."),
     (

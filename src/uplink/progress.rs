@@ -297,6 +297,10 @@ pub(super) fn record_metrics(links: &[LinkStatus]) {
             );
             set("headgate_cluster_members", cluster.members.len() as f64);
             set("headgate_cluster_owned_shards", cluster.owned.len() as f64);
+            let acting = link.seats.iter().filter(|seat| seat.acts).count();
+            let failing = link.seats.iter().filter(|seat| seat.problem.is_some());
+            set("headgate_cluster_acting_seats", acting as f64);
+            set("headgate_cluster_failing_seats", failing.count() as f64);
         }
         for ship in &link.ship {
             let labels = [("link", name.clone()), ("ship", ship.name.clone())];
