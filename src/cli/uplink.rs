@@ -106,12 +106,20 @@ pub(super) fn cluster(
     let client = global.client()?;
     let status = small_runtime()?.block_on(client.status())?;
     let links = status["uplink"].as_array().cloned().unwrap_or_default();
-    let Some(mut link) = links.into_iter().find(|link| !link["cluster"].is_null()) else {
+    let Some(mut link) = links.into_iter().find(|link| link["in_site"] == true) else {
         output.text(
-            "this gateway takes part in no cluster now; `cluster` in a [[link]] says that it is to",
+            "this gateway takes part in no cluster; `cluster` in a [[link]] says that it is to",
         )?;
         return Ok(FAILED.into());
     };
+    if link["cluster"].is_null() {
+        output.text(format!(
+            "alone: the link {} has no connection to the servers of the cluster",
+            text(&link, "name")
+        ))?;
+        tell(output, &link)?;
+        return Ok(FAILED.into());
+    }
     let status = ClusterStatus {
         cluster: serde_json::from_value(link["cluster"].take())?,
         seats: serde_json::from_value(link["seats"].take())?,

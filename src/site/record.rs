@@ -6,7 +6,7 @@ use async_nats::HeaderMap;
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID};
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
-use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{Context, ErrorCode};
 use futures_util::StreamExt;
 
@@ -17,6 +17,9 @@ use crate::remote::{Failure, Remote};
 
 /// Of entries in one message. A single entry can make one larger by up to 64 KiB.
 const PART_BYTES: usize = 256 << 10;
+
+/// What a message has besides, at the most.
+const OVERHEAD_BYTES: usize = 8 << 10;
 
 /// A log is made short when it has so many bytes, and so many times what is kept.
 const SHORT_BYTES: usize = 256 << 10;
@@ -30,6 +33,10 @@ pub(super) struct Record<'a> {
     stream: Stream,
     subject: String,
     token: u64,
+    /// At random: no other record of any gateway has it.
+    sitting: u64,
+    /// Of entries in one message.
+    part_bytes: usize,
     gateway: &'a str,
     /// The number of its last message.
     last: u64,
@@ -63,6 +70,30 @@ async fn make(context: &Context, remote: &Remote, config: &Config) -> Result<Str
     made.map_err(|failure| format!("stream {:?}: {failure}", config.name))
 }
 
+/// Limits by which the servers would remove what is kept.
+fn check(config: &Config) -> Result<(), String> {
+    let removes = config.discard == DiscardPolicy::Old;
+    let limits = [
+        ("max_age", !config.max_age.is_zero()),
+        ("max_msgs_per_subject", config.max_messages_per_subject > 0),
+        ("max_bytes", removes && config.max_bytes > 0),
+        ("max_msgs", removes && config.max_messages > 0),
+    ];
+    let limits: Vec<&str> = limits
+        .iter()
+        .filter(|limit| limit.1)
+        .map(|limit| limit.0)
+        .collect();
+    match limits.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "stream {:?} has limits by which what apps keep would be removed ({}): take them away with `nats stream edit`",
+            config.name,
+            limits.join(", ")
+        )),
+    }
+}
+
 impl<'a> Record<'a> {
     /// Reads the log, and has nobody else write it from here on.
     pub(super) async fn take_over(
@@ -70,6 +101,7 @@ impl<'a> Record<'a> {
         remote: &'a Remote,
         names: &Names,
         replicas: usize,
+        max_payload: usize,
         (worker, seat): (&str, Seat),
         (gateway, token): (&'a str, u64),
     ) -> Result<(Record<'a>, Image), Broken> {
@@ -77,12 +109,15 @@ impl<'a> Record<'a> {
             name: names.log_stream(),
             subjects: vec![names.logs()],
             num_replicas: replicas,
+            // If somebody sets a limit, nothing goes on account of it that was kept.
+            discard: DiscardPolicy::New,
             description: Some(
                 "What the apps of a site keep. Headgate makes it short by itself.".into(),
             ),
             ..Config::default()
         };
         let stream = make(&context, remote, &config).await?;
+        check(&stream.cached_info().config)?;
         let mut record = Record {
             subject: names.log(worker, seat),
             context,
@@ -90,6 +125,8 @@ impl<'a> Record<'a> {
             config,
             stream,
             token,
+            sitting: fastrand::u64(..),
+            part_bytes: PART_BYTES.min(max_payload.saturating_sub(OVERHEAD_BYTES)),
             gateway,
             last: 0,
             changes: 0,
@@ -160,7 +197,7 @@ impl<'a> Record<'a> {
     /// drops this when the right to write ends.
     pub(super) async fn append(&mut self, change: Change) -> Result<(), Broken> {
         let replaces = change.replaces;
-        let parts = change.into_parts(self.token, self.gateway, self.changes, PART_BYTES);
+        let parts = change.into_parts(self.token, self.gateway, self.changes, self.part_bytes);
         self.changes += 1;
         let (mut first, mut bytes) = (None, 0);
         for (number, part) in parts.iter().enumerate() {
@@ -184,7 +221,8 @@ impl<'a> Record<'a> {
     async fn write(&mut self, payload: Vec<u8>, change: u64, number: usize) -> Result<(), Broken> {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.last.to_string());
-        let id = format!("{}/{}/{change}/{number}", self.subject, self.token);
+        // With one token there can be several sittings.
+        let id = format!("{:016x}/{change}/{number}", self.sitting);
         headers.insert(NATS_MESSAGE_ID, id);
         let payload = bytes::Bytes::from(payload);
         let mut pauses = self.remote.patience().pauses();
@@ -221,6 +259,12 @@ impl<'a> Record<'a> {
                         .next()
                         .unwrap_or(self.remote.patience().longest_pause);
                     tokio::time::sleep(pause).await;
+                }
+                PublishErrorKind::MaxPayloadExceeded => {
+                    return Err(Broken::Failed(format!(
+                        "can't write the log {}: {error}; max_payload of the nats-servers has to be 128 KiB or more",
+                        self.subject
+                    )));
                 }
                 _ => {
                     return Err(Broken::Failed(format!(

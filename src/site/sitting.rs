@@ -36,6 +36,8 @@ pub(crate) struct Room {
     pub(crate) names: Names,
     pub(crate) gateway: Arc<str>,
     pub(crate) replicas: usize,
+    /// Of the servers.
+    pub(crate) max_payload: usize,
 }
 
 /// Takes the worker's seat away when the sitting is over, however that comes.
@@ -66,6 +68,7 @@ pub(super) async fn sit(
         &room.remote,
         &room.names,
         room.replicas,
+        room.max_payload,
         (worker.name(), seat),
         (&room.gateway, token),
     )

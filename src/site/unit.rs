@@ -37,6 +37,20 @@ pub struct SeatStatus {
     pub problem: Option<String>,
 }
 
+impl SeatStatus {
+    fn new(name: &str, seat: Seat) -> SeatStatus {
+        SeatStatus {
+            name: name.to_owned(),
+            shard: match seat {
+                Seat::Whole => None,
+                Seat::Shard(shard) => Some(shard),
+            },
+            acts: false,
+            problem: None,
+        }
+    }
+}
+
 /// What is to be run in the site, as of now.
 pub type Workers = Arc<dyn Fn() -> Vec<Arc<dyn Worker>> + Send + Sync>;
 
@@ -118,9 +132,13 @@ impl Drop for Units {
 
 impl Units {
     fn adjust(&mut self, workers: Vec<Arc<dyn Worker>>) {
-        let mut wanted = BTreeMap::new();
-        for worker in workers.into_iter().filter(|worker| worker.is_wanted()) {
+        let (mut wanted, mut idle) = (BTreeMap::new(), Vec::new());
+        for worker in workers {
             for (seat, token) in self.rights(worker.placement()) {
+                if !worker.is_wanted() {
+                    idle.push((worker.name().to_owned(), seat));
+                    continue;
+                }
                 let unit = Unit {
                     seat,
                     token,
@@ -136,25 +154,26 @@ impl Units {
             let stays = wanted.get(key) == Some(&running.unit) && !running.task.is_finished();
             if !stays {
                 running.task.abort();
-                seats.lock().remove(key);
             }
             stays
         });
+        seats.lock().retain(|key, _| self.running.contains_key(key));
+        for (name, seat) in idle {
+            let problem = format!(
+                "it is stopped or in quarantine on this gateway, which is the one to run it: `headgate app start {name}`"
+            );
+            let status = SeatStatus {
+                problem: Some(problem),
+                ..SeatStatus::new(&name, seat)
+            };
+            seats.lock().insert((name, seat), status);
+        }
         for (key, unit) in wanted {
             if self.running.contains_key(&key) {
                 continue;
             }
             let (stop, stopping) = watch::channel(false);
-            let shard = match unit.seat {
-                Seat::Whole => None,
-                Seat::Shard(shard) => Some(shard),
-            };
-            let status = SeatStatus {
-                name: key.0.clone(),
-                shard,
-                acts: false,
-                problem: None,
-            };
+            let status = SeatStatus::new(&key.0, unit.seat);
             self.seats.seats.lock().insert(key.clone(), status);
             let act = act(
                 self.room.clone(),

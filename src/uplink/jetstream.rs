@@ -31,6 +31,10 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// What a message takes beside its payload: headers, at the most, and without the topic and its way.
 const HEADER_BYTES: usize = 256;
 
+/// A server ends the connection after a line of more than 4 KiB (`max_control_line`). Besides the subject, the
+/// inbox for the answer is in it, and two lengths.
+const MOST_SUBJECT_BYTES: usize = 3900;
+
 const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
 pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static(EVENT_TIME);
@@ -332,10 +336,14 @@ impl Shipping {
         };
         self.feed.fill(|record| {
             let more = topic_bytes(record) + record.via.len();
-            match record.payload.len() + more + HEADER_BYTES > most_bytes {
+            if record.payload.len() + more + HEADER_BYTES > most_bytes {
                 // An exact sum would not be worth its while: who is so close to the limit has to raise it.
-                true => Err("with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)"),
-                false => Ok(subject.fill(record.topic.as_str())),
+                return Err("with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)");
+            }
+            let subject = subject.fill(record.topic.as_str());
+            match subject.len() > MOST_SUBJECT_BYTES {
+                true => Err("its topic makes a subject that is longer than servers take (max_control_line)"),
+                false => Ok(subject),
             }
         })
     }

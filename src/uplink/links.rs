@@ -609,7 +609,7 @@ fn cluster(
         ..stream::Config::default()
     };
     let shared = Ship {
-        topics: filters(entry.topics, span)?,
+        topics: shipped(entry.topics, span)?,
         name: SITE.into(),
         to: Destination::Stream {
             stream,
@@ -719,7 +719,7 @@ fn login(
 fn ship(kind: Kind, entry: Spanned<ShipEntry>, place: Place<'_>) -> Result<Ship, At> {
     let span = entry.span();
     let entry = entry.into_inner();
-    let topics = filters(entry.topics, span.clone())?;
+    let topics = shipped(entry.topics, span.clone())?;
     let to = match kind {
         Kind::JetStream => {
             only_for(Kind::Mqtt, "add_prefix", entry.add_prefix.as_ref())?;
@@ -912,6 +912,18 @@ fn stream_name(stream: Spanned<String>, place: Place<'_>) -> Result<String, At> 
     }
 }
 
+/// Filters of what is shipped.
+fn shipped(topics: Vec<Spanned<String>>, span: Range<usize>) -> Result<Vec<TopicFilter>, At> {
+    if let Some(topic) = topics.iter().find(|topic| topic.get_ref().starts_with('$')) {
+        let reason = format!(
+            "topics has {:?}: what is on topics that begin with $ is not in the journal, and is not shipped",
+            topic.get_ref()
+        );
+        return Err((topic.span(), reason));
+    }
+    filters(topics, span)
+}
+
 fn filters(topics: Vec<Spanned<String>>, span: Range<usize>) -> Result<Vec<TopicFilter>, At> {
     if topics.is_empty() {
         return Err((
@@ -921,8 +933,8 @@ fn filters(topics: Vec<Spanned<String>>, span: Range<usize>) -> Result<Vec<Topic
     }
     let topics = topics.into_iter().map(|topic| {
         let span = topic.span();
-        let filter = TopicFilter::new(topic.into_inner());
-        filter.map_err(|error| (span, error.to_string()))
+        let filter = TopicFilter::new(topic.get_ref().as_str());
+        filter.map_err(|error| (span, format!("topics has {:?}: {error}", topic.get_ref())))
     });
     topics.collect()
 }

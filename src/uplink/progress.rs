@@ -23,6 +23,7 @@ pub(super) struct LinkProgress {
     error: Mutex<Option<String>>,
     pub(super) ships: Vec<Arc<ShipProgress>>,
     pub(super) takes: Vec<Arc<TakeProgress>>,
+    in_site: bool,
     /// While it takes part in that.
     pub(super) cluster: Mutex<Option<Cluster>>,
     /// For what of the site this gateway acts.
@@ -81,6 +82,8 @@ pub struct LinkStatus {
     pub take: Vec<TakeStatus>,
     /// Of the site, where this link has it.
     pub cluster: Option<cluster::Status>,
+    /// Whether the link has `cluster`.
+    pub in_site: bool,
     /// For what of the site this gateway acts.
     pub seats: Vec<SeatStatus>,
 }
@@ -142,6 +145,7 @@ impl LinkProgress {
             error: Mutex::new(None),
             ships,
             takes,
+            in_site: link.cluster.is_some(),
             cluster: Mutex::new(None),
             seats: Seats::default(),
         }
@@ -179,6 +183,7 @@ impl LinkProgress {
             ship: self.ships.iter().map(|ship| ship.status(next)).collect(),
             take: self.takes.iter().map(|take| take.status()).collect(),
             cluster: self.cluster.lock().as_ref().map(Cluster::status),
+            in_site: self.in_site,
             seats: self.seats.status(),
         }
     }

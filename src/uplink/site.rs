@@ -58,6 +58,7 @@ pub(super) async fn take_part(part: Part, mut state: State, mut stop: watch::Rec
             names: Names::new(&site),
             gateway: gateway.clone(),
             replicas: config.replicas,
+            max_payload: connected.client.server_info().max_payload,
         };
         let cluster = match Cluster::start(config.clone(), connected.client) {
             Ok(cluster) => cluster,

@@ -254,6 +254,7 @@ impl Taking {
         };
         let now = Instant::now();
         let (mut answers, mut numbers) = (Vec::with_capacity(batch.len()), Vec::new());
+        let mut bytes = 0;
         for message in batch {
             let subject = message.subject.as_str();
             let Some(reply) = message.reply.clone() else {
@@ -284,10 +285,7 @@ impl Taking {
                 format!("{}/{stream}/{sequence}/{published}", self.link.name).as_bytes(),
             );
             let payload = message.payload.clone();
-            self.progress.events.fetch_add(1, Ordering::Relaxed);
-            self.progress
-                .bytes
-                .fetch_add(payload.len() as u64, Ordering::Relaxed);
+            bytes += payload.len() as u64;
             let origin = Origin {
                 link: Some(self.link.origin()),
                 via: &via,
@@ -296,7 +294,10 @@ impl Taking {
         }
         self.intake.flush_events(now);
         self.intake.settled().await;
+        let events = numbers.len() as u64;
         self.note(numbers).await?;
+        self.progress.events.fetch_add(events, Ordering::Relaxed);
+        self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.intake.eased().await;
         let acknowledge = |(reply, kind, sequence)| async move {
             let answer = client.request(reply, Bytes::from(kind));

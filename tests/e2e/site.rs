@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::apps::{Package, keeper};
 use crate::gateway::{Gateway, Home, eventually};
-use crate::nats::{Client, Link, Servers};
+use crate::nats::{Client, Link, Program, Servers};
 use crate::wire::{Wire, publish_packet};
 
 /// The stream with the logs.
@@ -466,4 +466,71 @@ fn all_is_counted_once_in_twenty_rounds() {
 fn all_is_counted_once_through_a_few_faults() {
     assert_all_is_counted_once("singleton", fastrand::u64(..), 4);
     assert_all_is_counted_once("partition", fastrand::u64(..), 4);
+}
+
+#[test]
+fn an_app_that_is_stopped_and_started_goes_on_at_once_and_loses_nothing() {
+    let servers = Servers::single();
+    let client = servers.client();
+    let a = home("a", &servers.urls()).start();
+    install(&a, "singleton");
+    leader(&[&a]);
+    for round in 1..=3 {
+        count(&a, "c", 10);
+        until_kept(&client, 20 * round - 10);
+        a.json(&["app", "stop", "keeper"]);
+        eventually("what is wrong", || {
+            cluster_problem(&a).filter(|problem| problem.contains("stopped or in quarantine"))
+        });
+        assert_eq!(a.cli(&["cluster", "status"]).status.code(), Some(1));
+        count(&a, "c", 10);
+        a.json(&["app", "start", "keeper"]);
+        let started = Instant::now();
+        until_kept(&client, 20 * round);
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+    assert_eq!(a.cli(&["cluster", "status"]).status.code(), Some(0));
+}
+
+#[test]
+fn limits_by_which_what_is_kept_would_be_removed_are_told_of() {
+    let servers = Servers::single();
+    let client = servers.client();
+    let a = home("a", &servers.urls()).start();
+    install(&a, "singleton");
+    leader(&[&a]);
+    count(&a, "c", 10);
+    until_kept(&client, 10);
+    let mut config = client.stream(STATE).unwrap()["config"].take();
+    assert_eq!(config["discard"], "new");
+    config["max_age"] = 3_600_000_000_000_u64.into();
+    client.update(&config);
+    let a = a.kill().start();
+    eventually("what is wrong", || {
+        cluster_problem(&a).filter(|problem| problem.contains("max_age"))
+    });
+    config["max_age"] = 0.into();
+    client.update(&config);
+    count(&a, "c", 10);
+    until_kept(&client, 20);
+}
+
+#[test]
+fn a_state_larger_than_the_servers_take_at_once_is_kept() {
+    let servers = Servers::start(Program::New, 1, "max_payload: 131072");
+    let client = servers.client();
+    let a = home("a", &servers.urls()).start();
+    install(&a, "singleton");
+    leader(&[&a]);
+    let mut wire = Wire::connect(&a, "c");
+    a.json(&["app", "pause", "keeper"]);
+    // They wait, and are one change then.
+    for key in 'a'..='j' {
+        let words = format!("s{key}{}", "x".repeat(40_000));
+        wire.publish("keeper/in", words.as_bytes());
+        wire.publish("keeper/in", b"in");
+    }
+    a.json(&["app", "resume", "keeper"]);
+    until_kept(&client, 10);
 }

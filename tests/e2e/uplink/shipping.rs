@@ -97,6 +97,39 @@ fn a_message_that_the_server_finds_too_large_is_a_dead_letter_and_the_rest_goes_
 }
 
 #[test]
+fn a_topic_that_makes_too_long_a_subject_is_a_dead_letter_and_the_rest_goes_on() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&stream(1));
+    let gateway = home(&servers.urls(), "", SHIP).start();
+    let mut wire = Wire::connect(&gateway, "c");
+    // The longest that goes.
+    let longest = format!("plant/{}", "x".repeat(3900 - "headgate.press.plant.".len()));
+    for topic in [
+        &longest,
+        &format!("{longest}x"),
+        &format!("plant/{}", "é".repeat(700)),
+    ] {
+        wire.publish(topic, b"1");
+    }
+    publish(&gateway, ["after"]);
+    client.until_messages(EVENTS, 2);
+    let topics: Vec<_> = client
+        .contents(EVENTS)
+        .iter()
+        .map(|it| topic(&it.subject))
+        .collect();
+    assert!(
+        topics[0].ends_with(&longest) && topics[1].ends_with("plant/a"),
+        "{topics:?}"
+    );
+    let letters = gateway.json(&["dead-letters"])["letters"].take();
+    let letters = letters.as_array().unwrap().clone();
+    assert_eq!(letters.len(), 2);
+    assert_eq!(letters[0]["reason"], "not_shipped");
+}
+
+#[test]
 fn what_was_published_while_the_link_was_cut_comes_after_it_returned() {
     let servers = Servers::cluster();
     let client = servers.client();

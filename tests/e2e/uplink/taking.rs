@@ -77,7 +77,9 @@ fn a_command_of_which_the_acknowledgement_was_lost_comes_once_however_late_it_co
         link.mute();
         client.publish("cmd.press.a", number.to_string().as_bytes());
         expected.push(("cmd/a".into(), number.to_string()));
-        eventually("the command", || (taken(&home) == expected).then_some(()));
+        let events = |status: &Value| status["uplink"][0]["take"][0]["events"].as_u64();
+        gateway.until_status("the command", events, Some(number + 1));
+        assert_eq!(taken(&home), expected);
         link.cut();
         if is_killed {
             gateway = gateway.kill().start();

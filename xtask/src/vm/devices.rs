@@ -22,7 +22,10 @@ const DISK: &str = "49.85";
 
 pub fn check(machine: &mut Machine, headgate: &str) -> Result<()> {
     restart_with_devices(machine)?;
+    // Both have started, and either of them may have got the line.
+    machine.run(&format!("{headgate} app stop rival"))?;
     gateway::until_app(machine, "io-panel", "running")?;
+    machine.run(&format!("{headgate} app start rival"))?;
     check_sensor(machine)?;
     check_edges(machine)?;
     check_output(machine)?;
