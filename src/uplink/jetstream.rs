@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, HeaderMap, HeaderName, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderName, PublishErrorKind, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
-use super::feed::{Feed, Message, SAVE_EVERY};
+use super::feed::{Feed, SAVE_EVERY};
 use super::links::Destination;
-use super::stream::{self, Answer, MESSAGE_ID, MessageId};
+use super::stream::{self, Answer, MessageId};
 use super::subject::Template;
-use super::window::{Resumed, Tail};
+use super::window::{BATCH_MESSAGES, Resumed, Tail};
 use crate::journal::{Epochs, Record};
 use crate::remote::Remote;
 
@@ -26,12 +26,20 @@ const AT_ONCE: usize = 64;
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What a message takes beside its payload: headers, at the most, and without the topic.
-const HEADER_BYTES: usize = 256;
+const HEADER_BYTES: usize = 384;
 
-const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
+const ID: HeaderName = HeaderName::from_static(stream::MESSAGE_ID);
+const EXCLUSIVE_ID: HeaderName = HeaderName::from_static(stream::EXCLUSIVE_ID);
 const TIMESTAMP: HeaderName = HeaderName::from_static("Headgate-Timestamp");
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
+
+/// Messages with the same one of these are a batch: ADR-50 of NATS. They are counted from 1 on, and the last one says
+/// that it is; only that one is answered. The server forgets what it has of a batch if the rest doesn't come within ten
+/// seconds.
+const BATCH: HeaderName = HeaderName::from_static("Nats-Batch-Id");
+const PLACE: HeaderName = HeaderName::from_static("Nats-Batch-Sequence");
+const COMMIT: HeaderName = HeaderName::from_static("Nats-Batch-Commit");
 
 /// One way to a stream.
 pub(super) struct Shipping {
@@ -45,6 +53,8 @@ pub(super) struct Shipping {
     /// The stream has something else under this number, or nothing: when all on their way are answered, its end is
     /// looked for.
     displaced: Option<u64>,
+    /// Whether the stream takes batches.
+    batches: bool,
 }
 
 /// Why a session with a stream has ended.
@@ -78,6 +88,7 @@ impl Shipping {
             exclusive,
             create,
             displaced: None,
+            batches: false,
         }
     }
 
@@ -129,7 +140,8 @@ impl Shipping {
             () = told_to_stop(stop) => return End::Stopped,
         };
         let inbox = client.new_inbox();
-        let subscribed = timeout(PATIENCE.timeout, client.subscribe(format!("{inbox}.*.*"))).await;
+        let subscribed =
+            timeout(PATIENCE.timeout, client.subscribe(format!("{inbox}.*.*.*"))).await;
         let mut answers = match subscribed {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => {
@@ -222,11 +234,12 @@ impl Shipping {
                 info.config.subjects.join(", ")
             )));
         }
+        self.batches = self.exclusive && stream::takes_batches(client, &found);
         if self.exclusive {
             let number = info.state.last_sequence;
             let at = |number| stream::id_at(&self.remote, &found, number);
             let last = at(number).await.map_err(End::Failed)?;
-            let ours = last.as_deref().and_then(|last| self.own(last));
+            let mut ours = last.as_deref().and_then(|last| self.own(last));
             let in_place = match self.displaced {
                 Some(number) => at(number).await.map_err(End::Failed)?,
                 None => None,
@@ -234,6 +247,11 @@ impl Shipping {
             let had = self.feed.window.last();
             if ours.is_none() && had.is_some() && info.state.messages > 0 {
                 self.tell_of_other_writer(last.as_deref());
+                // What the stream has taken before the other one's, and has not acknowledged.
+                let before = stream::last_id(&self.remote, &found, &covering).await;
+                let before = before.map_err(End::Failed)?;
+                let before = before.and_then(|before| self.own(&before));
+                ours = before.filter(|before| Some(*before) >= had);
             } else if self.displaced.is_some_and(|displaced| displaced <= number)
                 && in_place.as_deref().is_none_or(|id| self.own(id).is_none())
             {
@@ -304,61 +322,81 @@ impl Shipping {
         })
     }
 
-    /// Sends a batch.
+    /// Sends a batch, or a few messages one by one.
     async fn send(&mut self, client: &Client, inbox: &str) -> Result<usize, End> {
         let now = Instant::now();
-        let sources = self.feed.sources().clone();
-        let (gateway, epochs) = (&sources.gateway, sources.journal.epochs());
-        let progress = self.feed.progress.clone();
-        let patience = self.feed.link().timeout;
+        let most = match self.batches {
+            true => BATCH_MESSAGES,
+            false => 1,
+        };
         let mut sent = 0;
         while sent < AT_ONCE {
-            let Some(outgoing) = self.feed.window.send(now) else {
+            let sources = self.feed.sources().clone();
+            let (patience, progress) = (self.feed.link().timeout, self.feed.progress.clone());
+            let Some(batch) = self.feed.window.send_batch(most, now) else {
                 break;
             };
-            let Message {
-                to,
-                topic,
-                payload,
-                timestamp_ns,
-                ..
-            } = outgoing.message;
-            let mut headers = HeaderMap::new();
-            headers.insert(ID, id(gateway, epochs, outgoing.sequence));
-            if let Some(follows) = outgoing.follows {
-                headers.insert(FOLLOWS, follows.to_string());
-            }
-            headers.insert(TIMESTAMP, timestamp_ns.to_string());
-            if !self.subject.has_topic() {
-                headers.insert(TOPIC, topic.as_str());
-            }
-            if outgoing.again {
-                progress.resent.fetch_add(1, Ordering::Relaxed);
-            }
-            let reply = format!("{inbox}.{}.{}", outgoing.attempt, outgoing.sequence);
-            let publish =
-                client.publish_with_reply_and_headers(to.clone(), reply, headers, payload.clone());
-            // It waits for room where the connection is slow or gone.
-            let mut publish = pin!(publish);
-            let published = match publish.as_mut().now_or_never() {
-                Some(published) => published,
-                None => match timeout(patience, publish).await {
-                    Ok(published) => published,
-                    Err(_) => return Err(End::Again),
-                },
-            };
-            if let Err(error) = published {
-                let (sequence, why) = (outgoing.sequence, error.to_string());
-                match error.kind() {
-                    async_nats::PublishErrorKind::Send => return Err(End::Again),
-                    // This one can't be sent at all.
-                    _ => {
-                        self.feed.refuse(sequence, &why);
+            let count = batch.count();
+            let mut unfit = None;
+            for (place, (sequence, again, message)) in (1..).zip(batch.messages()) {
+                if again {
+                    progress.resent.fetch_add(1, Ordering::Relaxed);
+                }
+                let mut headers = HeaderMap::new();
+                let id = id(&sources.gateway, sources.journal.epochs(), sequence);
+                headers.insert(if self.exclusive { EXCLUSIVE_ID } else { ID }, id);
+                headers.insert(TIMESTAMP, message.timestamp_ns.to_string());
+                if !self.subject.has_topic() {
+                    headers.insert(TOPIC, message.topic.as_str());
+                }
+                match batch.follows {
+                    Some(follows) if place == 1 => headers.insert(FOLLOWS, follows.to_string()),
+                    _ => {}
+                }
+                let (to, payload) = (message.to.clone(), message.payload.clone());
+                let (first, last) = batch.sequences.clone().into_inner();
+                if count > 1 {
+                    headers.insert(BATCH, format!("{:x}.{first:x}", batch.attempt));
+                    headers.insert(PLACE, place.to_string());
+                }
+                let publish = async {
+                    if place < count {
+                        return client.publish_with_headers(to, headers, payload).await;
+                    }
+                    if count > 1 {
+                        headers.insert(COMMIT, "1");
+                    }
+                    let reply = format!("{inbox}.{}.{first}.{last}", batch.attempt);
+                    client
+                        .publish_with_reply_and_headers(to, reply, headers, payload)
+                        .await
+                };
+                // It waits for room where the connection is slow or gone.
+                let mut publish = pin!(publish);
+                let published = match publish.as_mut().now_or_never() {
+                    Some(published) => published,
+                    None => match timeout(patience, publish).await {
+                        Ok(published) => published,
+                        Err(_) => return Err(End::Again),
+                    },
+                };
+                match published {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == PublishErrorKind::Send => {
                         return Err(End::Again);
+                    }
+                    Err(error) => {
+                        unfit = Some((sequence, error.to_string()));
+                        break;
                     }
                 }
             }
-            sent += 1;
+            if let Some((sequence, why)) = unfit {
+                // This one can't be sent at all.
+                self.feed.refuse(sequence, &why);
+                return Err(End::Again);
+            }
+            sent += count;
         }
         Ok(sent)
     }
@@ -378,17 +416,21 @@ impl Shipping {
     }
 
     fn take_answer(&mut self, inbox: &str, message: &async_nats::Message) -> Result<(), End> {
-        let place = message.subject.strip_prefix(inbox).and_then(|rest| {
-            let (attempt, sequence) = rest.strip_prefix('.')?.split_once('.')?;
-            Some((attempt.parse::<u64>().ok()?, sequence.parse::<u64>().ok()?))
+        let numbers = message.subject.strip_prefix(inbox).and_then(|rest| {
+            let mut numbers = rest.strip_prefix('.')?.split('.').map(str::parse::<u64>);
+            let mut next = || numbers.next()?.ok();
+            Some((next()?, next()?..=next()?))
         });
-        let Some((attempt, sequence)) = place else {
+        let Some((attempt, sequences)) = numbers else {
             return Ok(());
         };
+        let is_batch = sequences.start() < sequences.end();
         let feed = &mut self.feed;
         match Answer::of(message, &self.stream) {
-            Answer::Taken { duplicate } => {
-                if let Some(acknowledged) = feed.window.acknowledge(sequence) {
+            // A server that knows of no batches has perhaps not taken the others.
+            Answer::Taken { batch: false, .. } if is_batch => Err(End::Again),
+            Answer::Taken { duplicate, .. } => {
+                if let Some(acknowledged) = feed.window.acknowledge_batch(&sequences) {
                     feed.progress.acknowledged(acknowledged, duplicate);
                 }
                 Ok(())
@@ -396,12 +438,20 @@ impl Shipping {
             // What was given up does not matter.
             _ if !feed.window.is_current(attempt) => Ok(()),
             Answer::OutOfOrder => {
-                let number = feed.window.miss(sequence);
+                let number = feed.window.miss(&sequences);
+                self.displaced = self.displaced.or(number);
+                Ok(())
+            }
+            Answer::Nobody(why) => Err(End::Failed(why)),
+            Answer::Refused(why) | Answer::NotNow(why) if is_batch => {
+                tracing::debug!(stream = self.stream, why, "a batch was not taken");
+                feed.window.doubt(&sequences);
+                let number = feed.window.miss(&sequences);
                 self.displaced = self.displaced.or(number);
                 Ok(())
             }
             Answer::Refused(why) => {
-                feed.refuse(sequence, &why);
+                feed.refuse(*sequences.start(), &why);
                 match self.exclusive {
                     true => Err(End::Again),
                     false => Ok(()),

@@ -1,5 +1,6 @@
 //! The uplink, against real NATS servers: what a stream has in the end is what the journal has.
 
+mod batches;
 mod faults;
 mod logins;
 mod shipping;
@@ -36,8 +37,12 @@ fn link(home: &Home, servers: &[String], more: &str, ship: &str) {
     fs::write(home.path().join("links.toml"), text).unwrap();
 }
 
+/// One that takes batches, where those are of use.
 fn stream(replicas: usize) -> Value {
-    json!({ "name": EVENTS, "subjects": ["headgate.>"], "num_replicas": replicas, "storage": "file" })
+    json!({
+        "name": EVENTS, "subjects": ["headgate.>"], "num_replicas": replicas, "storage": "file",
+        "allow_atomic": replicas > 1,
+    })
 }
 
 /// With `more` set in it.
@@ -70,7 +75,7 @@ fn journaled(home: &Home) -> Vec<(u64, String, String)> {
 /// The same of what is in the stream: the event's sequence is in its id.
 fn shipped(messages: &[Stored]) -> Vec<(u64, String, String)> {
     let event = |message: &Stored| {
-        let id = message.header("Nats-Msg-Id").expect("it has an id");
+        let id = message.header("Headgate-Id").expect("it has an id");
         let sequence = id.rsplit('/').next().unwrap().parse().unwrap();
         let topic = topic(message.subject.strip_prefix("headgate.press.").unwrap());
         (sequence, topic, text(message))
