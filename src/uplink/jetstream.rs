@@ -244,6 +244,14 @@ impl Shipping {
                 Some(number) => at(number).await.map_err(End::Failed)?,
                 None => None,
             };
+            // What is no longer there was not displaced for all that is known.
+            let is_gone = self
+                .displaced
+                .is_some_and(|number| number < info.state.first_sequence);
+            if is_gone || in_place.as_deref().is_some_and(|id| self.own(id).is_some()) {
+                self.displaced = None;
+                self.feed.window.is_in_place();
+            }
             let had = self.feed.window.last();
             if ours.is_none() && had.is_some() && info.state.messages > 0 {
                 self.tell_of_other_writer(last.as_deref());

@@ -373,6 +373,14 @@ impl<M> Window<M> {
         first
     }
 
+    /// What was missed is in its place all the same: the stream had taken it in an earlier attempt, and had not said so
+    /// when it told its end.
+    pub fn is_in_place(&mut self) {
+        for entry in &mut self.messages {
+            entry.missing = false;
+        }
+    }
+
     /// Whether a refusal is about this attempt, and not about one that was given up.
     pub fn is_current(&self, attempt: u64) -> bool {
         self.attempt == attempt
@@ -411,13 +419,13 @@ impl<M> Window<M> {
             if had.is_some_and(|had| ours < had) {
                 return Resumed::Lost { from: ours + 1 };
             }
-            let before = self
-                .messages
-                .iter_mut()
-                .take_while(|entry| entry.sequence <= ours);
-            before
-                .filter(|entry| !entry.missing)
-                .for_each(|entry| entry.done = true);
+            for entry in &mut self.messages {
+                match entry.sequence <= ours {
+                    true => entry.done |= !entry.missing,
+                    // It is sent again; what was said of the last time is of no more use.
+                    false => entry.missing = false,
+                }
+            }
             self.advance();
             if self
                 .messages
@@ -871,6 +879,29 @@ mod tests {
         });
         let first = (sequences[..64].to_vec(), Some(128));
         assert_eq!(batches(&mut window), [first]);
+    }
+
+    #[test]
+    fn what_a_stream_had_taken_before_it_said_so_is_not_sent_again() {
+        let mut window = filled(true, &[10, 11, 12]);
+        window.resume(tail(0));
+        batches(&mut window);
+        window.go_back();
+        // It is about to take all three, and has taken one.
+        let first = Tail {
+            number: 1,
+            ours: Some(10),
+        };
+        window.resume(first);
+        assert_eq!(batches(&mut window), [(vec![11, 12], Some(1))]);
+        assert_eq!(window.miss(&(11..=12)), Some(2));
+        window.go_back();
+        window.is_in_place();
+        window.resume(Tail {
+            number: 3,
+            ours: Some(12),
+        });
+        assert_eq!((window.cursor(), batches(&mut window)), (13, vec![]));
     }
 
     #[test]
