@@ -63,7 +63,7 @@ impl Upstream {
         for (stream, subjects) in [(STREAM, "headgate.>"), (PEER_STREAM, "peer.>")] {
             client.create(&json!({
                 "name": stream, "subjects": [subjects], "num_replicas": 3, "storage": "file",
-                "max_bytes": 1 << 30,
+                "max_bytes": 1 << 30, "allow_atomic": true,
             }));
             while servers.leader_of(&client, stream) != 0 {
                 let request = json!({ "placement": { "preferred": "n0" } });

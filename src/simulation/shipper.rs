@@ -1,9 +1,10 @@
 //! What a gateway has of the uplink: its journal, the window over it, and the cursor on its disk.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::Bug;
-use crate::uplink::window::{Outgoing, Resumed, SafePoint, Tail, Window};
+use crate::uplink::window::{BATCH_MESSAGES, Resumed, SafePoint, Tail, Window};
 
 const EVENT: usize = 6000;
 const IN_FLIGHT: usize = 64 << 10;
@@ -41,9 +42,9 @@ impl Running {
     }
 }
 
-/// What is to be sent.
-pub(super) struct Message {
-    pub(super) sequence: u64,
+/// What is to be sent, together.
+pub(super) struct Batch {
+    pub(super) sequences: RangeInclusive<u64>,
     pub(super) attempt: u64,
     pub(super) follows: Option<u64>,
 }
@@ -77,7 +78,7 @@ impl Shipper {
     }
 
     /// All that may be sent now.
-    pub(super) fn send(&mut self, now: Instant) -> Vec<Message> {
+    pub(super) fn send(&mut self, now: Instant) -> Vec<Batch> {
         let Some(running) = &mut self.running else {
             return Vec::new();
         };
@@ -93,17 +94,14 @@ impl Shipper {
             running.window.push(next, EVENT, ());
         }
         let window = &mut running.window;
+        // All go to its stream, so that there are no gaps in a batch.
+        let most = if self.exclusive { BATCH_MESSAGES } else { 1 };
         let next = || {
-            let Outgoing {
-                sequence,
-                attempt,
-                follows,
-                ..
-            } = window.send(now)?;
-            Some(Message {
-                sequence,
-                attempt,
-                follows,
+            let batch = window.send_batch(most, now)?;
+            Some(Batch {
+                sequences: batch.sequences,
+                attempt: batch.attempt,
+                follows: batch.follows,
             })
         };
         std::iter::from_fn(next).collect()
@@ -133,15 +131,15 @@ impl Shipper {
     }
 
     /// Each attempt has an inbox of its own, so that answers to an earlier one do not come.
-    pub(super) fn acknowledged(&mut self, sequence: u64, attempt: u64) {
+    pub(super) fn acknowledged(&mut self, batch: &RangeInclusive<u64>, attempt: u64) {
         let Some(running) = &mut self.running else {
             return;
         };
         if !running.window.is_current(attempt) {
             return;
         }
-        running.window.acknowledge(sequence);
-        running.highest = running.highest.max(sequence + 1);
+        running.window.acknowledge_batch(batch);
+        running.highest = running.highest.max(batch.end() + 1);
     }
 
     pub(super) fn refused(&mut self, attempt: u64) {

@@ -1,7 +1,7 @@
-//! The model of a stream: it stores what is new, tells what it has by message id, and heeds the expected
-//! last sequence. What it has stored it keeps.
+//! The model of a stream: it takes a batch as a whole or not at all. One that says what it follows is taken only
+//! there; of others what it has is left out by message id. What it has stored it keeps.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 /// Which event of its gateway's journal, and if it is sent under a new name, the how many-th.
 pub(super) type MessageId = (u64, u64);
@@ -10,7 +10,7 @@ pub(super) type MessageId = (u64, u64);
 pub(super) struct Stream {
     /// Their sequences in the journal.
     pub(super) messages: Vec<u64>,
-    ids: HashMap<MessageId, ()>,
+    ids: HashSet<MessageId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +21,19 @@ pub(super) enum Published {
 }
 
 impl Stream {
-    pub(super) fn publish(&mut self, id: MessageId, follows: Option<u64>) -> Published {
-        if self.ids.contains_key(&id) {
-            return Published::Stored;
+    pub(super) fn publish(
+        &mut self,
+        batch: impl Iterator<Item = MessageId>,
+        follows: Option<u64>,
+    ) -> Published {
+        match follows {
+            Some(last) if last != self.messages.len() as u64 => return Published::Refused,
+            Some(_) => self.messages.extend(batch.map(|id| id.0)),
+            None => {
+                let new = batch.filter(|id| self.ids.insert(*id));
+                self.messages.extend(new.map(|id| id.0));
+            }
         }
-        if follows.is_some_and(|last| last != self.messages.len() as u64) {
-            return Published::Refused;
-        }
-        self.ids.insert(id, ());
-        self.messages.push(id.0);
         Published::Stored
     }
 }

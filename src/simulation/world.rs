@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -11,7 +12,7 @@ use super::bucket::Bucket;
 use super::gateway::{Gateway, TTL, rights};
 use super::network::way;
 use super::shipper::Shipper;
-use super::stream::{MessageId, Published, Stream};
+use super::stream::{Published, Stream};
 use crate::cluster::claim::Key;
 use crate::cluster::lease::{Answer, Ask, Entry};
 use crate::uplink::window::Tail;
@@ -52,12 +53,14 @@ enum Event {
     Ship(u64),
     Keep,
     Published {
-        id: MessageId,
+        sequences: RangeInclusive<u64>,
+        /// Under which new name; 0: none.
+        renamed: u64,
         attempt: u64,
         follows: Option<u64>,
     },
     Acknowledged {
-        sequence: u64,
+        sequences: RangeInclusive<u64>,
         attempt: u64,
         published: Published,
     },
@@ -320,12 +323,12 @@ impl World {
             Event::Ship(ship) if ship == gateway.ships => return self.ship(index),
             Event::Keep => return self.keep(index),
             Event::Acknowledged {
-                sequence,
+                sequences,
                 attempt,
                 published,
             } => {
                 match published {
-                    Published::Stored => gateway.shipper.acknowledged(sequence, attempt),
+                    Published::Stored => gateway.shipper.acknowledged(&sequences, attempt),
                     Published::Refused => gateway.shipper.refused(attempt),
                 }
                 return self.ship(index);
@@ -413,15 +416,17 @@ impl World {
                 }
             }
             Event::Published {
-                id,
+                sequences,
+                renamed,
                 attempt,
                 follows,
             } => {
-                let published = self.streams[index].publish(id, follows);
+                let ids = sequences.clone().map(|sequence| (sequence, renamed));
+                let published = self.streams[index].publish(ids, follows);
                 self.send(
                     index,
                     &Event::Acknowledged {
-                        sequence: id.0,
+                        sequences,
                         attempt,
                         published,
                     },
@@ -442,7 +447,7 @@ impl World {
     fn ship(&mut self, index: usize) {
         let gateway = &mut self.gateways[index];
         let instant = gateway.instant(self.origin, self.now);
-        let messages = gateway.shipper.send(instant);
+        let batches = gateway.shipper.send(instant);
         let asks_tail = gateway.shipper.ask_tail(instant);
         let next = gateway
             .shipper
@@ -450,20 +455,19 @@ impl World {
             .map(|it| gateway.when(it - self.origin));
         gateway.ships += 1;
         let (ship, run) = (gateway.ships, gateway.run);
-        for message in messages {
+        for batch in batches {
             let renamed = if self.bug == Bug::NewIdentities {
                 self.count
             } else {
                 0
             };
-            let id = (message.sequence, renamed);
-            let (attempt, follows) = (message.attempt, message.follows);
             self.send(
                 index,
                 &Event::Published {
-                    id,
-                    attempt,
-                    follows,
+                    sequences: batch.sequences,
+                    renamed,
+                    attempt: batch.attempt,
+                    follows: batch.follows,
                 },
             );
         }

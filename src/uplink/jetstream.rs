@@ -7,18 +7,18 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::Stream;
-use async_nats::{Client, HeaderMap, HeaderName, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderName, PublishErrorKind, Subscriber};
 use futures_util::stream::iter;
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
-use super::feed::{Feed, Message, SAVE_EVERY};
+use super::feed::{Feed, SAVE_EVERY};
 use super::links::Destination;
 use super::stream::{self, Answer, EVENT_TIME, MESSAGE_ID, MessageId, WAY};
 use super::subject::Template;
-use super::window::{Resumed, Tail};
+use super::window::{BATCH_MESSAGES, Resumed, Tail};
 use crate::journal::{Epochs, Record};
 use crate::remote::Remote;
 
@@ -29,7 +29,7 @@ const AT_ONCE: usize = 64;
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What a message takes beside its payload: headers, at the most, and without the topic and its way.
-const HEADER_BYTES: usize = 256;
+const HEADER_BYTES: usize = 384;
 
 /// A server ends the connection after a line of more than 4 KiB (`max_control_line`). Besides the subject, the
 /// inbox for the answer is in it, and two lengths.
@@ -40,6 +40,13 @@ const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence
 pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static(EVENT_TIME);
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
 const VIA: HeaderName = HeaderName::from_static(WAY);
+
+/// Messages with the same one of these are a batch: ADR-50 of NATS. They are counted from 1 on, and the last one says
+/// that it is; only that one is answered. The server forgets what it has of a batch if the rest doesn't come within ten
+/// seconds.
+const BATCH: HeaderName = HeaderName::from_static("Nats-Batch-Id");
+const PLACE: HeaderName = HeaderName::from_static("Nats-Batch-Sequence");
+const COMMIT: HeaderName = HeaderName::from_static("Nats-Batch-Commit");
 
 /// One way to a stream.
 pub(super) struct Shipping {
@@ -53,6 +60,8 @@ pub(super) struct Shipping {
     /// The stream has something else under this number, or nothing: when all on their way are answered, its end is
     /// looked for.
     displaced: Option<u64>,
+    /// Whether the stream takes batches.
+    batches: bool,
 }
 
 /// Why a session with a stream has ended.
@@ -86,6 +95,7 @@ impl Shipping {
             exclusive,
             create,
             displaced: None,
+            batches: false,
         }
     }
 
@@ -137,7 +147,8 @@ impl Shipping {
             () = told_to_stop(stop) => return End::Stopped,
         };
         let inbox = client.new_inbox();
-        let subscribed = timeout(PATIENCE.timeout, client.subscribe(format!("{inbox}.*.*"))).await;
+        let subscribed =
+            timeout(PATIENCE.timeout, client.subscribe(format!("{inbox}.*.*.*"))).await;
         let mut answers = match subscribed {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => {
@@ -230,6 +241,7 @@ impl Shipping {
                 info.config.subjects.join(", ")
             )));
         }
+        self.batches = self.exclusive && stream::takes_batches(client, &found);
         if self.exclusive {
             let number = info.state.last_sequence;
             let at = |number| stream::id_at(&self.remote, &found, number);
@@ -348,64 +360,86 @@ impl Shipping {
         })
     }
 
-    /// Sends a batch.
+    /// Sends a batch, or a few messages one by one.
     async fn send(&mut self, client: &Client, inbox: &str) -> Result<usize, End> {
         let now = Instant::now();
-        let sources = self.feed.sources().clone();
-        let (gateway, epochs) = (&sources.gateway, sources.journal.epochs());
-        let progress = self.feed.progress.clone();
-        let patience = self.feed.link().timeout;
+        let most = match self.batches {
+            true => BATCH_MESSAGES,
+            false => 1,
+        };
+        // No other session of this or another gateway has the same.
+        let session = inbox.rsplit('.').next().unwrap_or_default();
         let mut sent = 0;
         while sent < AT_ONCE {
-            let Some(outgoing) = self.feed.window.send(now) else {
+            let sources = self.feed.sources().clone();
+            let (patience, progress) = (self.feed.link().timeout, self.feed.progress.clone());
+            let Some(batch) = self.feed.window.send_batch(most, now) else {
                 break;
             };
-            let Message {
-                to,
-                topic,
-                payload,
-                timestamp_ns,
-                via,
-            } = outgoing.message;
-            let mut headers = HeaderMap::new();
-            headers.insert(ID, id(gateway, epochs, outgoing.sequence));
-            if let Some(follows) = outgoing.follows {
-                headers.insert(FOLLOWS, follows.to_string());
-            }
-            headers.insert(TIMESTAMP, timestamp_ns.to_string());
-            if !self.subject.has_topic() {
-                headers.insert(TOPIC, topic.as_str());
-            }
-            if !via.is_empty() {
-                headers.insert(VIA, &**via);
-            }
-            if outgoing.again {
-                progress.resent.fetch_add(1, Ordering::Relaxed);
-            }
-            let reply = format!("{inbox}.{}.{}", outgoing.attempt, outgoing.sequence);
-            let publish =
-                client.publish_with_reply_and_headers(to.clone(), reply, headers, payload.clone());
-            // It waits for room where the connection is slow or gone.
-            let mut publish = pin!(publish);
-            let published = match publish.as_mut().now_or_never() {
-                Some(published) => published,
-                None => match timeout(patience, publish).await {
-                    Ok(published) => published,
-                    Err(_) => return Err(End::Again),
-                },
-            };
-            if let Err(error) = published {
-                let (sequence, why) = (outgoing.sequence, error.to_string());
-                match error.kind() {
-                    async_nats::PublishErrorKind::Send => return Err(End::Again),
-                    // This one can't be sent at all.
-                    _ => {
-                        self.feed.refuse(sequence, &why);
+            let count = batch.count();
+            let mut unfit = None;
+            for (place, (sequence, again, message)) in (1..).zip(batch.messages()) {
+                if again {
+                    progress.resent.fetch_add(1, Ordering::Relaxed);
+                }
+                let mut headers = HeaderMap::new();
+                let id = id(&sources.gateway, sources.journal.epochs(), sequence);
+                headers.insert(ID, id);
+                headers.insert(TIMESTAMP, message.timestamp_ns.to_string());
+                if !self.subject.has_topic() {
+                    headers.insert(TOPIC, message.topic.as_str());
+                }
+                if !message.via.is_empty() {
+                    headers.insert(VIA, &*message.via);
+                }
+                match batch.follows {
+                    Some(follows) if place == 1 => headers.insert(FOLLOWS, follows.to_string()),
+                    _ => {}
+                }
+                let (to, payload) = (message.to.clone(), message.payload.clone());
+                let (first, last) = batch.sequences.clone().into_inner();
+                if count > 1 {
+                    headers.insert(BATCH, format!("{session}.{first:x}"));
+                    headers.insert(PLACE, place.to_string());
+                }
+                let publish = async {
+                    if place < count {
+                        return client.publish_with_headers(to, headers, payload).await;
+                    }
+                    if count > 1 {
+                        headers.insert(COMMIT, "1");
+                    }
+                    let reply = format!("{inbox}.{}.{first}.{last}", batch.attempt);
+                    client
+                        .publish_with_reply_and_headers(to, reply, headers, payload)
+                        .await
+                };
+                // It waits for room where the connection is slow or gone.
+                let mut publish = pin!(publish);
+                let published = match publish.as_mut().now_or_never() {
+                    Some(published) => published,
+                    None => match timeout(patience, publish).await {
+                        Ok(published) => published,
+                        Err(_) => return Err(End::Again),
+                    },
+                };
+                match published {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == PublishErrorKind::Send => {
                         return Err(End::Again);
+                    }
+                    Err(error) => {
+                        unfit = Some((sequence, error.to_string()));
+                        break;
                     }
                 }
             }
-            sent += 1;
+            if let Some((sequence, why)) = unfit {
+                // This one can't be sent at all.
+                self.feed.refuse(sequence, &why);
+                return Err(End::Again);
+            }
+            sent += count;
         }
         Ok(sent)
     }
@@ -425,17 +459,21 @@ impl Shipping {
     }
 
     fn take_answer(&mut self, inbox: &str, message: &async_nats::Message) -> Result<(), End> {
-        let place = message.subject.strip_prefix(inbox).and_then(|rest| {
-            let (attempt, sequence) = rest.strip_prefix('.')?.split_once('.')?;
-            Some((attempt.parse::<u64>().ok()?, sequence.parse::<u64>().ok()?))
+        let numbers = message.subject.strip_prefix(inbox).and_then(|rest| {
+            let mut numbers = rest.strip_prefix('.')?.split('.').map(str::parse::<u64>);
+            let mut next = || numbers.next()?.ok();
+            Some((next()?, next()?..=next()?))
         });
-        let Some((attempt, sequence)) = place else {
+        let Some((attempt, sequences)) = numbers else {
             return Ok(());
         };
+        let is_batch = sequences.start() < sequences.end();
         let feed = &mut self.feed;
         match Answer::of(message, &self.stream) {
-            Answer::Taken { duplicate } => {
-                if let Some(acknowledged) = feed.window.acknowledge(sequence) {
+            // A server that knows of no batches has perhaps not taken the others.
+            Answer::Taken { batch: false, .. } if is_batch => Err(End::Again),
+            Answer::Taken { duplicate, .. } => {
+                if let Some(acknowledged) = feed.window.acknowledge_batch(&sequences) {
                     feed.progress.acknowledged(acknowledged, duplicate);
                 }
                 Ok(())
@@ -443,12 +481,20 @@ impl Shipping {
             // What was given up does not matter.
             _ if !feed.window.is_current(attempt) => Ok(()),
             Answer::OutOfOrder => {
-                let number = feed.window.miss(sequence);
+                let number = feed.window.miss(&sequences);
+                self.displaced = self.displaced.or(number);
+                Ok(())
+            }
+            Answer::Nobody(why) => Err(End::Failed(why)),
+            Answer::Refused(why) | Answer::NotNow(why) if is_batch => {
+                tracing::debug!(stream = self.stream, why, "a batch was not taken");
+                feed.window.doubt(&sequences);
+                let number = feed.window.miss(&sequences);
                 self.displaced = self.displaced.or(number);
                 Ok(())
             }
             Answer::Refused(why) => {
-                feed.refuse(sequence, &why);
+                feed.refuse(*sequences.start(), &why);
                 match self.exclusive {
                     true => Err(End::Again),
                     false => Ok(()),

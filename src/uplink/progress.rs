@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -205,9 +204,11 @@ impl ShipProgress {
     }
 
     pub(super) fn acknowledged(&self, acknowledged: Acknowledged, duplicate: bool) {
-        self.latency
-            .record(acknowledged.sent.iter().map(Instant::elapsed));
-        self.events.fetch_add(1, Ordering::Relaxed);
+        let latency = acknowledged.sent.map(|sent| sent.elapsed());
+        let latencies = latency.into_iter().cycle().take(acknowledged.events);
+        self.latency.record(latencies);
+        self.events
+            .fetch_add(acknowledged.events as u64, Ordering::Relaxed);
         self.bytes
             .fetch_add(acknowledged.bytes as u64, Ordering::Relaxed);
         self.duplicates

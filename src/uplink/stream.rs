@@ -3,16 +3,18 @@
 use std::str::FromStr;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::stream::{Config, RawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::connection::PATIENCE;
 use crate::event::via::and_then;
 use crate::journal::Epoch;
 use crate::remote::{Failure, Remote};
 
+/// The id of a message, by which a server leaves out what it has had within the stream's `duplicate_window`.
 pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// When the event came; each message of a gateway has it.
@@ -20,6 +22,9 @@ pub(super) const EVENT_TIME: &str = "Headgate-Timestamp";
 
 /// The gateways that it came over, before the one in its id.
 pub(super) const WAY: &str = "Headgate-Via";
+
+/// The oldest server that is given batches.
+const OLDEST_WITH_BATCHES: (i64, i64, i64) = (2, 12, 1);
 
 /// Who has published a message: `GATEWAY/EPOCH/SEQUENCE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +72,8 @@ pub(super) fn via(message: &Message) -> String {
 pub(super) enum Answer {
     Taken {
         duplicate: bool,
+        /// As a batch.
+        batch: bool,
     },
     /// It comes not after what it was to follow.
     OutOfOrder,
@@ -74,6 +81,8 @@ pub(super) enum Answer {
     Refused(String),
     /// None are taken now.
     NotNow(String),
+    /// Nobody is there who could take any.
+    Nobody(String),
 }
 
 #[derive(Deserialize)]
@@ -82,13 +91,15 @@ struct Acknowledgement {
     stream: String,
     #[serde(default)]
     duplicate: bool,
+    /// The id of a batch.
+    batch: Option<IgnoredAny>,
     error: Option<jetstream::Error>,
 }
 
 impl Answer {
     pub(super) fn of(message: &Message, stream: &str) -> Answer {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
-            return Answer::NotNow(format!(
+            return Answer::Nobody(format!(
                 "stream {stream:?} has no leader now, or takes no such subject"
             ));
         }
@@ -107,6 +118,7 @@ impl Answer {
             )),
             None => Answer::Taken {
                 duplicate: parsed.duplicate,
+                batch: parsed.batch.is_some(),
             },
             Some(error) => match error.error_code() {
                 ErrorCode::STREAM_WRONG_LAST_SEQUENCE
@@ -132,7 +144,12 @@ pub(super) async fn look_up(
     let context = context(client);
     let found = remote.call(context.get_stream(name)).await;
     let error = match found {
-        Ok(stream) => return Ok(stream),
+        Ok(stream) => {
+            return Ok(match create {
+                Some(_) => with_batches(remote, client, stream).await,
+                None => stream,
+            });
+        }
         Err(Failure::Failed(error)) => error,
         Err(failure) => return Err(format!("stream {name:?}: {failure}")),
     };
@@ -140,6 +157,8 @@ pub(super) async fn look_up(
         (GetStreamErrorKind::JetStream(error), Some(config))
             if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
         {
+            let mut config = config.clone();
+            config.allow_atomic_publish = gains_by_batches(client, &config);
             let made = remote.call(context.create_stream(config.clone())).await;
             match made {
                 Ok(stream) => {
@@ -176,6 +195,40 @@ pub(super) async fn look_up(
     }
 }
 
+/// Whether a stream like this is to be given batches. With one replica it stages them on the disk, which makes them
+/// several times as dear as messages that come one by one.
+fn gains_by_batches(client: &Client, config: &Config) -> bool {
+    let (major, minor, patch) = OLDEST_WITH_BATCHES;
+    config.num_replicas > 1 && client.is_server_compatible(major, minor, patch)
+}
+
+/// Whether it is, and takes them.
+pub(super) fn takes_batches(client: &Client, stream: &Stream) -> bool {
+    let config = &stream.cached_info().config;
+    config.allow_atomic_publish && gains_by_batches(client, config)
+}
+
+/// The stream, which takes batches from now on if that can be had.
+async fn with_batches(remote: &Remote, client: &Client, stream: Stream) -> Stream {
+    let config = &stream.cached_info().config;
+    if config.allow_atomic_publish || !gains_by_batches(client, config) {
+        return stream;
+    }
+    let config = Config {
+        allow_atomic_publish: true,
+        ..config.clone()
+    };
+    let context = context(client);
+    let name = &config.name;
+    let changed = remote.call(context.update_stream(&config)).await;
+    if let Err(error) = changed {
+        tracing::info!(stream = name, %error, "it can't be changed so that it takes batches");
+        return stream;
+    }
+    let changed = remote.call(context.get_stream(name)).await;
+    changed.unwrap_or(stream)
+}
+
 /// The id of the message with this number, if the stream still has that. Empty: it has none.
 pub(super) async fn id_at(
     remote: &Remote,
@@ -191,10 +244,7 @@ pub(super) async fn id_at(
         Ok(message) => Ok(Some(id_of(&message.headers))),
         // It was removed; the one before it says nothing.
         Err(Failure::Failed(error))
-            if matches!(
-                error.kind(),
-                jetstream::stream::RawMessageErrorKind::NoMessageFound
-            ) =>
+            if matches!(error.kind(), RawMessageErrorKind::NoMessageFound) =>
         {
             Ok(None)
         }

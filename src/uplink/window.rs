@@ -5,9 +5,10 @@
 //!
 //! A stream that has no other writer is *exclusive*: each message says after which one of the stream it comes, so
 //! that there is nothing in it twice and nothing out of order, however long the link was away. The last message of
-//! the stream then tells where to go on ([`Window::resume`]).
+//! the stream then tells where to go on ([`Window::resume`]). To such a stream messages go in batches, each of which it
+//! takes as a whole or not at all ([`Window::send_batch`]).
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,15 @@ const LEAST_BYTES: usize = 64 << 10;
 
 /// Most messages on their way: a server of streams takes 10,000 before it refuses more.
 const MOST_MESSAGES: usize = 4096;
+
+/// Of a batch: more spare a server next to nothing, and have more wait for one that it does not take.
+pub const BATCH_MESSAGES: usize = 64;
+
+/// It is replicated as a whole; what is larger than an eighth of this gains little by it.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// After so many refusals without a batch that was taken, it doesn't get longer until the next is tried.
+const MOST_DOUBTS: u32 = 8;
 
 /// Messages of the journal, from the first that was not acknowledged on.
 #[derive(Debug)]
@@ -44,6 +54,10 @@ pub struct Window<M> {
     /// The number of the last message of the stream that is known to be from here, and its sequence: that is not
     /// always `last`, as what was displaced comes behind others.
     end: Option<(u64, u64)>,
+    /// So many of those that are sent next go one by one.
+    alone: usize,
+    /// How many batches were not taken as such, since one was.
+    doubts: u32,
 }
 
 #[derive(Debug)]
@@ -75,9 +89,34 @@ pub struct Outgoing<'a, M> {
     pub message: &'a M,
 }
 
-/// A message that the other side has taken.
+/// Messages that are to be sent, and that the other side takes all of or none of.
+#[derive(Debug)]
+pub struct Batch<'a, M> {
+    /// To be handed back with what the other side says to it.
+    pub sequences: RangeInclusive<u64>,
+    pub attempt: u64,
+    /// The number in the stream of the message that the first one follows.
+    pub follows: Option<u64>,
+    entries: vec_deque::Iter<'a, Entry<M>>,
+}
+
+impl<'a, M> Batch<'a, M> {
+    /// How many there are: with one it is no batch to the other side.
+    pub fn count(&self) -> usize {
+        self.messages().count()
+    }
+
+    /// The sequence of each, whether it was sent before, and the message.
+    pub fn messages(&self) -> impl Iterator<Item = (u64, bool, &'a M)> + use<'a, M> {
+        let sent = self.entries.clone().filter(|entry| entry.sent.is_some());
+        sent.map(|entry| (entry.sequence, entry.was_sent, &entry.message))
+    }
+}
+
+/// Messages that the other side has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
+    pub events: usize,
     pub bytes: usize,
     /// In the last attempt, if it was.
     pub sent: Option<Instant>,
@@ -122,6 +161,8 @@ impl<M> Window<M> {
             attempt: 0,
             last,
             end: None,
+            alone: 0,
+            doubts: 0,
         }
     }
 
@@ -216,24 +257,86 @@ impl<M> Window<M> {
         })
     }
 
+    /// The next messages that are to be sent together, if any may be: at most so many.
+    pub fn send_batch(&mut self, most: usize, now: Instant) -> Option<Batch<'_, M>> {
+        let Outgoing {
+            sequence: first,
+            attempt,
+            follows,
+            ..
+        } = self.send(now)?;
+        let begin = self.unsent - 1;
+        let most = match self.alone {
+            0 => most,
+            _ => 1,
+        };
+        self.alone = self.alone.saturating_sub(1);
+        let before = self.bytes - self.messages[begin].bytes;
+        let mut last = first;
+        for _ in 1..most {
+            let next = self.messages.range(self.unsent..).find(|next| !next.done);
+            if next.is_none_or(|next| self.bytes - before + next.bytes > BATCH_BYTES) {
+                break;
+            }
+            match self.send(now) {
+                Some(next) => last = next.sequence,
+                None => break,
+            }
+        }
+        Some(Batch {
+            sequences: first..=last,
+            attempt,
+            follows,
+            entries: self.messages.range(begin..self.unsent),
+        })
+    }
+
+    /// A batch was not taken, and one of its messages or that it is one may be why. After [`Window::go_back`] its
+    /// messages go one by one, to see which it is, and some that come then: more of them each time that no batch was
+    /// taken in between.
+    pub fn doubt(&mut self, batch: &RangeInclusive<u64>) {
+        let before = self
+            .messages
+            .partition_point(|entry| entry.sequence <= *batch.end());
+        self.alone = before + (BATCH_MESSAGES << self.doubts);
+        self.doubts = MOST_DOUBTS.min(self.doubts + 1);
+    }
+
     /// The other side has taken a message. None: that is no news; or it was in an attempt that was given up, and the
     /// stream is exclusive: its end tells that.
     pub fn acknowledge(&mut self, sequence: u64) -> Option<Acknowledged> {
-        let index = self.find(sequence)?;
-        let entry = &mut self.messages[index];
-        if entry.done || self.exclusive && entry.sent.is_none() {
+        self.acknowledge_batch(&(sequence..=sequence))
+    }
+
+    /// The same of all messages of a batch.
+    pub fn acknowledge_batch(&mut self, batch: &RangeInclusive<u64>) -> Option<Acknowledged> {
+        let mut all = Acknowledged {
+            events: 0,
+            bytes: 0,
+            sent: None,
+        };
+        for entry in within(&mut self.messages, batch) {
+            if entry.done || self.exclusive && entry.sent.is_none() {
+                continue;
+            }
+            entry.done = true;
+            if let Some(sent) = entry.sent.take() {
+                self.in_flight -= 1;
+                self.bytes -= entry.bytes;
+                all.sent = Some(sent);
+            }
+            all.events += 1;
+            all.bytes += entry.bytes;
+        }
+        if all.events == 0 {
             return None;
         }
-        entry.done = true;
-        let sent = entry.sent.take();
-        let bytes = entry.bytes;
-        if sent.is_some() {
-            self.in_flight -= 1;
-            self.bytes -= bytes;
+        if all.events > 1 {
+            self.doubts = 0;
         }
-        self.limit = (self.limit + bytes).min(self.max_bytes);
+        self.limit = (self.limit + all.bytes).min(self.max_bytes);
         self.advance();
-        Some(Acknowledged { bytes, sent })
+        Some(all)
     }
 
     /// The other side will never take a message: it is done with. None if it is none of those that wait. To go on
@@ -256,20 +359,22 @@ impl<M> Window<M> {
         Some(entry.message)
     }
 
-    /// The stream has not taken a message, as it would not have come after the one that it was to follow. All others
+    /// The stream has not taken a batch, as it would not have come after the one that it was to follow. All others
     /// on their way are to be answered before [`Window::go_back`]: where somebody else has written to the stream, it
-    /// may have those behind it. Returns the number in the stream that it was to have.
-    pub fn miss(&mut self, sequence: u64) -> Option<u64> {
-        let index = self.find(sequence)?;
-        let entry = &mut self.messages[index];
-        if entry.done || entry.sent.take().is_none() {
-            return None;
+    /// may have those behind it. Returns the number in the stream that the first message was to have.
+    pub fn miss(&mut self, batch: &RangeInclusive<u64>) -> Option<u64> {
+        let mut first = None;
+        for entry in within(&mut self.messages, batch) {
+            if entry.done || entry.sent.take().is_none() {
+                continue;
+            }
+            entry.missing = true;
+            entry.was_sent = true;
+            self.in_flight -= 1;
+            self.bytes -= entry.bytes;
+            first = first.or(entry.number);
         }
-        entry.missing = true;
-        entry.was_sent = true;
-        self.in_flight -= 1;
-        self.bytes -= entry.bytes;
-        entry.number
+        first
     }
 
     /// Whether a refusal is about this attempt, and not about one that was given up.
@@ -387,6 +492,17 @@ impl<M> Window<M> {
             self.end = self.end.max(end);
         }
     }
+}
+
+/// Those with these sequences.
+fn within<'a, M>(
+    messages: &'a mut VecDeque<Entry<M>>,
+    sequences: &RangeInclusive<u64>,
+) -> impl Iterator<Item = &'a mut Entry<M>> + use<'a, M> {
+    let begin = messages.partition_point(|entry| entry.sequence < *sequences.start());
+    let end = *sequences.end();
+    let entries = messages.range_mut(begin..);
+    entries.take_while(move |entry| entry.sequence <= end)
 }
 
 /// Up to where events are safe with the other side: what it had acknowledged a while ago.
@@ -512,7 +628,7 @@ mod tests {
         });
         sent(&mut window);
         // Somebody's message became number 1, so that 11 and 12 follow what they were to follow.
-        assert_eq!(window.miss(10), Some(1));
+        assert_eq!(window.miss(&(10..=10)), Some(1));
         window.acknowledge(11);
         assert_eq!(window.in_flight(), 1);
         window.go_back();
@@ -699,6 +815,165 @@ mod tests {
             small.send(Instant::now()).is_some(),
             "a large one goes alone"
         );
+    }
+
+    /// What is sent in batches now: sequences of each, with what the first follows.
+    fn batches(window: &mut Window<&'static str>) -> Vec<(Vec<u64>, Option<u64>)> {
+        let now = Instant::now();
+        let mut batches = Vec::new();
+        while let Some(batch) = window.send_batch(BATCH_MESSAGES, now) {
+            let sequences: Vec<u64> = batch.messages().map(|(sequence, ..)| sequence).collect();
+            assert_eq!(
+                (Some(batch.sequences.start()), Some(batch.sequences.end())),
+                (sequences.first(), sequences.last())
+            );
+            batches.push((sequences, batch.follows));
+        }
+        batches
+    }
+
+    /// At the end of a stream with so many messages, none of them ours.
+    fn tail(number: u64) -> Tail {
+        Tail { number, ours: None }
+    }
+
+    #[test]
+    fn a_batch_is_acknowledged_as_a_whole() {
+        let sequences: Vec<u64> = (0..150).map(|number| 10 + 2 * number).collect();
+        let mut window = filled(true, &sequences);
+        assert_eq!(batches(&mut window), [], "its end is not known");
+        window.resume(tail(7));
+        assert_eq!(
+            batches(&mut window),
+            [
+                (sequences[..64].to_vec(), Some(7)),
+                (sequences[64..128].to_vec(), Some(71)),
+                (sequences[128..].to_vec(), Some(135)),
+            ]
+        );
+        assert!(window.acknowledge_batch(&(138..=264)).is_some());
+        assert_eq!((window.cursor(), window.in_flight()), (10, 86));
+        let acknowledged = window.acknowledge_batch(&(10..=136)).unwrap();
+        assert_eq!((acknowledged.events, acknowledged.bytes), (64, 6400));
+        assert_eq!((window.cursor(), window.last()), (266, Some(264)));
+        assert_eq!(window.acknowledge_batch(&(10..=136)), None, "it was done");
+        assert_eq!((window.in_flight(), window.bytes), (22, 2200));
+    }
+
+    #[test]
+    fn a_batch_has_no_more_bytes_than_is_good_for_the_servers() {
+        let mut window = window(true);
+        window.resume(tail(0));
+        for (sequence, bytes) in [(10, 40 << 10), (11, 24 << 10), (12, 1), (13, 100 << 10)] {
+            window.push(sequence, bytes, "event");
+        }
+        window.limit = 1 << 20;
+        let sent: Vec<_> = batches(&mut window);
+        let sent: Vec<_> = sent.iter().map(|(sequences, _)| &sequences[..]).collect();
+        assert_eq!(sent, [&[10, 11][..], &[12], &[13]]);
+    }
+
+    #[test]
+    fn of_a_batch_that_was_not_taken_each_message_goes_alone_to_see_which_one_it_is() {
+        let mut window = filled(true, &[10, 11, 12]);
+        window.resume(tail(0));
+        assert_eq!(batches(&mut window), [(vec![10, 11, 12], Some(0))]);
+        window.doubt(&(10..=12));
+        window.go_back();
+        window.resume(tail(0));
+        let alone = |sequence: u64| (vec![sequence], Some(sequence - 10));
+        assert_eq!(batches(&mut window), [alone(10), alone(11), alone(12)]);
+        window.acknowledge(10);
+        window.remove(11);
+        window.go_back();
+        window.resume(Tail {
+            number: 1,
+            ours: Some(10),
+        });
+        assert_eq!(batches(&mut window), [(vec![12], Some(1))]);
+    }
+
+    #[test]
+    fn batches_are_tried_again_the_later_the_more_were_not_taken() {
+        let mut window = window(true);
+        // Two wait at any time: how many go alone until there is a batch of them, which is taken or not.
+        let mut alone_until = |taken: bool| {
+            window.resume(tail(7));
+            let mut alone = 0;
+            loop {
+                while window.messages.len() < 2 {
+                    window.push(window.next(), 100, "event");
+                }
+                let sent = batches(&mut window);
+                let both = window.cursor()..=window.next() - 1;
+                if sent.len() == 1 && !taken {
+                    window.miss(&both);
+                    window.doubt(&both);
+                    window.go_back();
+                    return alone;
+                }
+                assert!(!sent.is_empty());
+                if sent.len() == 1 {
+                    window.acknowledge_batch(&both);
+                    return alone;
+                }
+                alone += 2;
+                for sequence in both {
+                    window.acknowledge(sequence);
+                }
+            }
+        };
+        assert_eq!(alone_until(false), 0);
+        let alone: Vec<_> = (0..12).map(|_| alone_until(false)).collect();
+        assert_eq!(alone[..3], [66, 130, 258]);
+        assert_eq!(alone[8..], [2 + (64 << 8); 4]);
+        assert_eq!(alone_until(true), 2 + (64 << 8));
+        assert_eq!(alone_until(false), 0);
+        assert_eq!(alone_until(true), 66);
+    }
+
+    #[test]
+    fn what_another_writer_has_displaced_of_a_batch_is_all_of_it() {
+        let sequences: Vec<u64> = (10..138).collect();
+        let mut window = filled(true, &sequences);
+        window.resume(tail(0));
+        assert_eq!(batches(&mut window).len(), 2);
+        // Somebody wrote as many as the first batch has, so that the second follows what it was to follow.
+        assert_eq!(window.miss(&(10..=73)), Some(1));
+        window.acknowledge_batch(&(74..=137));
+        assert_eq!((window.in_flight(), window.bytes), (0, 0));
+        window.go_back();
+        window.resume(Tail {
+            number: 128,
+            ours: Some(137),
+        });
+        let first = (sequences[..64].to_vec(), Some(128));
+        assert_eq!(batches(&mut window), [first]);
+    }
+
+    #[test]
+    fn what_a_stream_had_taken_before_it_said_so_is_not_sent_again() {
+        let mut window = filled(true, &[10, 11, 12]);
+        window.resume(tail(0));
+        batches(&mut window);
+        window.go_back();
+        // It is about to take all three, and has taken one.
+        let first = Tail {
+            number: 1,
+            ours: Some(10),
+        };
+        window.resume(first);
+        assert_eq!(batches(&mut window), [(vec![11, 12], Some(1))]);
+        assert_eq!(window.miss(&(11..=12)), Some(2));
+        window.go_back();
+        assert_eq!(window.unsure(1..=3), [(2, 11), (3, 12)]);
+        window.is_there(11);
+        window.is_there(12);
+        window.resume(Tail {
+            number: 3,
+            ours: Some(12),
+        });
+        assert_eq!((window.cursor(), batches(&mut window)), (13, vec![]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The uplink, against real NATS servers: what a stream has in the end is what the journal has.
 
+mod batches;
 mod faults;
 mod logins;
 mod shipping;
@@ -37,8 +38,12 @@ fn link(home: &Home, servers: &[String], more: &str, ship: &str) {
     fs::write(home.path().join("links.toml"), text).unwrap();
 }
 
+/// One that takes batches, where those are of use.
 fn stream(replicas: usize) -> Value {
-    json!({ "name": EVENTS, "subjects": ["headgate.>"], "num_replicas": replicas, "storage": "file" })
+    json!({
+        "name": EVENTS, "subjects": ["headgate.>"], "num_replicas": replicas, "storage": "file",
+        "allow_atomic": replicas > 1,
+    })
 }
 
 /// With `more` set in it.

@@ -170,9 +170,10 @@ fn a_gateway_that_starts_before_its_servers_ships_when_they_are_there() {
 fn a_server_of_an_older_version_will_do() {
     let servers = Servers::start(Program::Old, 3, "");
     let client = servers.client();
-    client.create(&stream(3));
-    let gateway = home(&servers.urls(), "", SHIP).start();
+    let ship = format!("{SHIP}[link.ship.create]\nreplicas = 3\n");
+    let gateway = home(&servers.urls(), "", &ship).start();
     publish(&gateway, 0..200);
+    eventually("the stream", || client.stream(EVENTS));
     let gateway = gateway.kill().start();
     publish(&gateway, 200..400);
     assert_eq!(assert_shipped(gateway.home(), &client), 400);
