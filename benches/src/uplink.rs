@@ -38,6 +38,9 @@ const PEER_WINDOW: u32 = 16_384;
 /// Events a second while times are taken.
 const STEADY_RATE: u64 = 10_000;
 
+/// For so long they are sent before times are taken.
+const WARMING: Duration = Duration::from_secs(1);
+
 /// What waits in the journal when the link returns.
 const BACKLOG: u64 = 1_000_000;
 
@@ -225,8 +228,8 @@ impl Suite {
                  of {PAYLOAD_BYTES} B for {:?} through TCP ingest, at most {AHEAD} ahead of the stream; each is \
                  journaled (fdatasync) and shipped from there, until the last is in the stream, as its leader says \
                  when a quorum has it. The peer, in turns: async-nats in the benchmark's process, without a journal, \
-                 same size and headers, {PEER_WINDOW} messages not acknowledged, until the last acknowledgement. Both \
-                 are connected to the leader.",
+                 same size, message by message, each with `Nats-Msg-Id`, {PEER_WINDOW} not acknowledged, until the last \
+                 acknowledgement. Both are connected to the leader.",
                 self.time
             ),
             lines: vec![
@@ -290,6 +293,11 @@ impl Suite {
         let gateway = site.start()?;
         let runtime = runtime()?;
         let [mut p50, mut p99, mut longest] = <[Rounds; 3]>::default();
+        // The first events of a gateway and of a stream find nothing made for them yet.
+        let warming = Instant::now();
+        let enough = || warming.elapsed() >= WARMING;
+        let sent = send_steadily(&endpoint, "warming", warming, enough)?;
+        upstream.until(STREAM, sent)?;
         for round in 0..self.rounds {
             let epoch = Instant::now();
             let before = upstream.last_sequence(STREAM)?;
@@ -314,7 +322,7 @@ impl Suite {
         Ok(Section {
             title: format!("Uplink: published to acknowledged at {STEADY_RATE}/s"),
             conditions: format!(
-                "As before, with {STEADY_RATE} evenly spaced events/s for {:?}: from when an event was due to be sent \
+                "As before, with {STEADY_RATE} evenly spaced events/s for {:?}, after {WARMING:?} of the same: from when an event was due to be sent \
                  until a consumer of the stream had it, which gets what a quorum has. So it is a little longer than \
                  until the acknowledgement.",
                 self.time

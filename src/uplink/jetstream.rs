@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
 use super::feed::{Feed, SAVE_EVERY};
 use super::links::Destination;
-use super::stream::{self, Answer, EVENT_TIME, MESSAGE_ID, MessageId, WAY};
+use super::stream::{self, Answer, EVENT_TIME, ID_IN_BATCH, MESSAGE_ID, MessageId, WAY};
 use super::subject::Template;
 use super::window::{BATCH_MESSAGES, Resumed, Tail};
 use crate::journal::{Epochs, Record};
@@ -36,6 +36,7 @@ const HEADER_BYTES: usize = 384;
 const MOST_SUBJECT_BYTES: usize = 3900;
 
 const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
+const OTHER_ID: HeaderName = HeaderName::from_static(ID_IN_BATCH);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
 pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static(EVENT_TIME);
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
@@ -384,7 +385,7 @@ impl Shipping {
                 }
                 let mut headers = HeaderMap::new();
                 let id = id(&sources.gateway, sources.journal.epochs(), sequence);
-                headers.insert(ID, id);
+                headers.insert(if place == 1 { ID } else { OTHER_ID }, id);
                 headers.insert(TIMESTAMP, message.timestamp_ns.to_string());
                 if !self.subject.has_topic() {
                     headers.insert(TOPIC, message.topic.as_str());

@@ -17,6 +17,10 @@ use crate::remote::{Failure, Remote};
 /// The id of a message, by which a server leaves out what it has had within the stream's `duplicate_window`.
 pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
+/// The same for messages of a batch behind its first one: a batch is taken as a whole, so that the server needs to
+/// remember one id of it. To remember all is a third of its work.
+pub(super) const ID_IN_BATCH: &str = "Headgate-Id";
+
 /// When the event came; each message of a gateway has it.
 pub(super) const EVENT_TIME: &str = "Headgate-Timestamp";
 
@@ -54,13 +58,11 @@ impl FromStr for MessageId {
 
 /// The gateways that a message came over.
 pub(super) fn via(message: &Message) -> String {
-    let headers = message.headers.as_ref();
-    let header = |name| {
-        headers
-            .and_then(|headers| headers.get(name))
-            .map(HeaderValue::as_str)
+    let Some(headers) = &message.headers else {
+        return String::new();
     };
-    let id = header(MESSAGE_ID).and_then(|id| id.parse::<MessageId>().ok());
+    let header = |name| headers.get(name).map(HeaderValue::as_str);
+    let id = id_of(headers).parse::<MessageId>().ok();
     match id.filter(|_| header(EVENT_TIME).is_some()) {
         Some(id) => and_then(header(WAY).unwrap_or_default(), &id.gateway),
         None => String::new(),
@@ -256,7 +258,7 @@ pub(super) async fn id_at(
 }
 
 fn id_of(headers: &HeaderMap) -> String {
-    let id = headers.get(MESSAGE_ID);
+    let id = headers.get(MESSAGE_ID).or_else(|| headers.get(ID_IN_BATCH));
     id.map(|id| id.as_str().to_owned()).unwrap_or_default()
 }
 

@@ -413,7 +413,7 @@ fn compare(client: &Client) {
             let shard = message.subject.split('.').nth(3).unwrap().to_owned();
             let counts = shipped.entry(shard).or_default();
             *counts.entry(gateway.to_owned()).or_default() += 1;
-            let id = message.header("Nats-Msg-Id").unwrap().to_owned();
+            let id = message.id().to_owned();
             if !ids.insert(id.clone()) {
                 eprintln!("{id} is there twice");
             }

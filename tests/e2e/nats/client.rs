@@ -38,6 +38,13 @@ impl Stored {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.as_str())
     }
+
+    /// That a gateway has given it.
+    pub fn id(&self) -> &str {
+        let id = self.header("Nats-Msg-Id");
+        id.or_else(|| self.header("Headgate-Id"))
+            .expect("it has an id")
+    }
 }
 
 impl Client {

@@ -76,8 +76,7 @@ fn journaled(home: &Home) -> Vec<(u64, String, String)> {
 /// The same of what is in the stream: the event's sequence is in its id.
 fn shipped(messages: &[Stored]) -> Vec<(u64, String, String)> {
     let event = |message: &Stored| {
-        let id = message.header("Nats-Msg-Id").expect("it has an id");
-        let sequence = id.rsplit('/').next().unwrap().parse().unwrap();
+        let sequence = message.id().rsplit('/').next().unwrap().parse().unwrap();
         let topic = topic(message.subject.strip_prefix("headgate.press.").unwrap());
         (sequence, topic, text(message))
     };
