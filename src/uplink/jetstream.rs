@@ -25,6 +25,9 @@ use crate::remote::Remote;
 /// Messages that are sent, or acknowledgements that are read, before the other is looked at.
 const AT_ONCE: usize = 64;
 
+/// While something is on its way, what is fewer than a batch waits so long for more to go with it.
+const LINGER: Duration = Duration::from_millis(1);
+
 /// When the gateway ends: for what is on its way to be acknowledged.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -160,17 +163,25 @@ impl Shipping {
         let mut state = self.state.clone();
         let mut ticks = ticks();
         self.displaced = None;
+        let mut lingers_to = Instant::now();
         loop {
             let mut moved = false;
-            if self.displaced.is_none() {
+            let lingers = self.feed.window.in_flight() > 0
+                && self.feed.window.waiting() < BATCH_MESSAGES
+                && Instant::now() < lingers_to;
+            if self.displaced.is_none() && !lingers {
                 if let Err(error) = self.fill(most_bytes) {
                     return End::Failed(format!("can't read the journal: {error}"));
                 }
                 match self.send(&client, &inbox).await {
-                    Ok(sent) => moved |= sent > 0,
+                    Ok(0) => {}
+                    Ok(_) => {
+                        moved = true;
+                        lingers_to = Instant::now() + LINGER;
+                    }
                     Err(end) => return end,
                 }
-            } else if self.feed.window.in_flight() == 0 {
+            } else if self.displaced.is_some() && self.feed.window.in_flight() == 0 {
                 return End::Again;
             }
             match self.take_answers(&inbox, &mut answers) {
@@ -199,7 +210,8 @@ impl Shipping {
                     None => std::future::pending().await,
                 }
             };
-            let has_room = self.feed.window.has_room() && self.displaced.is_none();
+            let goes_on = self.displaced.is_none();
+            let has_room = goes_on && !lingers && self.feed.window.has_room();
             tokio::select! {
                 answer = answers.next() => match answer {
                     Some(answer) => if let Err(end) = self.take_answer(&inbox, &answer) {
@@ -209,6 +221,7 @@ impl Shipping {
                 },
                 // When the journal is closed, the gateway ends.
                 true = self.feed.ready(), if has_room => {}
+                () = sleep_until(lingers_to.into()), if goes_on && lingers => {}
                 () = overdue => {
                     let patience = self.feed.link().timeout;
                     // Whoever is silent for so long may be gone.

@@ -15,8 +15,11 @@ use std::time::{Duration, Instant};
 /// However bad the link is, so much may be on its way.
 const LEAST_BYTES: usize = 64 << 10;
 
-/// Most messages on their way: a server of streams takes 10,000 before it refuses more.
+/// Most messages on their way: a server of streams takes 10,000 of all writers before it refuses more.
 const MOST_MESSAGES: usize = 4096;
+
+/// The same for a stream that no other writes to.
+const MOST_MESSAGES_ALONE: usize = 8192;
 
 /// Of a batch: more spare a server next to nothing, and have more wait for one that it does not take.
 pub const BATCH_MESSAGES: usize = 64;
@@ -188,6 +191,11 @@ impl<M> Window<M> {
         self.messages.is_empty()
     }
 
+    /// How many were taken in and are not on their way yet.
+    pub fn waiting(&self) -> usize {
+        self.messages.len() - self.unsent
+    }
+
     /// How many are on their way.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -200,7 +208,14 @@ impl<M> Window<M> {
 
     /// Whether more may be taken in.
     pub fn has_room(&self) -> bool {
-        self.held_bytes < self.limit && self.messages.len() < 2 * MOST_MESSAGES
+        self.held_bytes < self.limit && self.messages.len() < 2 * self.most_messages()
+    }
+
+    fn most_messages(&self) -> usize {
+        match self.exclusive {
+            true => MOST_MESSAGES_ALONE,
+            false => MOST_MESSAGES,
+        }
     }
 
     /// Takes a message in. What the stream is known to have is left out.
@@ -229,11 +244,12 @@ impl<M> Window<M> {
 
     /// The next message that is to be sent, if it may be.
     pub fn send(&mut self, now: Instant) -> Option<Outgoing<'_, M>> {
+        let most = self.most_messages();
         while self.messages.get(self.unsent)?.done {
             self.unsent += 1;
         }
         let entry = self.messages.get_mut(self.unsent)?;
-        let is_full = self.bytes + entry.bytes > self.limit || self.in_flight >= MOST_MESSAGES;
+        let is_full = self.bytes + entry.bytes > self.limit || self.in_flight >= most;
         if is_full && self.in_flight > 0 {
             return None;
         }
