@@ -54,6 +54,8 @@ pub struct Members {
     instance: String,
     others: BTreeMap<Key, Other>,
     joined: bool,
+    /// What lay in the bucket when the watch began is known.
+    caught_up: bool,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,7 @@ struct Other {
     revision: u64,
     /// When it changed last, as far as this gateway knows.
     changed: Moment,
-    /// It came or changed while this gateway was in: it is no leftover of one that is gone.
+    /// It came or changed while the bucket was watched: it is no leftover of one that is gone.
     proven: bool,
 }
 
@@ -95,6 +97,7 @@ impl Members {
             instance: instance.into(),
             others: BTreeMap::new(),
             joined: false,
+            caught_up: false,
         }
     }
 
@@ -119,6 +122,15 @@ impl Members {
         self.joined
     }
 
+    /// What comes now lies there already.
+    pub fn watch_begins(&mut self) {
+        self.caught_up = false;
+    }
+
+    pub fn watch_caught_up(&mut self) {
+        self.caught_up = true;
+    }
+
     /// Something has come of the key of another.
     pub fn observed(&mut self, key: Key, entry: Entry, now: Moment) {
         let Some(claim) = entry.claim else {
@@ -130,7 +142,7 @@ impl Members {
         };
         let proven = match self.others.get(&key) {
             Some(other) if other.revision == entry.revision => return,
-            known => known.is_some() || self.joined,
+            known => known.is_some() || self.caught_up,
         };
         let revision = entry.revision;
         self.others.insert(
@@ -198,6 +210,7 @@ impl Members {
         alive.map(Other::until).min()
     }
 
+    /// Those who are in, and who was and has not come back.
     pub fn list(&self, now: Moment) -> Vec<Member> {
         let own = Member {
             gateway: self.gateway.clone(),
@@ -205,7 +218,21 @@ impl Members {
             host: self.about.host.clone(),
             alive: self.own.holding(now).is_some(),
         };
-        let others = self.others.values().map(|other| Member {
+        let others = self.others.values();
+        let (certain, rest): (Vec<&Other>, Vec<&Other>) =
+            others.partition(|other| other.proven && other.is_alive(now));
+        let is_in = |name: &str| {
+            name == self.gateway || certain.iter().any(|other| other.claim.gateway == name)
+        };
+        let mut last = BTreeMap::<&str, &Other>::new();
+        for other in rest {
+            let name = other.claim.gateway.as_str();
+            let known = last.get(name).map_or(0, |known| known.revision);
+            if !is_in(name) && other.revision > known {
+                last.insert(name, other);
+            }
+        }
+        let others = certain.iter().chain(last.values()).map(|other| Member {
             gateway: other.claim.gateway.clone(),
             instance: other.claim.instance.clone(),
             host: other.about.host.clone(),
@@ -240,6 +267,7 @@ mod tests {
     /// Gateway "a" with 8 shards, in since 0 s with this token.
     fn members(token: u64) -> Members {
         let mut members = Members::new(Timing { ttl: TTL }, "a", "01", about(8), 1);
+        members.watch_caught_up();
         members.own.watch_caught_up(at(0));
         assert!(matches!(
             members.own.wake(at(0)),
@@ -251,11 +279,22 @@ mod tests {
     }
 
     fn beat(members: &mut Members, gateway: &str, shards: u16, revision: u64, now: Moment) {
-        let mut claim = Claim::new(gateway, "02", TTL);
+        beat_of(members, gateway, "02", shards, revision, now);
+    }
+
+    fn beat_of(
+        members: &mut Members,
+        gateway: &str,
+        instance: &str,
+        shards: u16,
+        revision: u64,
+        now: Moment,
+    ) {
+        let mut claim = Claim::new(gateway, instance, TTL);
         claim.member = Some(about(shards));
         let key = Key::Member {
             gateway: gateway.into(),
-            instance: "02".into(),
+            instance: instance.into(),
         };
         members.observed(
             key,
@@ -302,11 +341,38 @@ mod tests {
 
     #[test]
     fn what_an_earlier_run_has_left_is_no_second_gateway_until_it_moves() {
-        let mut members = Members::new(Timing { ttl: TTL }, "a", "01", about(8), 1);
+        let mut members = members(9);
+        // Its own write may be answered before the watch has told what lay there.
+        members.watch_begins();
         beat(&mut members, "a", 8, 5, at(1));
+        members.watch_caught_up();
         assert_eq!(members.objection(at(1)), None);
         beat(&mut members, "a", 8, 6, at(4));
         assert!(members.objection(at(4)).is_some());
+    }
+
+    #[test]
+    fn what_earlier_runs_have_left_is_not_listed_beside_the_one_that_is_in() {
+        let mut members = members(9);
+        beat_of(&mut members, "a", "03", 8, 5, at(1));
+        beat_of(&mut members, "b", "04", 8, 6, at(1));
+        beat_of(&mut members, "b", "05", 8, 7, at(1));
+        let listed = |members: &Members, now| -> Vec<(String, bool)> {
+            let list = members.list(now).into_iter();
+            list.map(|one| (one.gateway + &one.instance, one.alive))
+                .collect()
+        };
+        let all = ["a01", "a03", "b04", "b05"].map(|name| (name.into(), true));
+        assert_eq!(listed(&members, at(2)), all);
+        let later = at(11);
+        let gone = listed(&members, later);
+        assert_eq!(
+            gone[1..],
+            [("b05".into(), false)],
+            "the last that was there"
+        );
+        beat_of(&mut members, "b", "06", 8, 8, later);
+        assert_eq!(listed(&members, later)[1..], [("b06".into(), true)]);
     }
 
     #[test]

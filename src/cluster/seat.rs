@@ -74,10 +74,12 @@ impl Seat {
     }
 
     pub fn watch_begins(&mut self) {
+        self.members.watch_begins();
         self.leases().for_each(|(_, lease)| lease.watch_begins());
     }
 
     pub fn watch_caught_up(&mut self, now: Moment) {
+        self.members.watch_caught_up();
         self.leases()
             .for_each(|(_, lease)| lease.watch_caught_up(now));
     }

@@ -223,7 +223,18 @@ impl Mappings {
             }
             inside.entries.insert(name, entry);
         }
-        shared.follow(&mut shared.inside.lock());
+        {
+            let mut inside = shared.inside.lock();
+            for name in &shared.config.singletons {
+                if !inside.entries.contains_key(name) {
+                    tracing::warn!(
+                        mapping = name,
+                        "mappings.singleton names a mapping that is not there: install it, or look for a typing error"
+                    );
+                }
+            }
+            shared.follow(&mut inside);
+        }
         let thread = |name: &str, work: fn(&Arc<Shared>)| {
             let shared = shared.clone();
             let named = thread::Builder::new().name(name.to_owned());

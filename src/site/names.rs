@@ -25,9 +25,18 @@ impl Names {
     /// So many tokens come before the topic then.
     pub(super) const BEFORE_TOPIC: usize = 4;
 
+    /// Whether the stream is one of the site's.
+    pub fn has(&self, stream: &str) -> bool {
+        stream == self.log_stream() || stream.starts_with(&self.events_streams())
+    }
+
+    fn events_streams(&self) -> String {
+        format!("HEADGATE_{}_EVENTS_", self.site)
+    }
+
     /// The stream to which a gateway ships for the site.
     pub fn events_stream(&self, gateway: &str) -> String {
-        let mut name = format!("HEADGATE_{}_EVENTS_", self.site);
+        let mut name = self.events_streams();
         for byte in gateway.bytes() {
             match byte {
                 b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => name.push(byte.into()),

@@ -310,10 +310,13 @@ fn begin(journal: &Journal, found: Option<Cursor>, start: Start, key: &str) -> C
     if cursor.next <= next && (is_known || before < oldest) {
         return cursor;
     }
-    tracing::warn!(
-        ship = key,
-        cursor = cursor.next,
-        "its cursor is of another journal than this one, which is shipped from its oldest event on"
-    );
+    // At 0 nothing was shipped of any journal.
+    if cursor.next > 0 {
+        tracing::warn!(
+            ship = key,
+            cursor = cursor.next,
+            "its cursor is of another journal than this one, which is shipped from its oldest event on"
+        );
+    }
     at(oldest)
 }

@@ -532,6 +532,17 @@ fn link(entry: LinkEntry, span: Range<usize>, place: Place<'_>) -> Result<Link, 
                     );
                     return Err((span, reason));
                 }
+                let names = site::Names::new(place.site);
+                for ship in &ships {
+                    if let Destination::Stream { stream, .. } = &ship.to
+                        && names.has(stream)
+                    {
+                        let reason = format!(
+                            "stream {stream:?} of a [[link.ship]] is the cluster's own: name another one there"
+                        );
+                        return Err((span, reason));
+                    }
+                }
                 ships.push(shared);
             }
             Some(settings)
@@ -1114,6 +1125,12 @@ mod tests {
                 "lease_s is 0",
             ),
             (format!("{link}cluster = {{ shards = 1, x = 1 }}\n"), 5, "x"),
+            (
+                format!("{link}cluster = {{ topics = [\"#\"] }}\n{ship}")
+                    .replace("\"S\"", "\"HEADGATE_{site}_STATE\""),
+                5,
+                "the cluster's own",
+            ),
             (
                 format!("{link}{ship}").replace("nats://h:1", "http://h"),
                 4,

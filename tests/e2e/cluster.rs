@@ -332,6 +332,20 @@ fn two_gateways_with_one_name_are_both_told_and_the_later_one_stands_back() {
 }
 
 #[test]
+fn a_gateway_that_comes_back_after_a_crash_is_no_second_one() {
+    let servers = Servers::single();
+    let first = Gateway::start("a", &servers);
+    settled(&[&first]);
+    first.kill();
+    let again = Gateway::start("a", &servers);
+    until("it leads", || {
+        assert!(!again.problem().contains("two gateways"));
+        leads(&again)
+    });
+    assert_eq!(again.cluster().status().members.len(), 1);
+}
+
+#[test]
 fn a_gateway_that_divides_topics_otherwise_stands_back_and_says_so() {
     let servers = Servers::single();
     let first = Gateway::start("a", &servers);
