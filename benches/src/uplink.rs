@@ -41,6 +41,8 @@ const STEADY_RATE: u64 = 10_000;
 /// For so long they are sent before times are taken.
 const WARMING: Duration = Duration::from_secs(1);
 
+const SETTLING: Duration = Duration::from_secs(3);
+
 /// What waits in the journal when the link returns.
 const BACKLOG: u64 = 1_000_000;
 
@@ -66,7 +68,7 @@ impl Upstream {
         for (stream, subjects) in [(STREAM, "headgate.>"), (PEER_STREAM, "peer.>")] {
             client.create(&json!({
                 "name": stream, "subjects": [subjects], "num_replicas": 3, "storage": "file",
-                "max_bytes": 1 << 30, "allow_atomic": true,
+                "max_bytes": 3_u64 << 30, "allow_atomic": true,
             }));
             while servers.leader_of(&client, stream) != 0 {
                 let request = json!({ "placement": { "preferred": "n0" } });
@@ -122,7 +124,7 @@ impl Upstream {
                 began.elapsed() < PATIENCE,
                 "{stream} is at {last} and never came to {sequence}"
             );
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -163,11 +165,13 @@ impl Producer {
     }
 }
 
-/// Sends evenly spaced events until `enough`; each has when it was due, in nanoseconds since `epoch`. How many.
+/// Sends so many events at once, evenly spaced, until `enough`; each has when it was due, in nanoseconds since `epoch`.
+/// Returns how many.
 fn send_steadily(
     endpoint: &Endpoint,
     name: &str,
     epoch: Instant,
+    at_once: u64,
     enough: impl Fn() -> bool,
 ) -> Result<u64> {
     precise_sleeps();
@@ -179,9 +183,11 @@ fn send_steadily(
         if let Some(wait) = due.checked_duration_since(Instant::now()) {
             thread::sleep(wait);
         }
-        producer.send((due - epoch).as_nanos() as u64)?;
+        for _ in 0..at_once {
+            producer.send((due - epoch).as_nanos() as u64)?;
+        }
         producer.sender.flush()?;
-        sent += 1;
+        sent += at_once;
     }
     producer.sender.finish()?;
     Ok(sent)
@@ -196,7 +202,11 @@ struct Outcome {
 
 impl Suite {
     pub(crate) fn uplink(&self) -> Result<Vec<Section>> {
-        Ok(vec![self.shipping()?, self.acked()?, self.resuming()?])
+        let shipping = self.shipping()?;
+        settle();
+        let acked = self.acked()?;
+        settle();
+        Ok(vec![shipping, acked, self.resuming()?])
     }
 
     fn shipping(&self) -> Result<Section> {
@@ -296,7 +306,7 @@ impl Suite {
         // The first events of a gateway and of a stream find nothing made for them yet.
         let warming = Instant::now();
         let enough = || warming.elapsed() >= WARMING;
-        let sent = send_steadily(&endpoint, "warming", warming, enough)?;
+        let sent = send_steadily(&endpoint, "warming", warming, 1, enough)?;
         upstream.until(STREAM, sent)?;
         for round in 0..self.rounds {
             let epoch = Instant::now();
@@ -307,7 +317,7 @@ impl Suite {
                 let sending = scope.spawn(|| {
                     let began = Instant::now();
                     let enough = || began.elapsed() >= self.time;
-                    send_steadily(&endpoint, &format!("steady-{round}"), epoch, enough)
+                    send_steadily(&endpoint, &format!("steady-{round}"), epoch, 1, enough)
                 });
                 let times = runtime.block_on(times(observer, epoch, count))?;
                 Ok((times, sending.join().expect("it does not panic")?))
@@ -360,7 +370,8 @@ impl Suite {
             let sent = thread::scope(|scope| -> Result<u64> {
                 let sending = scope.spawn(|| {
                     let name = format!("new-{round}");
-                    send_steadily(&endpoint, &name, cut, || enough.load(Ordering::Relaxed))
+                    let enough = || enough.load(Ordering::Relaxed);
+                    send_steadily(&endpoint, &name, cut, STEADY_RATE / 1_000, enough)
                 });
                 thread::sleep(OUTAGE.saturating_sub(cut.elapsed()));
                 let healed = Instant::now();
@@ -386,7 +397,7 @@ impl Suite {
             title: "Uplink: after an outage".to_owned(),
             conditions: format!(
                 "As before, through a TCP proxy that is cut for {OUTAGE:?} or more (connections end, new ones are \
-                 refused). {BACKLOG} events are journaled meanwhile, and {STEADY_RATE}/s more until the end. From when \
+                 refused). {BACKLOG} events are journaled meanwhile, and {STEADY_RATE}/s more until the end, some each millisecond. From when \
                  the proxy listens again until the first event is in the stream; and from then until the whole \
                  backlog is."
             ),
@@ -399,6 +410,12 @@ impl Suite {
             ],
         })
     }
+}
+
+/// The gigabytes that a part has left and removed keep the disk busy for a while.
+fn settle() {
+    rustix::fs::sync();
+    thread::sleep(SETTLING);
 }
 
 fn runtime() -> Result<Runtime> {
