@@ -353,6 +353,11 @@ impl Journal {
         (self.shared.stats.lock().first.unwrap_or(next), next)
     }
 
+    /// The sequence of the first event since the start.
+    pub fn opened_at(&self) -> u64 {
+        self.shared.opened_at
+    }
+
     pub fn epochs(&self) -> &Epochs {
         &self.shared.epochs
     }

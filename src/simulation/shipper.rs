@@ -97,7 +97,7 @@ impl Shipper {
         // All go to its stream, so that there are no gaps in a batch.
         let most = if self.exclusive { BATCH_MESSAGES } else { 1 };
         let next = || {
-            let batch = window.send_batch(most, now)?;
+            let batch = window.send_batch(most, |()| true, now)?;
             Some(Batch {
                 sequences: batch.sequences,
                 attempt: batch.attempt,

@@ -299,7 +299,8 @@ fn begin(journal: &Journal, found: Option<Cursor>, start: Start, key: &str) -> C
     };
     let Some(cursor) = found else {
         return at(match start {
-            Start::New => next,
+            // Events come before the links start.
+            Start::New => journal.opened_at(),
             Start::Oldest => oldest,
         });
     };
@@ -319,4 +320,36 @@ fn begin(journal: &Journal, found: Option<Cursor>, start: Start, key: &str) -> C
         );
     }
     at(oldest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{JournalConfig, Records};
+
+    #[tokio::test]
+    async fn a_new_link_begins_with_what_has_come_since_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = JournalConfig {
+            folder: folder.path().into(),
+            max_bytes: 1 << 30,
+            max_age: None,
+            segment_bytes: 1 << 20,
+            io_uring: true,
+        };
+        let append = async |journal: &Journal| {
+            let mut records = Records::default();
+            records.push(&Topic::new("a").unwrap(), b"x", 7, None, None);
+            assert!(journal.append(records, journal.receipt(), || ()).await);
+        };
+        let begins = |journal: &Journal, start| begin(journal, None, start, "a/b").next;
+        let (journal, _) = Journal::open(config.clone()).unwrap();
+        append(&journal).await;
+        assert_eq!(begins(&journal, Start::New), 0);
+        drop(journal);
+        let (journal, _) = Journal::open(config).unwrap();
+        append(&journal).await;
+        assert_eq!(begins(&journal, Start::New), 1);
+        assert_eq!(begins(&journal, Start::Oldest), 0);
+    }
 }

@@ -14,11 +14,12 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::connection::{PATIENCE, State, has_changed, is_other, told_to_stop, until_up};
-use super::feed::{Feed, SAVE_EVERY};
+use super::feed::{Feed, Message, SAVE_EVERY};
 use super::links::Destination;
 use super::stream::{self, Answer, EVENT_TIME, ID_IN_BATCH, MESSAGE_ID, MessageId, WAY};
 use super::subject::Template;
 use super::window::{BATCH_MESSAGES, Resumed, Tail};
+use crate::event::Topic;
 use crate::journal::{Epochs, Record};
 use crate::remote::Remote;
 
@@ -31,8 +32,11 @@ const LINGER: Duration = Duration::from_millis(1);
 /// When the gateway ends: for what is on its way to be acknowledged.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// What a message takes beside its payload: headers, at the most, and without the topic and its way.
-const HEADER_BYTES: usize = 384;
+/// Headers take no more, beside names and topics.
+const MOST_HEADER_BYTES: usize = 512;
+
+const TOO_LARGE: &str =
+    "with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)";
 
 /// A server ends the connection after a line of more than 4 KiB (`max_control_line`). Besides the subject, the
 /// inbox for the answer is in it, and two lengths.
@@ -66,6 +70,8 @@ pub(super) struct Shipping {
     displaced: Option<u64>,
     /// Whether the stream takes batches.
     batches: bool,
+    /// The number of the stream's last message when the session began.
+    end: u64,
 }
 
 /// Why a session with a stream has ended.
@@ -100,6 +106,7 @@ impl Shipping {
             create,
             displaced: None,
             batches: false,
+            end: 0,
         }
     }
 
@@ -173,7 +180,7 @@ impl Shipping {
                 if let Err(error) = self.fill(most_bytes) {
                     return End::Failed(format!("can't read the journal: {error}"));
                 }
-                match self.send(&client, &inbox).await {
+                match self.send(&client, &inbox, most_bytes).await {
                     Ok(0) => {}
                     Ok(_) => {
                         moved = true;
@@ -247,6 +254,7 @@ impl Shipping {
             stream::look_up(&self.remote, client, &self.stream, self.create.as_deref()).await;
         let found = found.map_err(End::Failed)?;
         let info = found.cached_info();
+        self.end = info.state.last_sequence;
         let covering = self.subject.covering();
         if !stream::covers(&info.config.subjects, &covering) {
             return Err(End::Failed(format!(
@@ -355,27 +363,38 @@ impl Shipping {
     }
 
     fn fill(&mut self, most_bytes: usize) -> std::io::Result<()> {
-        let subject = &self.subject;
-        let topic_bytes = |record: &Record| match subject.has_topic() {
-            true => 0,
-            false => record.topic.as_bytes().len(),
-        };
+        let sources = self.feed.sources().clone();
+        let (subject, follows) = (&self.subject, self.exclusive.then_some(self.end));
         self.feed.fill(|record| {
-            let more = topic_bytes(record) + record.via.len();
-            if record.payload.len() + more + HEADER_BYTES > most_bytes {
-                // An exact sum would not be worth its while: who is so close to the limit has to raise it.
-                return Err("with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)");
+            let Record { topic, via, .. } = record;
+            if !fits_surely(&sources.gateway, topic, via, &record.payload, most_bytes) {
+                let id = id(&sources.gateway, sources.journal.epochs(), record.sequence);
+                let topic = (!subject.has_topic()).then_some(topic);
+                let mut headers = headers(ID, id, record.timestamp_ns, topic, via);
+                if let Some(follows) = follows {
+                    headers.insert(FOLLOWS, follows.to_string());
+                }
+                if bytes_of(&headers) + record.payload.len() > most_bytes {
+                    return Err(TOO_LARGE);
+                }
             }
             let subject = subject.fill(record.topic.as_str());
             match subject.len() > MOST_SUBJECT_BYTES {
-                true => Err("its topic makes a subject that is longer than servers take (max_control_line)"),
+                true => Err(
+                    "its topic makes a subject that is longer than servers take (max_control_line)",
+                ),
                 false => Ok(subject),
             }
         })
     }
 
     /// Sends a batch, or a few messages one by one.
-    async fn send(&mut self, client: &Client, inbox: &str) -> Result<usize, End> {
+    async fn send(
+        &mut self,
+        client: &Client,
+        inbox: &str,
+        most_bytes: usize,
+    ) -> Result<usize, End> {
         let now = Instant::now();
         let most = match self.batches {
             true => BATCH_MESSAGES,
@@ -387,7 +406,11 @@ impl Shipping {
         while sent < AT_ONCE {
             let sources = self.feed.sources().clone();
             let (patience, progress) = (self.feed.link().timeout, self.feed.progress.clone());
-            let Some(batch) = self.feed.window.send_batch(most, now) else {
+            let fits = |message: &Message| {
+                let Message { topic, via, .. } = message;
+                fits_surely(&sources.gateway, topic, via, &message.payload, most_bytes)
+            };
+            let Some(batch) = self.feed.window.send_batch(most, fits, now) else {
                 break;
             };
             let count = batch.count();
@@ -396,19 +419,18 @@ impl Shipping {
                 if again {
                     progress.resent.fetch_add(1, Ordering::Relaxed);
                 }
-                let mut headers = HeaderMap::new();
                 let id = id(&sources.gateway, sources.journal.epochs(), sequence);
-                headers.insert(if place == 1 { ID } else { OTHER_ID }, id);
-                headers.insert(TIMESTAMP, message.timestamp_ns.to_string());
-                if !self.subject.has_topic() {
-                    headers.insert(TOPIC, message.topic.as_str());
-                }
-                if !message.via.is_empty() {
-                    headers.insert(VIA, &*message.via);
-                }
+                let name = if place == 1 { ID } else { OTHER_ID };
+                let topic = (!self.subject.has_topic()).then_some(&message.topic);
+                let mut headers = headers(name, id, message.timestamp_ns, topic, &message.via);
                 match batch.follows {
                     Some(follows) if place == 1 => headers.insert(FOLLOWS, follows.to_string()),
                     _ => {}
+                }
+                // The stream has got longer since it was taken in, and its number with it.
+                if count == 1 && bytes_of(&headers) + message.payload.len() > most_bytes {
+                    unfit = Some((sequence, TOO_LARGE.to_owned()));
+                    break;
                 }
                 let (to, payload) = (message.to.clone(), message.payload.clone());
                 let (first, last) = batch.sequences.clone().into_inner();
@@ -532,6 +554,42 @@ impl Shipping {
         let _ = timeout(FAREWELL, rest).await;
         End::Stopped
     }
+}
+
+/// The headers of a message that goes alone. No topic: it can be told from the subject.
+fn headers(
+    name: HeaderName,
+    id: String,
+    timestamp_ns: u64,
+    topic: Option<&Topic>,
+    via: &str,
+) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(name, id);
+    headers.insert(TIMESTAMP, timestamp_ns.to_string());
+    if let Some(topic) = topic {
+        headers.insert(TOPIC, stream::quoted(topic.as_str()));
+    }
+    if !via.is_empty() {
+        headers.insert(VIA, stream::quoted(via));
+    }
+    headers
+}
+
+/// As they go to the server: <https://docs.nats.io/reference/reference-protocols/nats-protocol#hpub>.
+fn bytes_of(headers: &HeaderMap) -> usize {
+    let line = |name: &str, value: &str| name.len() + ": ".len() + value.len() + "\r\n".len();
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let values = values.iter();
+        values.map(move |value| line(name.as_ref(), value.as_str()))
+    });
+    "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
+}
+
+/// Whether it is so small that it need not be reckoned, in a batch or not.
+fn fits_surely(gateway: &str, topic: &Topic, via: &str, payload: &[u8], most_bytes: usize) -> bool {
+    let names = gateway.len() + 3 * (topic.as_bytes().len() + via.len());
+    payload.len() + names + MOST_HEADER_BYTES <= most_bytes
 }
 
 /// Tells an event from all others: `GATEWAY/EPOCH/SEQUENCE`.

@@ -331,8 +331,7 @@ struct Create {
     replicas: u8,
     max_bytes: Option<u64>,
     max_age_s: Option<u64>,
-    #[serde(default = "ten_minutes")]
-    duplicate_window_s: u64,
+    duplicate_window_s: Option<u64>,
     /// What is done when it is full.
     #[serde(default)]
     discard: Discard,
@@ -695,6 +694,9 @@ fn servers(kind: Kind, servers: Spanned<Vec<Spanned<String>>>) -> Result<Vec<Str
                 "passwords don't belong here: set user and password_file".into(),
             ));
         }
+        if uri.port().is_some() && uri.port_u16().is_none_or(|port| port == 0) {
+            return Err(flaw("its port must be 1 to 65535".into()));
+        }
         match uri.host().is_none_or(str::is_empty) || !matches!(uri.path(), "" | "/") {
             true => Err(flaw(format!("is {}://host:port", schemes[0]))),
             false => Ok(server),
@@ -751,29 +753,8 @@ fn ship(kind: Kind, entry: Spanned<ShipEntry>, place: Place<'_>) -> Result<Ship,
                 None => Template::parse("headgate.{gateway}.{topic}", place)
                     .map_err(|reason| (span, reason))?,
             };
-            let create = entry.create.map(|create| {
-                let Create {
-                    subjects,
-                    replicas,
-                    max_bytes,
-                    max_age_s,
-                    duplicate_window_s,
-                    discard,
-                } = create.into_inner();
-                Box::new(stream::Config {
-                    name: stream.clone(),
-                    subjects: subjects.unwrap_or_else(|| vec![subject.covering()]),
-                    num_replicas: replicas.into(),
-                    max_bytes: max_bytes.map_or(-1, |bytes| bytes as i64),
-                    max_age: Duration::from_secs(max_age_s.unwrap_or(0)),
-                    duplicate_window: Duration::from_secs(duplicate_window_s),
-                    discard: match discard {
-                        Discard::Old => DiscardPolicy::Old,
-                        Discard::New => DiscardPolicy::New,
-                    },
-                    ..stream::Config::default()
-                })
-            });
+            let create = entry.create.map(|entry| create(entry, &stream, &subject));
+            let create = create.transpose()?;
             Destination::Stream {
                 exclusive: entry.exclusive.is_none_or(Spanned::into_inner),
                 stream,
@@ -805,6 +786,64 @@ fn ship(kind: Kind, entry: Spanned<ShipEntry>, place: Place<'_>) -> Result<Ship,
         to,
         start: entry.start,
     })
+}
+
+fn create(
+    entry: Spanned<Create>,
+    stream: &str,
+    subject: &Template,
+) -> Result<Box<stream::Config>, At> {
+    let span = entry.span();
+    let Create {
+        subjects,
+        replicas,
+        max_bytes,
+        max_age_s,
+        duplicate_window_s,
+        discard,
+    } = entry.into_inner();
+    let in_range = |key, value: Option<u64>, max| {
+        number(
+            key,
+            value.map(|value| Spanned::new(span.clone(), value)),
+            1,
+            max,
+        )
+    };
+    let decade = 10 * 365 * 86_400;
+    let max_age_s = in_range("max_age_s", max_age_s, decade)?;
+    // A server takes no window that is longer than the age.
+    let longest_window = max_age_s.unwrap_or(decade);
+    let window_s = in_range("duplicate_window_s", duplicate_window_s, longest_window)?;
+    let covering = subject.covering();
+    let subjects = subjects.unwrap_or_else(|| vec![covering.clone()]);
+    if let Some(wrong) = subjects.iter().find(|one| !super::subject::is_filter(one)) {
+        let reason = format!(
+            "{wrong:?} in subjects is no subject: tokens with . between them, * for one, > for the rest"
+        );
+        return Err((span, reason));
+    }
+    if !super::stream::covers(&subjects, &covering) {
+        let reason = format!("subjects has to cover what is shipped there, which is {covering:?}");
+        return Err((span, reason));
+    }
+    in_range("replicas", Some(replicas.into()), 5)?;
+    Ok(Box::new(stream::Config {
+        name: stream.to_owned(),
+        subjects,
+        num_replicas: replicas.into(),
+        max_bytes: in_range("max_bytes", max_bytes, i64::MAX as u64)?
+            .map_or(-1, |bytes| bytes as i64),
+        max_age: Duration::from_secs(max_age_s.unwrap_or(0)),
+        duplicate_window: Duration::from_secs(
+            window_s.unwrap_or_else(|| ten_minutes().min(longest_window)),
+        ),
+        discard: match discard {
+            Discard::Old => DiscardPolicy::Old,
+            Discard::New => DiscardPolicy::New,
+        },
+        ..stream::Config::default()
+    }))
 }
 
 fn take(kind: Kind, entry: Spanned<TakeEntry>, place: Place<'_>) -> Result<Take, At> {
@@ -1130,6 +1169,31 @@ mod tests {
                     .replace("\"S\"", "\"HEADGATE_{site}_STATE\""),
                 5,
                 "the cluster's own",
+            ),
+            (
+                format!("{link}{ship}create = {{ replicas = 6 }}\n"),
+                8,
+                "1 to 5",
+            ),
+            (
+                format!("{link}{ship}create = {{ max_bytes = 0 }}\n"),
+                8,
+                "max_bytes is 0",
+            ),
+            (
+                format!("{link}{ship}create = {{ max_age_s = 60, duplicate_window_s = 61 }}\n"),
+                8,
+                "1 to 60",
+            ),
+            (
+                format!("{link}{ship}create = {{ subjects = [\"a..b\"] }}\n"),
+                8,
+                "no subject",
+            ),
+            (
+                format!("{link}{ship}create = {{ subjects = [\"other.>\"] }}\n"),
+                8,
+                "has to cover",
             ),
             (
                 format!("{link}{ship}").replace("nats://h:1", "http://h"),

@@ -17,9 +17,11 @@ mod take;
 pub mod window;
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -40,6 +42,9 @@ use progress::{LinkProgress, ShipProgress, TakeProgress};
 pub use progress::{LinkStatus, ShipStatus, TakeStatus};
 pub(crate) use subject::{filters_of, topic_of};
 use take::Taking;
+
+/// Whatever it stumbled over, it would again.
+const DEFECT: &str = "a defect of the gateway has ended this, the log says where; it begins anew when the gateway is restarted";
 
 /// What the links work with.
 pub struct Rooms {
@@ -198,20 +203,32 @@ impl Part {
                 let remote = Arc::new(Remote::new(connection::PATIENCE));
                 let mut running = JoinSet::new();
                 for feed in self.feeds {
+                    let (link, progress) = (self.link.clone(), feed.progress.clone());
                     let shipping = Shipping::new(feed, state.clone(), remote.clone());
-                    running.spawn(shipping.run(stop.clone()));
+                    let shipping = AssertUnwindSafe(shipping.run(stop.clone())).catch_unwind();
+                    running.spawn(async move {
+                        if shipping.await.is_err() {
+                            progress.failed(&link.name, DEFECT);
+                        }
+                    });
                 }
                 for (take, progress) in self.takes {
+                    let link = self.link.clone();
                     let taking = Taking::new(
                         take,
-                        self.link.clone(),
+                        link.clone(),
                         self.sources.clone(),
                         self.door.clone(),
                         state.clone(),
                         remote.clone(),
-                        progress,
+                        progress.clone(),
                     );
-                    running.spawn(taking.run(drain.clone()));
+                    let taking = AssertUnwindSafe(taking.run(drain.clone())).catch_unwind();
+                    running.spawn(async move {
+                        if taking.await.is_err() {
+                            progress.failed(&link.name, DEFECT);
+                        }
+                    });
                 }
                 if let Some(settings) = self.link.cluster {
                     let part = site::Part {
@@ -232,6 +249,7 @@ impl Part {
                 }
             }
             Kind::Mqtt => {
+                let progress = self.progress.clone();
                 let bridge = Bridge::new(
                     self.link,
                     self.feeds,
@@ -240,7 +258,10 @@ impl Part {
                     &self.door,
                     self.progress,
                 );
-                bridge.run(drain, stop).await;
+                let running = AssertUnwindSafe(bridge.run(drain, stop)).catch_unwind();
+                if running.await.is_err() {
+                    progress.failed(DEFECT);
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, RawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap, HeaderValue, Message, StatusCode};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -56,6 +57,14 @@ impl FromStr for MessageId {
     }
 }
 
+/// What stands in no header as it is.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// The value of a header. Line breaks would end it.
+pub(super) fn quoted(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string()
+}
+
 /// The gateways that a message came over.
 pub(super) fn via(message: &Message) -> String {
     let Some(headers) = &message.headers else {
@@ -64,7 +73,10 @@ pub(super) fn via(message: &Message) -> String {
     let header = |name| headers.get(name).map(HeaderValue::as_str);
     let id = id_of(headers).parse::<MessageId>().ok();
     match id.filter(|_| header(EVENT_TIME).is_some()) {
-        Some(id) => and_then(header(WAY).unwrap_or_default(), &id.gateway),
+        Some(id) => {
+            let way = percent_decode_str(header(WAY).unwrap_or_default());
+            and_then(&way.decode_utf8_lossy(), &id.gateway)
+        }
         None => String::new(),
     }
 }

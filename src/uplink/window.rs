@@ -273,8 +273,14 @@ impl<M> Window<M> {
         })
     }
 
-    /// The next messages that are to be sent together, if any may be: at most so many.
-    pub fn send_batch(&mut self, most: usize, now: Instant) -> Option<Batch<'_, M>> {
+    /// The next messages that are to be sent together, if any may be: at most so many, and each that does not fit into
+    /// a batch by itself.
+    pub fn send_batch(
+        &mut self,
+        most: usize,
+        fits: impl Fn(&M) -> bool,
+        now: Instant,
+    ) -> Option<Batch<'_, M>> {
         let Outgoing {
             sequence: first,
             attempt,
@@ -283,7 +289,7 @@ impl<M> Window<M> {
         } = self.send(now)?;
         let begin = self.unsent - 1;
         let most = match self.alone {
-            0 => most,
+            0 if fits(&self.messages[begin].message) => most,
             _ => 1,
         };
         self.alone = self.alone.saturating_sub(1);
@@ -291,7 +297,10 @@ impl<M> Window<M> {
         let mut last = first;
         for _ in 1..most {
             let next = self.messages.range(self.unsent..).find(|next| !next.done);
-            if next.is_none_or(|next| self.bytes - before + next.bytes > BATCH_BYTES) {
+            let goes_along = next.is_some_and(|next| {
+                self.bytes - before + next.bytes <= BATCH_BYTES && fits(&next.message)
+            });
+            if !goes_along {
                 break;
             }
             match self.send(now) {
@@ -837,7 +846,7 @@ mod tests {
     fn batches(window: &mut Window<&'static str>) -> Vec<(Vec<u64>, Option<u64>)> {
         let now = Instant::now();
         let mut batches = Vec::new();
-        while let Some(batch) = window.send_batch(BATCH_MESSAGES, now) {
+        while let Some(batch) = window.send_batch(BATCH_MESSAGES, |_| true, now) {
             let sequences: Vec<u64> = batch.messages().map(|(sequence, ..)| sequence).collect();
             assert_eq!(
                 (Some(batch.sequences.start()), Some(batch.sequences.end())),

@@ -83,6 +83,29 @@ fn a_message_of_a_batch_that_the_stream_finds_too_large_is_a_dead_letter_and_the
 }
 
 #[test]
+fn a_message_that_just_fits_is_shipped_alone_among_batches() {
+    let servers = Servers::cluster();
+    let client = servers.client();
+    let mut config = stream(3);
+    config["max_msg_size"] = json!(1000);
+    client.create(&config);
+    let gateway = home(&servers.urls(), "", SHIP).start();
+    // Its headers have 128 bytes at the most, those of a batch more.
+    let payload = |number: usize| match number {
+        70 | 150 => "x".repeat(872),
+        100 => "x".repeat(1000 - 100),
+        number => number.to_string(),
+    };
+    publish(&gateway, (0..300).map(payload));
+    client.until_messages(EVENTS, 299);
+    let payloads: Vec<_> = client.contents(EVENTS).iter().map(text).collect();
+    let those_that_fit = (0..300).filter(|number| *number != 100).map(payload);
+    assert_eq!(payloads, those_that_fit.collect::<Vec<_>>());
+    let letters = gateway.json(&["dead-letters"])["letters"].take();
+    assert_eq!(letters.as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn a_stream_that_has_room_for_a_part_of_a_batch_gets_that_part() {
     let servers = Servers::cluster();
     let client = servers.client();

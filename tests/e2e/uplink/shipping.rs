@@ -75,6 +75,40 @@ fn every_topic_has_a_subject_of_its_own_whatever_is_in_it() {
 }
 
 #[test]
+fn a_topic_goes_in_a_header_where_the_subject_has_none_whatever_is_in_it() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&stream(1));
+    let ship = SHIP.replace("{topic}", "all");
+    let gateway = home(&servers.urls(), "", &ship).start();
+    let mut wire = Wire::connect(&gateway, "publisher");
+    let topics = [
+        "plant/a",
+        "plant/a\nb",
+        "plant/a\r\nb: c",
+        "plant/ a ",
+        "plant/%0A",
+        "plant/温度",
+    ];
+    for topic in topics {
+        wire.publish(topic, b"x");
+    }
+    client.until_messages(EVENTS, topics.len() as u64);
+    let messages = client.contents(EVENTS);
+    let headers = messages
+        .iter()
+        .map(|message| message.header("Headgate-Topic").unwrap());
+    let decoded: Vec<_> = headers
+        .map(|topic| {
+            percent_encoding::percent_decode_str(topic)
+                .decode_utf8()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(decoded, topics);
+}
+
+#[test]
 fn a_message_that_the_server_finds_too_large_is_a_dead_letter_and_the_rest_goes_on() {
     let servers = Servers::start(Program::New, 1, "max_payload: 4096");
     let client = servers.client();
