@@ -26,10 +26,10 @@ use crate::config::{
 };
 use crate::dead_letters::{DeadLetter, DeadLetters};
 use crate::descriptors;
-use crate::event::{Event, Lane, TopicFilter};
+use crate::event::{Event, Lane, TopicFilter, via};
 use crate::ingest::frame::largest_frame;
 use crate::ingest::{self, Ingest};
-use crate::journal::{self, Journal, JournalConfig, JournalError, Records, Recovered};
+use crate::journal::{self, Journal, JournalConfig, JournalError, Origin, Records, Recovered};
 use crate::mappings::{MappingError, Mappings, MappingsConfig};
 use crate::metrics::{self, Endpoints, Health, ListenError};
 use crate::ota;
@@ -218,6 +218,7 @@ pub async fn build(config: &Config) -> Result<Gateway, StartError> {
     let outputs = Arc::new(Outputs {
         broker: OnceLock::new(),
         journal: journal.clone(),
+        in_site: links.share_work(),
         runtime: Handle::current(),
         pipeline: pipeline.clone(),
         routes: routes.clone(),
@@ -842,6 +843,8 @@ struct Outputs {
     /// Set once the edge is up; what an app makes before that has nobody to go to but apps.
     broker: OnceLock<Arc<Broker>>,
     journal: Option<Journal>,
+    /// What is made here may come back by way of the site.
+    in_site: bool,
     /// For waiting from the apps' threads.
     runtime: Handle,
     pipeline: Arc<Pipeline>,
@@ -860,7 +863,10 @@ impl Outputs {
         let receipt = journal.receipt();
         for event in events {
             if tap.treatment(&event.topic).durable {
-                records.push(&event.topic, &event.payload, event.timestamp_ns, None, None);
+                let hops = (self.in_site && event.hops > 0).then(|| via::of_hops(event.hops));
+                let origin = hops.as_ref().map(|via| Origin { link: None, via });
+                let (topic, payload) = (&event.topic, &event.payload);
+                records.push(topic, payload, event.timestamp_ns, None, origin);
                 event.receipt = Some(receipt.hold());
             }
         }

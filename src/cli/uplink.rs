@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::output::{Output, printable};
 use super::{FAILED, Global, small_runtime};
+use crate::site::{Missing, SeatStatus};
 
 #[derive(Subcommand)]
 pub(super) enum UplinkCommand {
@@ -94,7 +95,9 @@ struct ClusterStatus {
     #[serde(flatten)]
     cluster: crate::cluster::Status,
     /// For what this gateway acts.
-    seats: Vec<crate::site::SeatStatus>,
+    seats: Vec<SeatStatus>,
+    /// What another gateway is to run, and doesn't.
+    missing: Vec<Missing>,
 }
 
 pub(super) fn cluster(
@@ -123,9 +126,11 @@ pub(super) fn cluster(
     let status = ClusterStatus {
         cluster: serde_json::from_value(link["cluster"].take())?,
         seats: serde_json::from_value(link["seats"].take())?,
+        missing: serde_json::from_value(link["missing"].take())?,
     };
     let is_well = status.cluster.connected
         && status.cluster.problem.is_none()
+        && status.missing.is_empty()
         && status.seats.iter().all(|seat| seat.problem.is_none());
     if output.json {
         output.value(&status)?;
@@ -133,6 +138,7 @@ pub(super) fn cluster(
         let ClusterStatus {
             cluster: status,
             seats,
+            missing,
         } = status;
         let state = if status.connected {
             "connected"
@@ -169,6 +175,12 @@ pub(super) fn cluster(
             if let Some(problem) = &seat.problem {
                 output.text(format!("    problem: {}", printable(problem)))?;
             }
+        }
+        for Missing { name, gateway } in missing {
+            output.text(format!(
+                "  problem: {} runs nowhere for what is {gateway}'s: install it there, too, or start it",
+                printable(&name)
+            ))?;
         }
         if let Some(problem) = &status.problem {
             output.text(format!("  problem: {problem}"))?;

@@ -34,6 +34,9 @@ pub struct About {
     pub host: String,
     /// All members must divide topics by the same number.
     pub shards: u16,
+    /// What it runs where it has the right to. None: it doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Vec<String>>,
 }
 
 impl Claim {
@@ -134,6 +137,7 @@ mod tests {
         claim.member = Some(About {
             host: "h".into(),
             shards: 8,
+            runs: Some(vec!["keeper".into()]),
         });
         assert_eq!(Claim::read(&claim.write()), claim);
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use backon::ExponentialBackoff;
 
-use super::claim::Claim;
+use super::claim::{About, Claim};
 use super::clock::Moment;
 use crate::remote::Patience;
 
@@ -184,6 +184,11 @@ impl Lease {
             seen,
             ..Lease::new(timing, mine, seed)
         }
+    }
+
+    /// What goes with the claim from the next write on.
+    pub fn tell(&mut self, about: About) {
+        self.mine.member = Some(about);
     }
 
     /// Whether to get and keep it, or to leave it to others.

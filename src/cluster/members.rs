@@ -13,6 +13,9 @@ use super::claim::{About, Claim, Key};
 use super::clock::Moment;
 use super::lease::{Entry, Lease, Timing};
 
+/// The bucket takes no values of more than 4 KiB.
+const MOST_RUNS_BYTES: usize = 2 << 10;
+
 /// One who is in the cluster, or was lately.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -20,6 +23,8 @@ pub struct Member {
     pub instance: String,
     pub host: String,
     pub alive: bool,
+    /// What it runs where it has the right to, if it says so.
+    pub runs: Option<Vec<String>>,
 }
 
 /// Why two gateways can't both be in the cluster.
@@ -33,6 +38,15 @@ pub enum Objection {
         gateway: String,
         host: String,
         instance: String,
+    },
+    #[error(
+        "two gateways of this site have the name {gateway}: one on host {first} and one on host {second}; give \
+         one of them another name in uplink.gateway"
+    )]
+    OthersOfOneName {
+        gateway: String,
+        first: String,
+        second: String,
     },
     #[error(
         "gateway {gateway} on host {host} divides topics into {theirs} shards, this one into {ours}; set \
@@ -82,6 +96,14 @@ impl Other {
     fn token(&self) -> u64 {
         self.claim.token.unwrap_or(self.revision)
     }
+
+    /// Whether the two have one name, and the one that was there before has renewed since the other came: one that
+    /// was started again after a crash does not.
+    fn is_beside(&self, later: &Other) -> bool {
+        self.claim.gateway == later.claim.gateway
+            && self.token() < later.token()
+            && later.token() < self.revision
+    }
 }
 
 impl Members {
@@ -99,6 +121,13 @@ impl Members {
             joined: false,
             caught_up: false,
         }
+    }
+
+    /// What this gateway runs where it has the right to.
+    pub fn tell(&mut self, runs: Vec<String>) {
+        let bytes: usize = runs.iter().map(String::len).sum();
+        self.about.runs = (bytes <= MOST_RUNS_BYTES).then_some(runs);
+        self.own.tell(self.about.clone());
     }
 
     pub fn own_key(&self) -> Key {
@@ -180,7 +209,7 @@ impl Members {
             .others
             .values()
             .filter(|other| other.proven && other.is_alive(now));
-        let objections = alive.filter_map(|other| {
+        let objections = alive.clone().filter_map(|other| {
             let Other { claim, about, .. } = other;
             let objection = if claim.gateway == self.gateway {
                 Objection::SameName {
@@ -200,8 +229,19 @@ impl Members {
             };
             Some((objection, other.token() < since))
         });
+        let others = alive.clone().find_map(|first| {
+            let second = alive.clone().find(|second| first.is_beside(second))?;
+            let objection = Objection::OthersOfOneName {
+                gateway: first.claim.gateway.clone(),
+                first: first.about.host.clone(),
+                second: second.about.host.clone(),
+            };
+            Some((objection, false))
+        });
         // Rather one because of which it stands back.
-        objections.max_by_key(|(_, stands_back)| *stands_back)
+        objections
+            .max_by_key(|(_, stands_back)| *stands_back)
+            .or(others)
     }
 
     /// When the next of those who are alive is silent for too long.
@@ -217,6 +257,7 @@ impl Members {
             instance: self.instance.clone(),
             host: self.about.host.clone(),
             alive: self.own.holding(now).is_some(),
+            runs: self.about.runs.clone(),
         };
         let others = self.others.values();
         let (certain, rest): (Vec<&Other>, Vec<&Other>) =
@@ -237,6 +278,7 @@ impl Members {
             instance: other.claim.instance.clone(),
             host: other.about.host.clone(),
             alive: other.is_alive(now),
+            runs: other.about.runs.clone(),
         });
         let mut list: Vec<Member> = others.chain([own]).collect();
         list.sort_by(|one, other| {
@@ -261,6 +303,7 @@ mod tests {
         About {
             host: "host".into(),
             shards,
+            runs: None,
         }
     }
 
@@ -292,9 +335,27 @@ mod tests {
     ) {
         let mut claim = Claim::new(gateway, instance, TTL);
         claim.member = Some(about(shards));
+        write(members, claim, revision, now);
+    }
+
+    fn renew(
+        members: &mut Members,
+        gateway: &str,
+        instance: &str,
+        token: u64,
+        revision: u64,
+        now: Moment,
+    ) {
+        let mut claim = Claim::new(gateway, instance, TTL);
+        claim.member = Some(about(8));
+        claim.token = Some(token);
+        write(members, claim, revision, now);
+    }
+
+    fn write(members: &mut Members, claim: Claim, revision: u64, now: Moment) {
         let key = Key::Member {
-            gateway: gateway.into(),
-            instance: instance.into(),
+            gateway: claim.gateway.clone(),
+            instance: claim.instance.clone(),
         };
         members.observed(
             key,
@@ -340,6 +401,29 @@ mod tests {
     }
 
     #[test]
+    fn a_third_gateway_tells_of_two_that_have_one_name_but_not_of_one_that_was_started_again() {
+        let mut members = members(4);
+        beat_of(&mut members, "b", "02", 8, 5, at(1));
+        beat_of(&mut members, "b", "03", 8, 6, at(2));
+        assert_eq!(
+            members.objection(at(2)),
+            None,
+            "the first one may have crashed"
+        );
+        renew(&mut members, "b", "02", 5, 7, at(3));
+        let Some((objection, stands_back)) = members.objection(at(3)) else {
+            panic!()
+        };
+        assert!(!stands_back);
+        assert!(objection.to_string().contains("the name b:"), "{objection}");
+        assert_eq!(
+            members.objection(at(12)),
+            None,
+            "the second one has been gone for a lease"
+        );
+    }
+
+    #[test]
     fn what_an_earlier_run_has_left_is_no_second_gateway_until_it_moves() {
         let mut members = members(9);
         // Its own write may be answered before the watch has told what lay there.
@@ -373,6 +457,22 @@ mod tests {
         );
         beat_of(&mut members, "b", "06", 8, 8, later);
         assert_eq!(listed(&members, later)[1..], [("b06".into(), true)]);
+    }
+
+    #[test]
+    fn what_a_gateway_runs_is_told_with_its_next_renewal() {
+        let mut members = members(4);
+        let told = |members: &mut Members, now| {
+            let Some(Ask::Write { claim, .. }) = members.own.wake(now) else {
+                panic!("a renewal")
+            };
+            members.own.answered(Answer::Written(5), now);
+            claim.member.unwrap().runs
+        };
+        members.tell(vec!["keeper".into()]);
+        assert_eq!(told(&mut members, at(4)), Some(vec!["keeper".into()]));
+        members.tell(vec!["long".repeat(200); 3]);
+        assert_eq!(told(&mut members, at(8)), None, "more than a value takes");
     }
 
     #[test]

@@ -97,6 +97,7 @@ pub struct Cluster {
     site: String,
     node: Arc<Node>,
     changed: watch::Receiver<()>,
+    runs: watch::Sender<Option<Vec<String>>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -118,6 +119,7 @@ impl Cluster {
         let node = Arc::new(Node::default());
         let (stop, stopping) = watch::channel(false);
         let (changes, changed) = watch::channel(());
+        let (runs, runs_now) = watch::channel(None);
         let task = Task {
             bucket: format!("HEADGATE_{site}"),
             replicas: config.replicas,
@@ -127,6 +129,7 @@ impl Cluster {
             timing,
             node: node.clone(),
             changes,
+            runs: runs_now,
             stopping,
             problem: None,
         };
@@ -135,6 +138,7 @@ impl Cluster {
             site,
             node,
             changed,
+            runs,
             stop,
             task,
         })
@@ -147,6 +151,11 @@ impl Cluster {
     /// Tells when who may do what has changed.
     pub fn changed(&self) -> watch::Receiver<()> {
         self.changed.clone()
+    }
+
+    /// Is to be told what this gateway runs where it has the right to, so that the others know what nobody runs.
+    pub fn runs(&self) -> watch::Sender<Option<Vec<String>>> {
+        self.runs.clone()
     }
 
     pub fn status(&self) -> Status {
@@ -179,6 +188,7 @@ struct Task {
     timing: Timing,
     node: Arc<Node>,
     changes: watch::Sender<()>,
+    runs: watch::Receiver<Option<Vec<String>>>,
     stopping: watch::Receiver<bool>,
     problem: Option<String>,
 }
@@ -275,6 +285,10 @@ impl Task {
                         caught_up = true;
                         self.seat.watch_caught_up(clock::now());
                     }
+                }
+                Ok(()) = self.runs.changed() => {
+                    let runs = self.runs.borrow_and_update().clone();
+                    self.seat.tell(runs.unwrap_or_default());
                 }
                 () = sleep(next.saturating_sub(now)) => {}
                 () = sleep_until(heard + self.timing.ttl) => {

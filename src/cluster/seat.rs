@@ -48,6 +48,7 @@ impl Seat {
         let about = About {
             host: host.clone(),
             shards: *shards,
+            runs: None,
         };
         Seat {
             timing,
@@ -64,6 +65,11 @@ impl Seat {
     pub fn leave(&mut self) {
         self.leaving = true;
         self.members.own().want(false);
+    }
+
+    /// What this gateway runs where it has the right to.
+    pub fn tell(&mut self, runs: Vec<String>) {
+        self.members.tell(runs);
     }
 
     pub fn is_over(&self) -> bool {

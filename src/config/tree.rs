@@ -496,7 +496,7 @@ section! {
         /// Systems to keep on the disk, the running one included.
         keep_generations: u32 = integer(2, 16), Preset::Text("3");
         /// Bytes that an update must leave free on the disk of the store.
-        min_free_bytes: u64 = bytes(0, 64 * GIB), Preset::Text("256MiB");
+        min_free_bytes: u64 = bytes(0, (1 << 20) * GIB), Preset::Text("256MiB");
         /// Most bytes a second that are fetched. 0 for no limit.
         max_bytes_per_second: u64 = bytes(0, 64 * GIB), Preset::Text("0");
         /// When the machine may restart into an update, in its own time zone: "02:00-05:00",

@@ -277,6 +277,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "headgate_cluster_failing_seats",
         "Seats that this gateway is to act for, and can't: `headgate cluster status` says why.",
     ),
+    (
+        "headgate_cluster_missing_apps",
+        "Apps and mappings that run here, and not on another gateway that is to run them: `headgate cluster status` names both.",
+    ),
     ("headgate_journal_bytes", "Bytes of the journal on disk."),
     ("headgate_journal_segments", "Files of the journal."),
     (

@@ -59,7 +59,7 @@ pub use windows::WindowLimits;
 
 /// How many apps an event may come through, one after the other. What goes beyond is most likely
 /// two apps that feed each other.
-const MAX_HOPS: u8 = 8;
+pub(crate) const MAX_HOPS: u8 = 8;
 
 /// Events that apps may add to a ring that producers have filled: they can't wait, since the
 /// pipeline may be waiting for them.

@@ -17,9 +17,12 @@ use tokio::task::JoinSet;
 
 use super::log::{Position, Positions};
 use super::outstanding::Outstanding;
+use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
+use crate::event::via::hops;
 use crate::event::{Event, Place, Topic, TopicFilter, unix_time_ns};
+use crate::pipeline::MAX_HOPS;
 use crate::remote::{Failure, Remote};
-use crate::uplink::{TIMESTAMP, topic_of};
+use crate::uplink::{TIMESTAMP, VIA, topic_of};
 
 /// Messages that have come and were not handed on.
 const WAITING: usize = 256;
@@ -38,6 +41,9 @@ pub(super) struct Sources {
     /// Tokens before the topic.
     pub(super) before_topic: usize,
     pub(super) subscriptions: Vec<TopicFilter>,
+    /// For whom they are.
+    pub(super) worker: String,
+    pub(super) dead_letters: Arc<DeadLetters>,
 }
 
 /// What has come.
@@ -273,13 +279,24 @@ fn event(message: &Message, sources: &Sources) -> Option<Event> {
         return None;
     }
     let topic = Topic::new(topic).ok()?;
-    let time = message.headers.as_ref().and_then(timestamp);
-    Some(Event::at(
-        topic,
-        message.payload.clone(),
-        Instant::now(),
-        time.unwrap_or_else(unix_time_ns),
-    ))
+    let headers = message.headers.as_ref();
+    let via = headers.and_then(|headers| headers.get(VIA));
+    let hops = via.map_or(0, |via| hops(via.as_str()));
+    let now = Instant::now();
+    if hops > MAX_HOPS {
+        sources.dead_letters.add(Reason::Looped, now, || DeadLetter {
+            error: Some(format!(
+                "it came through more than {MAX_HOPS} apps and mappings: does one of the site get what it publishes?"
+            )),
+            ..DeadLetter::new(Reason::Looped, &sources.worker, &topic, &message.payload, 1)
+        });
+        return None;
+    }
+    let time = headers.and_then(timestamp).unwrap_or_else(unix_time_ns);
+    Some(Event {
+        hops,
+        ..Event::at(topic, message.payload.clone(), now, time)
+    })
 }
 
 fn timestamp(headers: &HeaderMap) -> Option<u64> {

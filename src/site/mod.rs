@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use crate::event::{Batch, Receipt, TopicFilter};
 pub use names::Names;
 pub(crate) use sitting::Room;
-pub use unit::{SeatStatus, Seats, Workers};
+pub use unit::{Missing, SeatStatus, Seats, Workers};
 
 /// Which gateways of a site run something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,6 +94,20 @@ impl Names {
     }
 }
 
+/// Those of which none of `shipped` has anything.
+pub(super) fn not_shipped<'a>(
+    wanted: &'a [TopicFilter],
+    shipped: &[TopicFilter],
+) -> impl Iterator<Item = &'a TopicFilter> {
+    let shipped: Vec<String> = shipped.iter().flat_map(filters_of).collect();
+    wanted.iter().filter(move |filter| {
+        let wanted = filters_of(filter);
+        !wanted
+            .iter()
+            .any(|wanted| shipped.iter().any(|shipped| overlap(wanted, shipped)))
+    })
+}
+
 /// Whether there is a subject that both filters match.
 fn overlap(one: &str, other: &str) -> bool {
     let (mut one, mut other) = (one.split('.'), other.split('.'));
@@ -117,6 +131,23 @@ mod tests {
             .map(|topic| TopicFilter::new(*topic).unwrap())
             .collect();
         Names::new("hall").events(seat, &wanted)
+    }
+
+    #[test]
+    fn what_nobody_ships_is_found() {
+        let filters = |filters: &[&'static str]| -> Vec<TopicFilter> {
+            let filters = filters.iter().map(|filter| TopicFilter::new(*filter));
+            filters.collect::<Result<_, _>>().unwrap()
+        };
+        let wanted = filters(&["plant/#", "plant/+/heat", "lab/x", "#", "line/1"]);
+        let missing = |shipped: &[&'static str]| -> Vec<String> {
+            let shipped = filters(shipped);
+            let missing = not_shipped(&wanted, &shipped);
+            missing.map(|filter| filter.to_string()).collect()
+        };
+        assert_eq!(missing(&["plant/1/#", "lab/+"]), ["line/1"]);
+        assert_eq!(missing(&["#"]), [""; 0]);
+        assert_eq!(missing(&[]).len(), wanted.len());
     }
 
     #[test]

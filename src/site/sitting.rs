@@ -14,7 +14,8 @@ use super::names::Names;
 use super::outstanding::Outstanding;
 use super::record::{Broken, Record};
 use super::{Seat, SharedState, Worker};
-use crate::event::Batch;
+use crate::dead_letters::DeadLetters;
+use crate::event::{Batch, TopicFilter};
 use crate::remote::Remote;
 
 /// Events that are handed over at once.
@@ -35,6 +36,9 @@ pub(crate) struct Room {
     pub(crate) remote: Arc<Remote>,
     pub(crate) names: Names,
     pub(crate) gateway: Arc<str>,
+    /// What this gateway ships for the site.
+    pub(crate) topics: Vec<TopicFilter>,
+    pub(crate) dead_letters: Arc<DeadLetters>,
     pub(crate) replicas: usize,
     /// Of the servers.
     pub(crate) max_payload: usize,
@@ -81,6 +85,8 @@ pub(super) async fn sit(
         subjects: room.names.events(seat, &subscriptions),
         before_topic: Names::BEFORE_TOPIC,
         subscriptions,
+        worker: worker.name().to_owned(),
+        dead_letters: room.dead_letters.clone(),
     };
     let mut feed = Feed::new(sources, image.positions.clone());
     let number = SITTINGS.fetch_add(1, Ordering::Relaxed);

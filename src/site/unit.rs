@@ -1,6 +1,6 @@
 //! Which seats this gateway has, going by its rights in the cluster, and a task for each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use super::names::not_shipped;
 use super::record::Broken;
 use super::sitting::{self, Room};
 use super::{Placement, Seat, Worker};
@@ -51,6 +52,15 @@ impl SeatStatus {
     }
 }
 
+/// What runs here where this gateway has the right to, and not where another one has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Missing {
+    /// As in [`SeatStatus`].
+    pub name: String,
+    /// The gateway that has the right.
+    pub gateway: String,
+}
+
 /// What is to be run in the site, as of now.
 pub type Workers = Arc<dyn Fn() -> Vec<Arc<dyn Worker>> + Send + Sync>;
 
@@ -58,9 +68,14 @@ pub type Workers = Arc<dyn Fn() -> Vec<Arc<dyn Worker>> + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct Seats {
     seats: Arc<Mutex<BTreeMap<(String, Seat), SeatStatus>>>,
+    missing: Arc<Mutex<BTreeSet<Missing>>>,
 }
 
 impl Seats {
+    pub fn missing(&self) -> Vec<Missing> {
+        self.missing.lock().iter().cloned().collect()
+    }
+
     pub fn status(&self) -> Vec<SeatStatus> {
         self.seats.lock().values().cloned().collect()
     }
@@ -71,12 +86,14 @@ impl Seats {
         room: Room,
         workers: Workers,
         node: Arc<Node>,
+        runs: watch::Sender<Option<Vec<String>>>,
         mut changed: watch::Receiver<()>,
         mut stop: watch::Receiver<bool>,
     ) {
         let mut units = Units {
             room: Arc::new(room),
             node,
+            runs,
             seats: self,
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -95,6 +112,7 @@ impl Seats {
 struct Units {
     room: Arc<Room>,
     node: Arc<Node>,
+    runs: watch::Sender<Option<Vec<String>>>,
     seats: Seats,
     running: BTreeMap<(String, Seat), Running>,
     tasks: JoinSet<()>,
@@ -127,11 +145,13 @@ impl PartialEq for Unit {
 impl Drop for Units {
     fn drop(&mut self) {
         self.seats.seats.lock().clear();
+        self.seats.missing.lock().clear();
     }
 }
 
 impl Units {
     fn adjust(&mut self, workers: Vec<Arc<dyn Worker>>) {
+        self.compare(&workers);
         let (mut wanted, mut idle) = (BTreeMap::new(), Vec::new());
         for worker in workers {
             for (seat, token) in self.rights(worker.placement()) {
@@ -172,6 +192,16 @@ impl Units {
             if self.running.contains_key(&key) {
                 continue;
             }
+            let is_first = self.running.keys().all(|(name, _)| *name != key.0);
+            let not_shipped = not_shipped(&unit.subscriptions, &self.room.topics);
+            for filter in not_shipped.filter(|_| is_first) {
+                tracing::warn!(
+                    app = key.0,
+                    %filter,
+                    "this gateway ships nothing of what the app subscribes to: unless another one does, add it to \
+                     `cluster.topics` of the link"
+                );
+            }
             let (stop, stopping) = watch::channel(false);
             let status = SeatStatus::new(&key.0, unit.seat);
             self.seats.seats.lock().insert(key.clone(), status);
@@ -185,6 +215,48 @@ impl Units {
             let task = self.tasks.spawn(act);
             self.running.insert(key, Running { unit, task, stop });
         }
+    }
+
+    /// Tells the others what runs here, and finds what does not run where it is to.
+    fn compare(&self, workers: &[Arc<dyn Worker>]) {
+        let placed = workers
+            .iter()
+            .filter(|worker| worker.placement() != Placement::Everywhere && worker.is_wanted());
+        let placed: Vec<_> = placed
+            .map(|worker| (worker.name(), worker.placement()))
+            .collect();
+        let mut names: Vec<_> = placed.iter().map(|(name, _)| (*name).to_owned()).collect();
+        names.sort_unstable();
+        self.runs.send_if_modified(|runs| {
+            let names = Some(names);
+            let is_news = *runs != names;
+            *runs = names;
+            is_news
+        });
+        let view = self.node.view();
+        let others = view
+            .members
+            .iter()
+            .filter(|member| member.alive && member.gateway != view.gateway);
+        let mut missing = BTreeSet::new();
+        for member in others {
+            let Some(runs) = &member.runs else { continue };
+            let is_theirs = |holder: &Option<String>| holder.as_ref() == Some(&member.gateway);
+            for (name, placement) in &placed {
+                let is_to_run = match placement {
+                    Placement::Everywhere => false,
+                    Placement::Singleton => is_theirs(&view.leader_is),
+                    Placement::Partition => view.shards_are.iter().any(is_theirs),
+                };
+                if is_to_run && !runs.iter().any(|run| run == name) {
+                    missing.insert(Missing {
+                        name: (*name).to_owned(),
+                        gateway: member.gateway.clone(),
+                    });
+                }
+            }
+        }
+        *self.seats.missing.lock() = missing;
     }
 
     fn rights(&self, placement: Placement) -> Vec<(Seat, u64)> {

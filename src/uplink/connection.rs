@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerError};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::links::{Link, Login};
@@ -19,6 +19,9 @@ const OLDEST: (i64, i64, i64) = (2, 9, 0);
 
 /// Servers that are silent for so long are asked whether they still are there; twice, then they are not.
 const PING: Duration = Duration::from_secs(2);
+
+/// A connection that is to be made anew ends within this time, or it is left.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// How often the connection is looked at, whatever is told of it.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -36,6 +39,8 @@ pub(super) struct Connected {
     /// Counts up when it was lost, and comes back by itself: what was on its way may not have arrived.
     pub(super) number: u64,
     pub(super) up: bool,
+    /// To be notified when nothing comes by it, although something is due.
+    pub(super) silent: Arc<Notify>,
 }
 
 pub(super) type State = watch::Receiver<Option<Connected>>;
@@ -81,6 +86,7 @@ pub(super) async fn keep(
 ) {
     let mut pauses = PATIENCE.pauses();
     let mut number = 0;
+    let silent = Arc::new(Notify::new());
     loop {
         let (sender, mut events) = watch::channel(Seen::default());
         let began = tokio::time::Instant::now();
@@ -103,14 +109,21 @@ pub(super) async fn keep(
                         number: number + seen.lost,
                         // What is told of events may be told late.
                         up: client.connection_state() == async_nats::connection::State::Connected,
+                        silent: silent.clone(),
                     };
                     match connected.up {
                         true => progress.connected(),
                         false => progress.disconnected(),
                     }
                     state.send_replace(Some(connected));
-                    if let Ok(Err(_)) = timeout(LOOK_EVERY, events.changed()).await {
-                        break;
+                    tokio::select! {
+                        changed = timeout(LOOK_EVERY, events.changed()) => if let Ok(Err(_)) = changed {
+                            break;
+                        },
+                        () = silent.notified() => if !is_made_anew(&client, &mut events).await {
+                            progress.failed("the connection is stuck: another one is made");
+                            break;
+                        },
                     }
                 }
                 number += events.borrow().lost + 1;
@@ -124,6 +137,18 @@ pub(super) async fn keep(
         }
         tokio::time::sleep(pauses.next().unwrap_or(PATIENCE.longest_pause)).await;
     }
+}
+
+/// Whether the client has ended its connection, to make another one. Where much is still to be sent, and nobody takes
+/// it, it waits for ever to say farewell over TLS.
+async fn is_made_anew(client: &Client, events: &mut watch::Receiver<Seen>) -> bool {
+    let lost = events.borrow().lost;
+    let ended = async {
+        // It fails only where there is nobody to be asked any more.
+        let asked = client.force_reconnect().await.is_ok();
+        asked && events.wait_for(|seen| seen.lost > lost).await.is_ok()
+    };
+    timeout(ENDING, ended).await == Ok(true)
 }
 
 /// What the client has told of its connection.

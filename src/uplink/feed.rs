@@ -14,7 +14,7 @@ use super::progress::ShipProgress;
 use super::window::{SafePoint, Window};
 use crate::dead_letters::{DeadLetter, DeadLetters, Reason};
 use crate::event::Topic;
-use crate::event::via::is_done;
+use crate::event::via::{is_done, without_hops};
 use crate::journal::{Epoch, Followed, Follower, Journal, Record};
 use crate::store::{Cursor, Cursors};
 
@@ -67,7 +67,6 @@ impl Feed {
         sources: Sources,
         link: Arc<Link>,
         ship: Ship,
-        exclusive: bool,
         progress: Arc<ShipProgress>,
     ) -> io::Result<Feed> {
         let key = format!("{}/{}", link.name, ship.name);
@@ -86,7 +85,12 @@ impl Feed {
         progress.cursor.store(cursor.next, Ordering::Relaxed);
         progress.safe.store(cursor.safe, Ordering::Relaxed);
         Ok(Feed {
-            window: Window::new(exclusive, cursor.next, cursor.last, link.max_inflight_bytes),
+            window: Window::new(
+                ship.to.is_exclusive(),
+                cursor.next,
+                cursor.last,
+                link.max_inflight_bytes,
+            ),
             safe: SafePoint::new(link.hold, cursor.safe),
             follower,
             key,
@@ -97,6 +101,20 @@ impl Feed {
             saving: None,
             sources,
         })
+    }
+
+    /// Opens it once more, when this one has ended without a word.
+    pub(super) fn again(&self) -> impl Fn() -> io::Result<Feed> + use<> {
+        let (sources, link) = (self.sources.clone(), self.link.clone());
+        let (ship, progress) = (self.ship.clone(), self.progress.clone());
+        move || {
+            Feed::open(
+                sources.clone(),
+                link.clone(),
+                ship.clone(),
+                progress.clone(),
+            )
+        }
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -173,7 +191,10 @@ impl Feed {
                     topic: record.topic,
                     payload: record.payload,
                     timestamp_ns: record.timestamp_ns,
-                    via: record.via,
+                    via: match self.link.is_shared(&self.ship) {
+                        true => record.via,
+                        false => without_hops(record.via),
+                    },
                 };
                 self.window.push(record.sequence, bytes, message);
             }

@@ -33,7 +33,7 @@ const LINGER: Duration = Duration::from_millis(1);
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Headers take no more, beside names and topics.
-const MOST_HEADER_BYTES: usize = 512;
+const MOST_HEADER_BYTES: usize = 320;
 
 const TOO_LARGE: &str =
     "with its headers it is larger than the server or the stream takes (max_payload, max_msg_size)";
@@ -47,7 +47,7 @@ const OTHER_ID: HeaderName = HeaderName::from_static(ID_IN_BATCH);
 const FOLLOWS: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
 pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static(EVENT_TIME);
 const TOPIC: HeaderName = HeaderName::from_static("Headgate-Topic");
-const VIA: HeaderName = HeaderName::from_static(WAY);
+pub(crate) const VIA: HeaderName = HeaderName::from_static(WAY);
 
 /// Messages with the same one of these are a batch: ADR-50 of NATS. They are counted from 1 on, and the last one says
 /// that it is; only that one is answered. The server forgets what it has of a batch if the rest doesn't come within ten
@@ -232,8 +232,7 @@ impl Shipping {
                 () = overdue => {
                     let patience = self.feed.link().timeout;
                     // Whoever is silent for so long may be gone.
-                    let reconnected = timeout(PATIENCE.timeout, client.force_reconnect()).await;
-                    tracing::debug!(was_asked = reconnected.is_ok(), "connecting anew");
+                    connected.silent.notify_one();
                     return End::Failed(format!("stream {:?} has acknowledged nothing for {patience:?}", self.stream));
                 }
                 () = has_changed(&mut state, connected.number) => return End::Again,

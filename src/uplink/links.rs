@@ -132,6 +132,17 @@ impl Destination {
     pub fn retains(&self) -> bool {
         matches!(self, Destination::Topic { retain: true, .. })
     }
+
+    /// Nobody else writes there.
+    pub fn is_exclusive(&self) -> bool {
+        matches!(
+            self,
+            Destination::Stream {
+                exclusive: true,
+                ..
+            }
+        )
+    }
 }
 
 /// How a topic here becomes one at a broker, or the other way round.
@@ -233,6 +244,17 @@ impl Link {
     /// Marks in the journal what came by it.
     pub fn origin(&self) -> u32 {
         crc32c::crc32c(self.name.as_bytes())
+    }
+
+    /// Whether this is what the apps of the site get.
+    pub fn is_shared(&self, ship: &Ship) -> bool {
+        self.cluster.is_some() && ship.name == SITE
+    }
+
+    /// What of this gateway's the apps of the site get.
+    pub fn shared_topics(&self) -> Vec<TopicFilter> {
+        let shared = self.ship.iter().find(|ship| self.is_shared(ship));
+        shared.map_or_else(Vec::new, |ship| ship.topics.clone())
     }
 
     fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {

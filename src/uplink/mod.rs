@@ -7,6 +7,7 @@
 mod connection;
 mod feed;
 mod jetstream;
+mod keep_up;
 mod links;
 mod mqtt;
 mod progress;
@@ -17,11 +18,9 @@ mod take;
 pub mod window;
 
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,7 +33,8 @@ use crate::site::Workers;
 use crate::store::Cursors;
 use feed::{Feed, Sources};
 use jetstream::Shipping;
-pub(crate) use jetstream::TIMESTAMP;
+pub(crate) use jetstream::{TIMESTAMP, VIA};
+use keep_up::{PAUSES, keep_up};
 use links::{Destination, Kind, Link, Source};
 pub use links::{Links, Place};
 use mqtt::Bridge;
@@ -42,9 +42,6 @@ use progress::{LinkProgress, ShipProgress, TakeProgress};
 pub use progress::{LinkStatus, ShipStatus, TakeStatus};
 pub(crate) use subject::{filters_of, topic_of};
 use take::Taking;
-
-/// Whatever it stumbled over, it would again.
-const DEFECT: &str = "a defect of the gateway has ended this, the log says where; it begins anew when the gateway is restarted";
 
 /// What the links work with.
 pub struct Rooms {
@@ -154,18 +151,15 @@ impl Part {
     fn new(link: Arc<Link>, sources: &Sources, door: &Door, workers: &Workers) -> io::Result<Part> {
         let mut feeds = Vec::new();
         for ship in &link.ship {
-            let (to, exclusive) = match &ship.to {
-                Destination::Stream {
-                    stream, exclusive, ..
-                } => (format!("stream {stream}"), *exclusive),
-                Destination::Topic { prefixes, .. } => (format!("{}#", prefixes.add), false),
+            let to = match &ship.to {
+                Destination::Stream { stream, .. } => format!("stream {stream}"),
+                Destination::Topic { prefixes, .. } => format!("{}#", prefixes.add),
             };
             let progress = Arc::new(ShipProgress::new(&ship.name, to));
             feeds.push(Feed::open(
                 sources.clone(),
                 link.clone(),
                 ship.clone(),
-                exclusive,
                 progress,
             )?);
         }
@@ -198,71 +192,98 @@ impl Part {
 
     async fn run(self, drain: watch::Receiver<bool>, stop: watch::Receiver<bool>) {
         match self.link.kind {
-            Kind::JetStream => {
-                let (connection, state) = watch::channel(None);
-                let remote = Arc::new(Remote::new(connection::PATIENCE));
-                let mut running = JoinSet::new();
-                for feed in self.feeds {
-                    let (link, progress) = (self.link.clone(), feed.progress.clone());
-                    let shipping = Shipping::new(feed, state.clone(), remote.clone());
-                    let shipping = AssertUnwindSafe(shipping.run(stop.clone())).catch_unwind();
-                    running.spawn(async move {
-                        if shipping.await.is_err() {
-                            progress.failed(&link.name, DEFECT);
-                        }
-                    });
-                }
-                for (take, progress) in self.takes {
-                    let link = self.link.clone();
-                    let taking = Taking::new(
-                        take,
-                        link.clone(),
-                        self.sources.clone(),
-                        self.door.clone(),
-                        state.clone(),
-                        remote.clone(),
-                        progress.clone(),
-                    );
-                    let taking = AssertUnwindSafe(taking.run(drain.clone())).catch_unwind();
-                    running.spawn(async move {
-                        if taking.await.is_err() {
-                            progress.failed(&link.name, DEFECT);
-                        }
-                    });
-                }
-                if let Some(settings) = self.link.cluster {
-                    let part = site::Part {
-                        settings,
-                        gateway: self.sources.gateway.clone(),
-                        site: self.sources.site.clone(),
-                        progress: self.progress.clone(),
-                        workers: self.workers,
-                        remote: remote.clone(),
-                    };
-                    running.spawn(site::take_part(part, state.clone(), drain));
-                }
-                drop(state);
-                let keep = connection::keep(self.link.clone(), connection, self.progress.clone());
-                tokio::select! {
-                    () = keep => {}
-                    () = async { while running.join_next().await.is_some() {} } => {}
-                }
-            }
-            Kind::Mqtt => {
-                let progress = self.progress.clone();
-                let bridge = Bridge::new(
-                    self.link,
-                    self.feeds,
-                    self.takes,
-                    self.sources.gateway,
-                    &self.door,
-                    self.progress,
-                );
-                let running = AssertUnwindSafe(bridge.run(drain, stop)).catch_unwind();
-                if running.await.is_err() {
-                    progress.failed(DEFECT);
-                }
-            }
+            Kind::JetStream => self.run_jetstream(drain, stop).await,
+            Kind::Mqtt => self.run_mqtt(drain, stop).await,
         }
+    }
+
+    async fn run_jetstream(self, drain: watch::Receiver<bool>, stop: watch::Receiver<bool>) {
+        let (connection, state) = watch::channel(None);
+        let remote = Arc::new(Remote::new(connection::PATIENCE));
+        let mut running = JoinSet::new();
+        for feed in self.feeds {
+            let (link, progress) = (self.link.clone(), feed.progress.clone());
+            let (again, mut feed) = (feed.again(), Some(feed));
+            let (state, remote, stopping) = (state.clone(), remote.clone(), stop.clone());
+            let shipping = move || {
+                let feed = feed.take().map_or_else(&again, Ok)?;
+                let shipping = Shipping::new(feed, state.clone(), remote.clone());
+                Ok(shipping.run(stopping.clone()))
+            };
+            let tell = move |why: &str| progress.failed(&link.name, why);
+            running.spawn(keep_up(shipping, tell, PAUSES, stop.clone()));
+        }
+        for (take, progress) in self.takes {
+            let (link, told) = (self.link.clone(), progress.clone());
+            let tell = move |why: &str| told.failed(&link.name, why);
+            let (link, sources, door) =
+                (self.link.clone(), self.sources.clone(), self.door.clone());
+            let (state, remote, draining) = (state.clone(), remote.clone(), drain.clone());
+            let taking = move || {
+                let taking = Taking::new(
+                    take.clone(),
+                    link.clone(),
+                    sources.clone(),
+                    door.clone(),
+                    state.clone(),
+                    remote.clone(),
+                    progress.clone(),
+                );
+                Ok(taking.run(draining.clone()))
+            };
+            running.spawn(keep_up(taking, tell, PAUSES, drain.clone()));
+        }
+        if let Some(settings) = self.link.cluster {
+            let progress = self.progress.clone();
+            let tell = move |why: &str| progress.failed(why);
+            let part = site::Part {
+                settings,
+                topics: self.link.shared_topics(),
+                gateway: self.sources.gateway,
+                site: self.sources.site,
+                progress: self.progress.clone(),
+                workers: self.workers,
+                dead_letters: self.sources.dead_letters,
+                remote,
+            };
+            let (state, draining) = (state.clone(), drain.clone());
+            let taking_part = move || {
+                Ok(site::take_part(
+                    part.clone(),
+                    state.clone(),
+                    draining.clone(),
+                ))
+            };
+            running.spawn(keep_up(taking_part, tell, PAUSES, drain));
+        }
+        drop(state);
+        let keep = connection::keep(self.link, connection, self.progress);
+        tokio::select! {
+            () = keep => {}
+            () = async { while running.join_next().await.is_some() {} } => {}
+        }
+    }
+
+    async fn run_mqtt(self, drain: watch::Receiver<bool>, stop: watch::Receiver<bool>) {
+        let again: Vec<_> = self.feeds.iter().map(Feed::again).collect();
+        let mut feeds = Some(self.feeds);
+        let progress = self.progress.clone();
+        let stopping = stop.clone();
+        let bridge = move || {
+            let feeds = match feeds.take() {
+                Some(feeds) => feeds,
+                None => again.iter().map(|open| open()).collect::<io::Result<_>>()?,
+            };
+            let bridge = Bridge::new(
+                self.link.clone(),
+                feeds,
+                self.takes.clone(),
+                self.sources.gateway.clone(),
+                &self.door,
+                self.progress.clone(),
+            );
+            Ok(bridge.run(drain.clone(), stopping.clone()))
+        };
+        keep_up(bridge, move |why| progress.failed(why), PAUSES, stop).await;
     }
 }

@@ -11,7 +11,7 @@ use super::window::Acknowledged;
 use crate::cluster::{self, Cluster};
 use crate::event::unix_time_ns;
 use crate::pipeline::Latency;
-use crate::site::{SeatStatus, Seats};
+use crate::site::{Missing, SeatStatus, Seats};
 
 /// A link.
 pub(super) struct LinkProgress {
@@ -85,6 +85,8 @@ pub struct LinkStatus {
     pub in_site: bool,
     /// For what of the site this gateway acts.
     pub seats: Vec<SeatStatus>,
+    /// What another one is to run, and doesn't.
+    pub missing: Vec<Missing>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -184,6 +186,7 @@ impl LinkProgress {
             cluster: self.cluster.lock().as_ref().map(Cluster::status),
             in_site: self.in_site,
             seats: self.seats.status(),
+            missing: self.seats.missing(),
         }
     }
 }
@@ -307,6 +310,7 @@ pub(super) fn record_metrics(links: &[LinkStatus]) {
             let failing = link.seats.iter().filter(|seat| seat.problem.is_some());
             set("headgate_cluster_acting_seats", acting as f64);
             set("headgate_cluster_failing_seats", failing.count() as f64);
+            set("headgate_cluster_missing_apps", link.missing.len() as f64);
         }
         for ship in &link.ship {
             let labels = [("link", name.clone()), ("ship", ship.name.clone())];

@@ -4,22 +4,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::connection::{State, told_to_stop, until_up};
 use super::links::ClusterSettings;
 use super::progress::LinkProgress;
 use super::stream;
 use crate::cluster::{Cluster, Config};
+use crate::dead_letters::DeadLetters;
+use crate::event::TopicFilter;
 use crate::remote::Remote;
 use crate::site::{Names, Room, Workers};
 
 /// A gateway of a site.
+#[derive(Clone)]
 pub(super) struct Part {
     pub(super) settings: ClusterSettings,
+    pub(super) topics: Vec<TopicFilter>,
     pub(super) gateway: Arc<str>,
     pub(super) site: Arc<str>,
     pub(super) progress: Arc<LinkProgress>,
     pub(super) workers: Workers,
+    pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) remote: Arc<Remote>,
 }
 
@@ -27,10 +33,12 @@ pub(super) struct Part {
 pub(super) async fn take_part(part: Part, mut state: State, mut stop: watch::Receiver<bool>) {
     let Part {
         settings,
+        topics,
         gateway,
         site,
         progress,
         workers,
+        dead_letters,
         remote,
     } = part;
     let config = Config {
@@ -57,6 +65,8 @@ pub(super) async fn take_part(part: Part, mut state: State, mut stop: watch::Rec
             remote: remote.clone(),
             names: Names::new(&site),
             gateway: gateway.clone(),
+            topics: topics.clone(),
+            dead_letters: dead_letters.clone(),
             replicas: config.replicas,
             max_payload: connected.client.server_info().max_payload,
         };
@@ -67,28 +77,34 @@ pub(super) async fn take_part(part: Part, mut state: State, mut stop: watch::Rec
                 return;
             }
         };
-        let (node, changed) = (cluster.node().clone(), cluster.changed());
+        let (node, runs, changed) = (cluster.node().clone(), cluster.runs(), cluster.changed());
         *progress.cluster.lock() = Some(cluster);
         let (end_seats, ending) = watch::channel(false);
         let seats = progress.seats.clone();
-        let seats = seats.run(room, workers.clone(), node, changed, ending);
-        let seats = tokio::spawn(seats);
+        // It ends with this.
+        let mut acting = JoinSet::new();
+        acting.spawn(seats.run(room, workers.clone(), node, runs, changed, ending));
         // A connection that is merely lost comes back, and the cluster with it.
         let given_up = async {
             let _ = state.wait_for(Option::is_none).await;
         };
+        let mut defect = None;
         tokio::select! {
             () = given_up => {}
             () = told_to_stop(&mut stop) => {}
+            Some(Err(error)) = acting.join_next() => defect = Some(error),
         }
         // Rights are given back when nothing is done on their grounds any more.
         end_seats.send_replace(true);
-        if let Err(error) = seats.await {
-            progress.failed(&format!("what acts for the site has failed: {error}"));
+        while let Some(ended) = acting.join_next().await {
+            defect = defect.or(ended.err());
         }
         let cluster = progress.cluster.lock().take();
         if let Some(cluster) = cluster {
             cluster.shutdown().await;
+        }
+        if let Some(error) = defect {
+            std::panic::resume_unwind(error.into_panic());
         }
     }
 }

@@ -619,7 +619,7 @@ fn room_is_made_and_a_withdrawn_release_is_given_up() {
     let mut board = Board::new();
     board.publish("1.1.0", &[]);
     let home = board.home.clone();
-    board.home = home.clone().set("ota.min_free_bytes", "64GiB");
+    board.home = home.clone().set("ota.min_free_bytes", "1048576GiB");
     board.fails(&["ota", "update"], "headgate ota gc");
     assert_eq!(board.status()["phase"], "fetching");
     board.ends_well(&["ota", "gc"]);
@@ -787,7 +787,7 @@ fn what_the_machine_can_not_do_is_told_before_anything_is_fetched() {
     board.fails(&["ota", "update"], "ota.nix_store");
     fs::remove_file(board.root().join("nix/var/nix/db/db.sqlite")).unwrap();
 
-    board.home = board.home.clone().set("ota.min_free_bytes", "64GiB");
+    board.home = board.home.clone().set("ota.min_free_bytes", "1048576GiB");
     board.fails(&["ota", "update"], "ota.min_free_bytes");
     board.home = board.home.clone().set("ota.min_free_bytes", 0);
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use headgate::site::log::{Part, Replay};
 use serde_json::Value;
 
-use crate::apps::{Package, keeper};
+use crate::apps::{Package, guest, keeper, manifest};
 use crate::gateway::{Gateway, Home, eventually};
 use crate::nats::{Client, Link, Program, Servers};
 use crate::wire::{Wire, publish_packet};
@@ -251,6 +251,73 @@ fn a_log_that_somebody_deletes_is_written_anew_and_one_that_cant_be_read_is_told
         output.contains("keeper is to act here for the site"),
         "{output}"
     );
+}
+
+#[test]
+fn an_app_of_the_site_that_gets_what_it_publishes_is_cut_off() {
+    let servers = Servers::single();
+    let client = servers.client();
+    let gateways = ["a", "b"].map(|name| home(name, &servers.urls()).start());
+    let manifest = format!("placement = \"singleton\"\n{}", manifest("keeper"));
+    let echo = Package::new(&manifest, guest(""));
+    for gateway in &gateways {
+        gateway.json(&["app", "install", echo.as_str()]);
+    }
+    let [a, b] = &gateways;
+    let leading = leader(&[a, b]);
+    const COUNT: usize = 5;
+    count(&gateways[1 - leading], "c", COUNT);
+    let letters = eventually("a letter for each", || {
+        let letters = gateways[leading].json(&["dead-letters"])["letters"].take();
+        let letters = letters.as_array().unwrap().clone();
+        (letters.len() == COUNT).then_some(letters)
+    });
+    for letter in letters {
+        assert_eq!(letter["reason"], "looped");
+        assert_eq!(letter["source"], "keeper");
+        assert_eq!(letter["topic"], "keeper/in");
+    }
+    // Once from the client and nine times from itself at the most, and then no more.
+    let shipped = ["a", "b"].map(|name| {
+        let stream = format!("HEADGATE_hall-3_EVENTS_{name}");
+        client.contents(&stream).len()
+    });
+    assert!(shipped[1 - leading] == COUNT, "{shipped:?}");
+    assert!(shipped[leading] <= 9 * COUNT, "{shipped:?}");
+}
+
+#[test]
+fn an_app_that_the_leader_has_not_got_is_told_of_where_it_is_installed() {
+    let servers = Servers::single();
+    let (a, b) = (
+        home("a", &servers.urls()).start(),
+        home("b", &servers.urls()).start(),
+    );
+    let first = eventually("a leader", || [&a, &b].into_iter().position(leads));
+    let (leading, other, name) = match first {
+        0 => (a, b, "a"),
+        _ => (b, a, "b"),
+    };
+    let missing = || other.status()["uplink"][0]["missing"].clone();
+    let is_missing = |number: usize| {
+        eventually("what is missing", || {
+            (missing().as_array()?.len() == number).then_some(())
+        });
+    };
+    install(&other, "singleton");
+    is_missing(1);
+    let output = other.cli(&["cluster", "status"]);
+    assert_eq!(output.status.code(), Some(1));
+    let output = String::from_utf8(output.stdout).unwrap();
+    let expected = format!("keeper runs nowhere for what is {name}'s");
+    assert!(output.contains(&expected), "{output}");
+
+    install(&leading, "singleton");
+    leader(&[&leading]);
+    is_missing(0);
+    assert!(other.cli(&["cluster", "status"]).status.success());
+    assert!(leading.cli(&["app", "stop", "keeper"]).status.success());
+    is_missing(1);
 }
 
 /// What is wrong with the seat of the app, if anything is.

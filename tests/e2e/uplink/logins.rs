@@ -182,6 +182,25 @@ fn make_certificates(folder: &Path) -> String {
     authority.pem()
 }
 
+/// A server that wants TLS, and a certificate of its clients.
+fn with_tls(folder: &Path) -> Servers {
+    let file = |name: &str| folder.join(name);
+    let config = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        file("server.crt"),
+        file("server.key"),
+        file("ca.crt"),
+    );
+    Servers::start(Program::New, 1, &config)
+}
+
+/// There the server has the name that is in its certificate.
+fn way_to(servers: &Servers) -> (Link, String) {
+    let way = Link::new("127.0.0.1:0".parse().unwrap(), servers.addresses());
+    let url = format!("tls://localhost:{}", way.address().port());
+    (way, url)
+}
+
 #[test]
 fn over_tls_gateway_and_server_check_each_other() {
     let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -189,21 +208,48 @@ fn over_tls_gateway_and_server_check_each_other() {
         make_certificates(folder.path()),
         make_certificates(elsewhere.path()),
     );
+    let servers = with_tls(folder.path());
     let file = |name: &str| folder.path().join(name);
     let [ca, certificate, key] = ["ca.crt", "client.crt", "client.key"].map(file);
-    let config = format!(
-        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {ca:?}, verify: true }}",
-        file("server.crt"),
-        file("server.key"),
-    );
-    let servers = Servers::start(Program::New, 1, &config);
-    // There it has the name that is in its certificate.
-    let way = Link::new("127.0.0.1:0".parse().unwrap(), servers.addresses());
-    let url = format!("tls://localhost:{}", way.address().port());
+    let (_way, url) = way_to(&servers);
     let test = ConnectOptions::new()
         .add_root_certificates(ca)
         .add_client_certificate(certificate.clone(), key.clone());
     let client = Client::connect(std::slice::from_ref(&url), test);
     let link = format!("ca_file = 'login'\ncertificate_file = {certificate:?}\nkey_file = {key:?}");
     assert_right_and_wrong(&client, &url, &link, [&right, &wrong], "certificate");
+}
+
+#[test]
+fn over_tls_a_way_that_stalls_with_much_to_be_sent_is_left_for_another_one() {
+    let folder = tempfile::tempdir().unwrap();
+    make_certificates(folder.path());
+    let servers = with_tls(folder.path());
+    let [ca, certificate, key] =
+        ["ca.crt", "client.crt", "client.key"].map(|name| folder.path().join(name));
+    let [(mut first, first_url), (mut second, second_url)] = [way_to(&servers), way_to(&servers)];
+    second.cut();
+    let login = format!("ca_file = {ca:?}\ncertificate_file = {certificate:?}\nkey_file = {key:?}");
+    let gateway = home(
+        &[first_url, second_url],
+        &format!("{login}\nmax_inflight_bytes = 268435456\ntimeout_ms = 3000"),
+        "[[link.ship]]\ntopics = ['plant/#']\nstream = 'PLANT'\ncreate = { replicas = 1 }",
+    )
+    .start();
+    let events = |count: usize| {
+        publish(&gateway, std::iter::repeat_n("x".repeat(100_000), count));
+    };
+    let until_shipped = |count: usize| {
+        eventually("all shipped", || {
+            (gateway.status()["uplink"][0]["ship"][0]["events"] == count).then_some(())
+        });
+    };
+    // More and more may be on its way as long as all goes well.
+    events(300);
+    until_shipped(300);
+    first.stall();
+    second.heal();
+    // More than the buffers in between take.
+    events(300);
+    until_shipped(600);
 }
