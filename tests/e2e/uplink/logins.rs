@@ -250,6 +250,6 @@ fn over_tls_a_way_that_stalls_with_much_to_be_sent_is_left_for_another_one() {
     first.stall();
     second.heal();
     // More than the buffers in between take.
-    events(300);
-    until_shipped(600);
+    events(700);
+    until_shipped(1000);
 }
