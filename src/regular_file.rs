@@ -123,6 +123,16 @@ pub(crate) fn parse_toml<T: serde::de::DeserializeOwned>(contents: &[u8]) -> Res
     })?;
     toml::from_str(text).map_err(|error| Flaw {
         line: error.span().map(|span| line_of(contents, span.start)),
-        reason: error.message().to_owned(),
+        reason: match error.span().and_then(|span| key_before(text, span.start)) {
+            Some(key) => format!("{key}: {}", error.message()),
+            None => error.message().to_owned(),
+        },
     })
+}
+
+/// The key whose value begins there.
+fn key_before(text: &str, value: usize) -> Option<&str> {
+    let key = text.get(..value)?.trim_end().strip_suffix('=')?.trim_end();
+    let begin = key.rfind(['\n', '{', ',', ' ']).map_or(0, |at| at + 1);
+    Some(&key[begin..]).filter(|key| !key.is_empty())
 }

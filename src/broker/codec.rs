@@ -19,6 +19,7 @@ use rumqttd::protocol::{
 
 use super::session::ConnectRefused;
 use super::well_formed;
+use crate::event::via::{VIA, and_then};
 
 /// Protocol version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,6 +353,8 @@ pub struct PublishHeader<'a> {
     pub subscription_ids: &'a [u32],
     /// Stands for the topic if that is empty, or is to stand for it from now on.
     pub topic_alias: Option<u16>,
+    /// To be added to the gateways that it came over.
+    pub way: Option<&'a str>,
 }
 
 impl Encoder {
@@ -538,6 +541,25 @@ fn publish_properties(header: &PublishHeader<'_>) -> BytesMut {
         out.put_u8(11);
         put_var_int(&mut out, *id as usize);
     }
+    let user_property = |out: &mut BytesMut, key: &str, value: &str| {
+        put_bytes(out, 38, key.as_bytes());
+        out.put_u16(value.len() as u16);
+        out.put_slice(value.as_bytes());
+    };
+    let user_properties = header
+        .properties
+        .iter()
+        .flat_map(|all| &all.user_properties);
+    if let Some(gateway) = header.way {
+        let known = user_properties.clone().find(|(key, _)| key == VIA);
+        let way = and_then(known.map_or("", |(_, way)| way), gateway);
+        user_property(&mut out, VIA, &way);
+    }
+    for (key, value) in user_properties {
+        if header.way.is_none() || key != VIA {
+            user_property(&mut out, key, value);
+        }
+    }
     let Some(properties) = header.properties else {
         return out;
     };
@@ -552,11 +574,6 @@ fn publish_properties(header: &PublishHeader<'_>) -> BytesMut {
     }
     if let Some(data) = &properties.correlation_data {
         put_bytes(&mut out, 9, data);
-    }
-    for (key, value) in &properties.user_properties {
-        put_bytes(&mut out, 38, key.as_bytes());
-        out.put_u16(value.len() as u16);
-        out.put_slice(value.as_bytes());
     }
     out
 }
@@ -718,6 +735,33 @@ mod tests {
         );
         assert_eq!(out.len(), 2 + usize::from(out[1]));
         assert_eq!(out[2], 0x89);
+    }
+
+    #[test]
+    fn a_link_is_told_that_the_message_came_over_this_gateway() {
+        let way_of = |known: Option<&str>| {
+            let user_properties = known.map(|way| (VIA.to_owned(), way.to_owned()));
+            let properties = PublishProperties {
+                user_properties: user_properties.into_iter().collect(),
+                ..PublishProperties::default()
+            };
+            let header = PublishHeader {
+                properties: known.map(|_| &properties),
+                way: Some("press"),
+                ..PublishHeader::default()
+            };
+            let mut out = BytesMut::from(CONNECT_V5);
+            Encoder::new(Version::V5).publish(header, "t", b"", &mut out);
+            match decode_all(&out).unwrap().remove(1) {
+                Incoming::Publish(read) => read.properties.unwrap().user_properties,
+                _ => panic!("no PUBLISH"),
+            }
+        };
+        let list = |way: &str| vec![(VIA.to_owned(), way.to_owned())];
+        assert_eq!(way_of(None), list("press"));
+        assert_eq!(way_of(Some("oven")), list("oven,press"));
+        let long = "x".repeat(5000);
+        assert_eq!(way_of(Some(&long)), list(&long));
     }
 
     #[test]

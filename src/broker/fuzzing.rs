@@ -234,6 +234,7 @@ impl Client {
 
 fn limits() -> Limits {
     Limits {
+        gateway: Arc::default(),
         max_packet_bytes: MAX_PACKET_BYTES as u32,
         max_inflight: MAX_INFLIGHT,
         receive_maximum: RECEIVE_MAXIMUM,

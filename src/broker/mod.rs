@@ -210,7 +210,7 @@ struct Shared {
     /// Users, keys, rules or certificates have been read anew.
     access_changed: watch::Sender<()>,
     /// The name of this gateway, by which it knows what it has sent to others. Empty where it sends nothing.
-    gateway: OnceLock<Arc<str>>,
+    gateway: Arc<OnceLock<Arc<str>>>,
 }
 
 impl Broker {
@@ -241,8 +241,10 @@ impl Broker {
             max_total_bytes: config.max_total_queued_bytes,
             max_stored_bytes: config.max_stored_bytes,
         };
+        let gateway = Arc::new(OnceLock::new());
         let shared = Arc::new(Shared {
             limits: Limits {
+                gateway: gateway.clone(),
                 max_packet_bytes: config.max_packet_bytes as u32,
                 max_inflight: config.max_inflight,
                 receive_maximum: config.receive_maximum,
@@ -285,7 +287,7 @@ impl Broker {
                 .collect(),
             tls,
             access_changed: watch::Sender::new(()),
-            gateway: OnceLock::new(),
+            gateway: gateway.clone(),
             config,
         });
         let wills = shared.restore(restored);

@@ -8,8 +8,8 @@
 //! a new one.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -29,6 +29,7 @@ use super::message::{Delivery, Message, SessionKey};
 use super::stored::{SessionRecord, StoredInflight, StoredSubscription, StoredWill};
 use super::subscription::{Subscription, SubscriptionKey, SubscriptionOptions};
 use crate::dead_letters::Reason;
+use crate::event::via::LINK;
 use crate::event::{Topic, TopicError};
 
 /// Highest topic alias that a client may use. Bounds what a connection keeps.
@@ -65,6 +66,8 @@ pub struct Limits {
     /// Where clients that ask for it may expect responses; `%c` stands for the client id. Empty:
     /// nothing is said.
     pub response_information: String,
+    /// This gateway's name, once it is known: for clients that are links of others.
+    pub gateway: Arc<OnceLock<Arc<str>>>,
 }
 
 /// What the rest of the broker has to do for the session.
@@ -123,6 +126,7 @@ pub struct ConnectRequest {
     max_packet_bytes: u32,
     topic_alias_max: u16,
     wants_response_information: bool,
+    is_link: bool,
     will: Option<Will>,
 }
 
@@ -255,6 +259,10 @@ impl ConnectRequest {
             max_packet_bytes: properties.max_packet_size.unwrap_or(u32::MAX),
             topic_alias_max: properties.topic_alias_max.unwrap_or(0),
             wants_response_information: properties.request_response_info == Some(1),
+            is_link: properties
+                .user_properties
+                .iter()
+                .any(|(key, _)| key == LINK),
             will: will
                 .map(|will| Will::new(will, will_properties, key))
                 .transpose()?,
@@ -374,6 +382,8 @@ pub struct Session {
 
     // Of the present connection.
     encoder: Encoder,
+    /// The client is a link of another gateway.
+    is_link: bool,
     keep_alive: Option<Duration>,
     last_heard: Instant,
     inflight_max: usize,
@@ -418,6 +428,7 @@ impl Session {
             subscriptions: FxHashMap::default(),
             user: request.user.clone(),
             encoder: Encoder::new(request.version),
+            is_link: false,
             keep_alive: None,
             last_heard: now,
             inflight_max: 0,
@@ -478,6 +489,7 @@ impl Session {
             subscriptions: subscriptions.collect(),
             user: record.user,
             encoder: Encoder::new(record.version),
+            is_link: false,
             keep_alive: None,
             last_heard: now,
             inflight_max: 0,
@@ -612,6 +624,7 @@ impl Session {
             ..ConnAckProperties::default()
         };
         self.encoder = Encoder::new(request.version);
+        self.is_link = request.is_link;
         self.session_expiry = request.session_expiry;
         // A 3.1.1 client can't be told of another keep-alive, so its own stands.
         self.keep_alive = match request.version {
@@ -1272,6 +1285,12 @@ impl Session {
                 expires_in: message.expires_in(now),
                 subscription_ids: delivery.subscription_ids.as_deref().unwrap_or_default(),
                 topic_alias: alias.map(|alias| alias.number),
+                way: self
+                    .limits
+                    .gateway
+                    .get()
+                    .filter(|_| self.is_link)
+                    .map(|name| &**name),
             },
             match alias {
                 Some(Alias { is_known: true, .. }) => "",
@@ -1413,6 +1432,7 @@ mod tests {
 
     fn limits() -> Limits {
         Limits {
+            gateway: Arc::default(),
             max_packet_bytes: 4096,
             max_inflight: 2,
             receive_maximum: 2,

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Subcommand;
 use serde_json::Value;
 
@@ -110,18 +111,17 @@ pub(super) fn cluster(
     let status = small_runtime()?.block_on(client.status())?;
     let links = status["uplink"].as_array().cloned().unwrap_or_default();
     let Some(mut link) = links.into_iter().find(|link| link["in_site"] == true) else {
-        output.text(
-            "this gateway takes part in no cluster; `cluster` in a [[link]] says that it is to",
-        )?;
-        return Ok(FAILED.into());
+        bail!("this gateway takes part in no cluster; `cluster` in a [[link]] says that it is to");
     };
     if link["cluster"].is_null() {
-        output.text(format!(
-            "alone: the link {} has no connection to the servers of the cluster",
+        let why = match link["error"].as_str() {
+            Some(error) => format!(": {}", printable(error)),
+            None => String::new(),
+        };
+        bail!(
+            "alone: the link {} has no connection to the servers of the cluster{why}",
             text(&link, "name")
-        ))?;
-        tell(output, &link)?;
-        return Ok(FAILED.into());
+        );
     }
     let status = ClusterStatus {
         cluster: serde_json::from_value(link["cluster"].take())?,
@@ -152,6 +152,7 @@ pub(super) fn cluster(
         let leader = status.leader.as_deref().unwrap_or("nobody");
         output.text(match status.leads_with {
             Some(token) => format!("  leads, with token {token}"),
+            None if !status.connected => "  nobody is known to lead".to_owned(),
             None => format!("  {leader} leads"),
         })?;
         for member in &status.members {

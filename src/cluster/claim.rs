@@ -110,7 +110,7 @@ impl Key {
 }
 
 /// `name` with what a key may not have as `=` and two hex digits.
-fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     let mut quoted = String::with_capacity(name.len());
     for byte in name.bytes() {
         match byte {

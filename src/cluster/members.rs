@@ -40,8 +40,8 @@ pub enum Objection {
         instance: String,
     },
     #[error(
-        "two gateways of this site have the name {gateway}: one on host {first} and one on host {second}; give \
-         one of them another name in uplink.gateway"
+        "two gateways of this site have the name {gateway}: {first} and {second}; give one of them another name in \
+         uplink.gateway"
     )]
     OthersOfOneName {
         gateway: String,
@@ -90,6 +90,13 @@ impl Other {
 
     fn is_alive(&self, now: Moment) -> bool {
         !self.claim.released && now < self.until()
+    }
+
+    fn place(&self) -> String {
+        format!(
+            "one on host {} (instance {})",
+            self.about.host, self.claim.instance
+        )
     }
 
     /// The lower, the longer it has been a member.
@@ -233,8 +240,8 @@ impl Members {
             let second = alive.clone().find(|second| first.is_beside(second))?;
             let objection = Objection::OthersOfOneName {
                 gateway: first.claim.gateway.clone(),
-                first: first.about.host.clone(),
-                second: second.about.host.clone(),
+                first: first.place(),
+                second: second.place(),
             };
             Some((objection, false))
         });

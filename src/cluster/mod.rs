@@ -70,14 +70,7 @@ pub enum Error {
 
 impl Config {
     fn check(&self) -> Result<(), Error> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        let short = |name: &str| (1..=64).contains(&name.len());
-        if !short(&self.site) || !self.site.bytes().all(plain) {
-            return Err(Error::Site(self.site.clone()));
-        }
-        if !short(&self.gateway) {
-            return Err(Error::Gateway(self.gateway.clone()));
-        }
+        check_names(&self.site, &self.gateway)?;
         if !(1..=MOST_SHARDS).contains(&self.shards) {
             return Err(Error::Shards(self.shards));
         }
@@ -88,6 +81,19 @@ impl Config {
             return Err(Error::Replicas(self.replicas));
         }
         Ok(())
+    }
+}
+
+/// Whether a cluster can have these.
+pub fn check_names(site: &str, gateway: &str) -> Result<(), Error> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let short = |name: &str| (1..=64).contains(&name.len());
+    if !short(site) || !site.bytes().all(plain) {
+        return Err(Error::Site(site.to_owned()));
+    }
+    match short(gateway) {
+        true => Ok(()),
+        false => Err(Error::Gateway(gateway.to_owned())),
     }
 }
 

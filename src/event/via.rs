@@ -8,6 +8,9 @@ use bytestring::ByteString;
 /// The user property with the list.
 pub const VIA: &str = "headgate-via";
 
+/// In a CONNECT: the client is a link of a gateway, and adds to lists.
+pub const LINK: &str = "headgate-link";
+
 /// Over so many gateways goes no event that is wanted: their names are not unique, or some of them don't add theirs.
 const MOST_GATEWAYS: usize = 16;
 
@@ -23,10 +26,11 @@ pub fn is_done(via: &str, gateway: &str) -> bool {
             || passed().any(|name| name == gateway))
 }
 
-/// The list with this gateway at its end.
+/// The list with this gateway at its end. One that is too long already stays.
 pub fn and_then(via: &str, gateway: &str) -> String {
     match via {
         "" => gateway.to_owned(),
+        via if via.len() > MOST_BYTES => via.to_owned(),
         via => format!("{via},{gateway}"),
     }
 }

@@ -540,11 +540,10 @@ impl World {
         let told = |gateway: &usize| self.gateways[*gateway].view.objection.is_some();
         let rivals = self.same_name && up(&0) && up(&1);
         for gateway in (0..self.gateways.len()).filter(up) {
-            let should_be_told = rivals && gateway < 2;
             assert_eq!(
                 told(&gateway),
-                should_be_told,
-                "gateway {gateway} is told of another of its name"
+                rivals,
+                "gateway {gateway} is told of two of one name"
             );
         }
     }

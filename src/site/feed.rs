@@ -242,12 +242,20 @@ async fn read_on(
     let consumer = consumer.map_err(|failure| failure.to_string())?;
     let messages = sources.remote.call(consumer.messages()).await;
     let mut messages = messages.map_err(|failure| failure.to_string())?;
+    // The client makes it anew by itself, perhaps on another stream that has the name by now.
+    let mut consumer = None;
     while let Some(message) = messages.next().await {
         let message = message.map_err(|error| error.to_string())?;
-        let at = message
-            .info()
-            .map_err(|error| error.to_string())?
-            .stream_sequence;
+        let info = message.info().map_err(|error| error.to_string())?;
+        let at = info.stream_sequence;
+        if consumer.as_deref() != Some(info.consumer) {
+            consumer = Some(info.consumer.to_owned());
+            let now = sources.remote.call(sources.context.get_stream(name)).await;
+            let now = now.map_err(|failure| failure.to_string())?;
+            if now.cached_info().created.unix_timestamp() != made {
+                return Ok(());
+            }
+        }
         // A consumer that the client makes anew before the first message has come begins at the beginning.
         if at <= *after {
             return Err("the client began anew".into());

@@ -140,7 +140,12 @@ impl<'a> Record<'a> {
                 image.gateway, record.subject
             )));
         }
-        record.append(Change::default()).await?;
+        // A log begins with all that is kept. If it doesn't, its beginning is gone.
+        let change = Change {
+            replaces: record.last == 0,
+            ..Change::default()
+        };
+        record.append(change).await?;
         Ok((record, image))
     }
 
@@ -168,6 +173,7 @@ impl<'a> Record<'a> {
             .await;
         let mut messages = messages.map_err(|error| failed(&error))?;
         let mut replay = Replay::default();
+        let mut is_first = true;
         while self.last < last {
             let next = self.remote.call(async {
                 let message = messages.next().await.ok_or("it has ended")?;
@@ -180,7 +186,12 @@ impl<'a> Record<'a> {
                 .map_err(|error| failed(&format!("message {}: {error}", self.last)))?;
             if part.replaces {
                 self.bytes = 0;
+            } else if is_first {
+                return Err(failed(
+                    &"its beginning is gone, by a limit of the stream or a purge; to begin from nothing, purge all of it",
+                ));
             }
+            is_first = false;
             self.bytes += message.payload.len();
             replay.add(part);
         }
@@ -273,6 +284,16 @@ impl<'a> Record<'a> {
                     )));
                 }
             }
+        }
+    }
+
+    /// Whether somebody has set limits by which what is kept would go.
+    pub(super) async fn check_limits(&self) -> Result<(), Broken> {
+        let found = self.context.get_stream(&self.config.name);
+        match self.remote.call(found).await {
+            Ok(stream) => Ok(check(&stream.cached_info().config)?),
+            // It is found out when something is written.
+            Err(_) => Ok(()),
         }
     }
 

@@ -27,6 +27,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long changes gather before they are written.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// How often is looked whether the log has got limits.
+const LOOK_AT_LIMITS: Duration = Duration::from_secs(10);
+
 /// No two sittings of this process have the same number.
 static SITTINGS: AtomicU64 = AtomicU64::new(1);
 
@@ -103,6 +106,7 @@ pub(super) async fn sit(
     };
     let mut waiting: Batch = Vec::new();
     let mut ending = false;
+    let mut looks = tokio::time::interval(LOOK_AT_LIMITS);
     tokio::pin!(stop);
     loop {
         if outstanding.is_abandoned() {
@@ -133,6 +137,7 @@ pub(super) async fn sit(
                 gather(&mut waiting, arrived?, &mut feed, number, &outstanding);
             }
             () = outstanding.changed() => {}
+            _ = looks.tick() => keeping.record.check_limits().await?,
             () = tokio::time::sleep(LOOK_AGAIN), if !waiting.is_empty() => {}
         }
     }

@@ -234,24 +234,35 @@ impl Units {
             is_news
         });
         let view = self.node.view();
-        let others = view
-            .members
-            .iter()
-            .filter(|member| member.alive && member.gateway != view.gateway);
+        // More than one, if two have one name.
+        let mut others: BTreeMap<&str, Option<BTreeSet<&str>>> = BTreeMap::new();
+        for member in view.members.iter().filter(|member| member.alive) {
+            let runs = member.runs.iter().flatten().map(String::as_str);
+            let known = others
+                .entry(&member.gateway)
+                .or_insert_with(|| Some(BTreeSet::new()));
+            match member.runs {
+                Some(_) => known
+                    .iter_mut()
+                    .for_each(|known| known.extend(runs.clone())),
+                None => *known = None,
+            }
+        }
+        others.remove(view.gateway.as_str());
         let mut missing = BTreeSet::new();
-        for member in others {
-            let Some(runs) = &member.runs else { continue };
-            let is_theirs = |holder: &Option<String>| holder.as_ref() == Some(&member.gateway);
+        for (gateway, runs) in others {
+            let Some(runs) = runs else { continue };
+            let is_theirs = |holder: &Option<String>| holder.as_deref() == Some(gateway);
             for (name, placement) in &placed {
                 let is_to_run = match placement {
                     Placement::Everywhere => false,
                     Placement::Singleton => is_theirs(&view.leader_is),
                     Placement::Partition => view.shards_are.iter().any(is_theirs),
                 };
-                if is_to_run && !runs.iter().any(|run| run == name) {
+                if is_to_run && !runs.contains(name) {
                     missing.insert(Missing {
                         name: (*name).to_owned(),
-                        gateway: member.gateway.clone(),
+                        gateway: gateway.to_owned(),
                     });
                 }
             }

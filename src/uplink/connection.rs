@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, ServerError};
+use async_nats::{Client, ClientError, ConnectOptions, Event, ServerError};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -19,6 +19,12 @@ const OLDEST: (i64, i64, i64) = (2, 9, 0);
 
 /// Servers that are silent for so long are asked whether they still are there; twice, then they are not.
 const PING: Duration = Duration::from_secs(2);
+
+/// The client tries for so long to get its connection back; then one is made that reads all files anew and says in
+/// detail what is wrong. No lease outlasts that.
+const RECONNECTING: Duration = Duration::from_secs(60);
+
+const REFUSED: &str = "the server refuses the login, which it had taken before";
 
 /// A connection that is to be made anew ends within this time, or it is left.
 const ENDING: Duration = Duration::from_secs(1);
@@ -98,6 +104,7 @@ pub(super) async fn keep(
                     "connected"
                 );
                 progress.connected();
+                let mut down_since = None;
                 loop {
                     let seen = events.borrow_and_update().clone();
                     if let Some(why) = seen.refused {
@@ -111,9 +118,22 @@ pub(super) async fn keep(
                         up: client.connection_state() == async_nats::connection::State::Connected,
                         silent: silent.clone(),
                     };
-                    match connected.up {
-                        true => progress.connected(),
-                        false => progress.disconnected(),
+                    if connected.up {
+                        down_since = None;
+                        match &seen.denied {
+                            None => progress.connected(),
+                            Some(why) => progress.failed(why),
+                        }
+                    } else {
+                        progress.disconnected();
+                        if let Some(why) = &seen.unreachable {
+                            let servers = link.servers.join(", ");
+                            progress.failed(&format!("can't connect to {servers}: {why}"));
+                        }
+                        let since = *down_since.get_or_insert_with(tokio::time::Instant::now);
+                        if since.elapsed() > RECONNECTING {
+                            break;
+                        }
                     }
                     state.send_replace(Some(connected));
                     tokio::select! {
@@ -159,6 +179,10 @@ struct Seen {
     lost: u64,
     /// Why it is not to be had: files are to be read anew.
     refused: Option<String>,
+    /// Why the client does not get it back.
+    unreachable: Option<String>,
+    /// What the server lets nobody do with this login.
+    denied: Option<String>,
 }
 
 impl Default for Seen {
@@ -167,6 +191,8 @@ impl Default for Seen {
             up: true,
             lost: 0,
             refused: None,
+            unreachable: None,
+            denied: None,
         }
     }
 }
@@ -186,19 +212,37 @@ async fn connect(link: &Link, seen: watch::Sender<Seen>) -> Result<Client, Strin
         })
         .event_callback(move |event| {
             seen.send_modify(|seen| match event {
-                Event::Connected => seen.up = true,
+                Event::Connected => {
+                    (seen.up, seen.unreachable, seen.denied) = (true, None, None);
+                }
                 Event::Disconnected | Event::Closed => {
                     seen.lost += u64::from(seen.up);
                     seen.up = false;
                 }
                 Event::ServerError(ServerError::AuthorizationViolation) => {
-                    seen.refused =
-                        Some("the server refuses the login, which it had taken before".into());
+                    seen.refused = Some(REFUSED.into());
+                }
+                Event::ServerError(ServerError::Other(error))
+                    if error.to_ascii_lowercase().contains("permissions violation") =>
+                {
+                    seen.denied = Some(format!(
+                        "the server says {error:?}: give the link's user the permission"
+                    ));
                 }
                 Event::ServerError(ServerError::Other(error))
                     if error.to_ascii_lowercase().contains("authentication") =>
                 {
                     seen.refused = Some(format!("the server says {error:?}"));
+                }
+                // The kind of what went wrong with an attempt to get the connection back.
+                Event::ClientError(ClientError::Other(kind)) => {
+                    let is_refused = ["authorization", "authentication", "tls"]
+                        .iter()
+                        .any(|word| kind.to_ascii_lowercase().contains(word));
+                    match is_refused {
+                        true => seen.refused = Some(format!("{REFUSED} ({kind})")),
+                        false => seen.unreachable = Some(kind),
+                    }
                 }
                 _ => {}
             });

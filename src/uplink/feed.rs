@@ -59,6 +59,10 @@ pub(super) struct Feed {
     pub(super) progress: Arc<ShipProgress>,
     saved: Cursor,
     saving: Option<JoinHandle<()>>,
+    /// An event that waits on the disk, and when it came.
+    waits: Option<(u64, u64)>,
+    /// Of what is gone from the journal and was not read was told.
+    told_of_loss: bool,
 }
 
 impl Feed {
@@ -99,6 +103,8 @@ impl Feed {
             progress,
             saved: cursor,
             saving: None,
+            waits: None,
+            told_of_loss: false,
             sources,
         })
     }
@@ -258,7 +264,20 @@ impl Feed {
     }
 
     /// Shows how far it is.
-    pub(super) fn show(&self) {
+    pub(super) fn show(&mut self) {
+        let unread = self.follower.position();
+        let (first, _) = self.sources.journal.bounds();
+        let is_lost = unread < first;
+        if is_lost && !self.told_of_loss {
+            tracing::error!(
+                link = self.link.name,
+                ship = self.ship.name,
+                "events go from the journal before they can be shipped: make journal.max_bytes larger"
+            );
+        }
+        self.told_of_loss = is_lost;
+        let front = self.window.front().map(|message| message.timestamp_ns);
+        let oldest = front.unwrap_or_else(|| self.oldest_unread());
         let progress = &self.progress;
         progress
             .cursor
@@ -266,11 +285,30 @@ impl Feed {
         progress
             .in_flight
             .store(self.window.in_flight() as u64, Ordering::Relaxed);
-        let oldest = self
-            .window
-            .front()
-            .map_or(0, |message| message.timestamp_ns);
         progress.oldest_ns.store(oldest, Ordering::Relaxed);
+    }
+
+    /// When the oldest came that waits on the disk; 0 if none does.
+    fn oldest_unread(&mut self) -> u64 {
+        let unread = self.follower.position();
+        if unread >= self.sources.journal.bounds().1 {
+            return 0;
+        }
+        if let Some((of, came)) = self.waits
+            && of == unread
+        {
+            return came;
+        }
+        // What can't be read is told of when it is to be shipped.
+        let read = self.sources.journal.follow(unread);
+        let came = match read.and_then(|mut follower| follower.read()) {
+            Ok(Some(Followed::Events(records))) => {
+                records.first().map_or(0, |record| record.timestamp_ns)
+            }
+            _ => return 0,
+        };
+        self.waits = Some((unread, came));
+        came
     }
 
     /// Writes the cursor for the last time.

@@ -145,7 +145,7 @@ impl Shipping {
                         None => return End::Stopped,
                     },
                     () = told_to_stop(stop) => return End::Stopped,
-                    _ = ticks.tick() => self.feed.tick(Instant::now()),
+                    _ = ticks.tick() => self.tick(),
                 }
             }
         };

@@ -8,8 +8,8 @@ use async_nats::jetstream::stream::{self, DiscardPolicy};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::subject::Template;
-use crate::cluster::{LONGEST_TTL, MOST_SHARDS};
+use super::subject::{Template, token};
+use crate::cluster::{LONGEST_TTL, MOST_SHARDS, check_names};
 use crate::event::TopicFilter;
 use crate::regular_file::{FileError, Flaw, line_of, parse_toml, read_and_parse};
 use crate::site;
@@ -613,6 +613,7 @@ fn cluster(
         lease_s: entry.lease_s,
         replicas: entry.replicas,
     };
+    check_names(place.site, place.gateway).map_err(|error| (span.clone(), error.to_string()))?;
     let in_range = |key, value: u64, min, max| {
         let value = Spanned::new(span.clone(), value);
         number(key, Some(value), min, max).map(drop)
@@ -716,7 +717,10 @@ fn servers(kind: Kind, servers: Spanned<Vec<Spanned<String>>>) -> Result<Vec<Str
                 "passwords don't belong here: set user and password_file".into(),
             ));
         }
-        if uri.port().is_some() && uri.port_u16().is_none_or(|port| port == 0) {
+        let port = authority.rsplit_once(':').map(|(_, port)| port);
+        // The end of an address of IPv6 is none.
+        let port = port.filter(|port| !port.ends_with(']'));
+        if port.is_some_and(|port| port.parse().is_ok_and(|port: u16| port > 0) == false) {
             return Err(flaw("its port must be 1 to 65535".into()));
         }
         match uri.host().is_none_or(str::is_empty) || !matches!(uri.path(), "" | "/") {
@@ -886,8 +890,13 @@ fn take(kind: Kind, entry: Spanned<TakeEntry>, place: Place<'_>) -> Result<Take,
                     "stream and subjects say what is taken from where; one is missing".into(),
                 ));
             };
+            // As they are in what is shipped.
+            let tokens = Place {
+                gateway: &token(place.gateway),
+                site: &token(place.site),
+            };
             let subjects = subjects.into_iter().map(|subject| {
-                let filled = place.fill(subject.get_ref());
+                let filled = tokens.fill(subject.get_ref());
                 match super::subject::is_filter(&filled) {
                     true => Ok(filled),
                     false => Err((
@@ -896,11 +905,25 @@ fn take(kind: Kind, entry: Spanned<TakeEntry>, place: Place<'_>) -> Result<Take,
                     )),
                 }
             });
+            let subjects: Vec<String> = subjects.collect::<Result<_, _>>()?;
+            let leaves_nothing = |skip: usize| {
+                let short = |subject: &String| {
+                    !subject.ends_with('>') && subject.split('.').count() <= skip
+                };
+                subjects.iter().find(|subject| short(subject))
+            };
+            let skip_levels = match entry.skip_levels {
+                Some(skip) if let Some(subject) = leaves_nothing(*skip.get_ref()) => {
+                    let reason = format!("skip_levels leaves nothing of {subject:?} for a topic");
+                    return Err((skip.span(), reason));
+                }
+                skip => skip.map_or(0, Spanned::into_inner),
+            };
             Source::Stream {
                 stream: stream_name(stream, place)?,
-                subjects: subjects.collect::<Result<_, _>>()?,
+                subjects,
                 add,
-                skip_levels: entry.skip_levels.map_or(0, Spanned::into_inner),
+                skip_levels,
             }
         }
         Kind::Mqtt => {
@@ -1016,10 +1039,13 @@ fn prefix(key: &str, prefix: Option<Spanned<String>>, place: Place<'_>) -> Resul
         return Ok(String::new());
     };
     let filled = place.fill(prefix.get_ref());
-    match filled.contains(['+', '#', '\0']) || filled.len() > 1024 {
+    match filled.contains(['+', '#', '\0', '{', '}']) || filled.len() > 1024 {
         true => Err((
             prefix.span(),
-            format!("{key} is {filled:?}, and must be the beginning of a topic, without + and #"),
+            format!(
+                "{key} is {filled:?}, and must be the beginning of a topic, without + and #; {{gateway}} and {{site}} \
+                 are filled in"
+            ),
         )),
         false => Ok(filled),
     }

@@ -174,6 +174,7 @@ impl LinkProgress {
         }
     }
 
+    /// `next`: the event that the journal gets next.
     pub(super) fn status(&self, next: u64) -> LinkStatus {
         LinkStatus {
             name: self.name.clone(),

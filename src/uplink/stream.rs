@@ -142,6 +142,9 @@ impl Answer {
                 | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
                     Answer::Refused(format!("stream {stream:?}: {error}"))
                 }
+                _ if error.to_string().contains("exceeded") => Answer::NotNow(format!(
+                    "stream {stream:?} is full ({error}): make room there; what it is to get waits in the journal"
+                )),
                 _ => Answer::NotNow(format!("stream {stream:?}: {error}")),
             },
         }
@@ -182,7 +185,7 @@ pub(super) async fn look_up(
                 Err(Failure::Failed(error)) => Err(match error.kind() {
                     CreateStreamErrorKind::JetStream(error) => {
                         format!(
-                            "can't make stream {name:?}: {error}; look at `create` of [[link.ship]]"
+                            "can't make stream {name:?}: {error}; look at `create` of [[link.ship]], or at `cluster` of the link"
                         )
                     }
                     _ => format!("can't make stream {name:?}: {error}"),
@@ -194,7 +197,7 @@ pub(super) async fn look_up(
             if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
         {
             Err(format!(
-                "there is no stream {name:?}; make it, or have it made with `create` in [[link.ship]]"
+                "there is no stream {name:?}; make it, or, where it is shipped to, say `create` in [[link.ship]]"
             ))
         }
         (GetStreamErrorKind::JetStream(error), _)
@@ -205,6 +208,9 @@ pub(super) async fn look_up(
         {
             Err(format!("JetStream is not enabled for this login: {error}"))
         }
+        (GetStreamErrorKind::Request, _) => Err(format!(
+            "stream {name:?}: {error}; is JetStream enabled there, and may the link's user publish to $JS.API.>?"
+        )),
         _ => Err(format!("stream {name:?}: {error}")),
     }
 }

@@ -120,7 +120,7 @@ impl Template {
 }
 
 /// One token, of whatever text.
-fn token(text: &str) -> String {
+pub(super) fn token(text: &str) -> String {
     match text {
         "" => "%".into(),
         text => utf8_percent_encode(text, ENCODED).to_string(),

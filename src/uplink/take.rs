@@ -42,6 +42,10 @@ pub(super) struct Taking {
     consumer: String,
     sources: Sources,
     taken: Taken,
+    /// The highest number that was taken of that stream, as far as is known.
+    last: u64,
+    /// It has had a stream since the gateway was started.
+    has_begun: bool,
     intake: Intake,
     state: State,
     remote: Arc<Remote>,
@@ -64,19 +68,16 @@ impl Taking {
         remote: Arc<Remote>,
         progress: Arc<TakeProgress>,
     ) -> Taking {
-        // Names of consumers have the same characters as tokens, but no %.
-        let is_plain = |part: char| part.is_ascii_alphanumeric() || part == '-';
-        let gateway: String = sources
-            .gateway
-            .chars()
-            .map(|part| if is_plain(part) { part } else { '_' })
-            .collect();
+        // A consumer's name has no more than that of a key.
+        let gateway = crate::cluster::claim::quoted(&sources.gateway);
         Taking {
             consumer: format!("headgate-{gateway}-{}-{}", link.name, take.name),
             take,
             link,
             sources,
             taken: Taken::default(),
+            last: 0,
+            has_begun: false,
             intake: door.intake(),
             state,
             remote,
@@ -147,15 +148,20 @@ impl Taking {
     }
 
     async fn begin(&mut self, client: &Client) -> Result<Stream, End> {
+        let Source::Stream { stream, .. } = &self.take.from else {
+            unreachable!("its link says so");
+        };
+        let found = stream::look_up(&self.remote, client, stream, None)
+            .await
+            .map_err(End::Failed)?;
+        let made_ns = found.cached_info().created.unix_timestamp_nanos();
+        let first = self.remember(made_ns)?;
         let Source::Stream {
             stream, subjects, ..
         } = &self.take.from
         else {
             unreachable!("its link says so");
         };
-        let found = stream::look_up(&self.remote, client, stream, None)
-            .await
-            .map_err(End::Failed)?;
         let config = Config {
             durable_name: Some(self.consumer.clone()),
             filter_subjects: match subjects.as_slice() {
@@ -168,18 +174,15 @@ impl Taking {
             },
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            deliver_policy: match self.take.start {
-                Start::New => DeliverPolicy::New,
-                Start::Oldest => DeliverPolicy::All,
-            },
+            deliver_policy: first,
             max_ack_pending: 2 * AT_ONCE as i64,
             ..Config::default()
         };
         let consumer = self
             .remote
-            .call(found.get_or_create_consumer(&self.consumer, config))
+            .call(found.get_or_create_consumer(&self.consumer, config.clone()))
             .await;
-        let consumer = consumer.map_err(|failure| {
+        let mut consumer = consumer.map_err(|failure| {
             let hint = match &failure {
                 Failure::Failed(_) if self.take.start == Start::New => {
                     "; a stream that is a work queue wants start = \"oldest\" in [[link.take]]"
@@ -191,6 +194,25 @@ impl Taking {
                 self.consumer
             ))
         })?;
+        let has = &consumer.cached_info().config;
+        if (&has.filter_subject, &has.filter_subjects)
+            != (&config.filter_subject, &config.filter_subjects)
+        {
+            let config = Config {
+                // It can't be changed.
+                deliver_policy: has.deliver_policy,
+                ..config
+            };
+            let changed = self.remote.call(found.update_consumer(config)).await;
+            consumer = changed.map_err(|failure| {
+                End::Failed(format!(
+                    "consumer {:?} of stream {stream:?} can't be given the subjects {}: {failure}; delete it, and it is \
+                     made anew",
+                    self.consumer,
+                    subjects.join(", ")
+                ))
+            })?;
+        }
         let messages = consumer
             .stream()
             .max_messages_per_batch(AT_ONCE)
@@ -200,8 +222,9 @@ impl Taking {
         let messages = self.remote.call(messages).await.map_err(|failure| {
             End::Failed(format!("can't take from stream {stream:?}: {failure}"))
         })?;
-        let made_ns = found.cached_info().created.unix_timestamp_nanos();
-        self.remember(made_ns, consumer.cached_info().ack_floor.stream_sequence)?;
+        // Of what the stream knows nothing comes again.
+        let floor = consumer.cached_info().ack_floor.stream_sequence;
+        self.taken.open = self.taken.open.split_off(&(floor + 1));
         Ok(messages)
     }
 
@@ -210,20 +233,32 @@ impl Taking {
         format!("{}/{}", self.link.name, self.take.name)
     }
 
-    /// What may come again, of a stream that was made then and knows of all up to `floor`.
-    fn remember(&mut self, stream_made_ns: i128, floor: u64) -> Result<(), End> {
+    /// What may come again of a stream that was made then, and where a consumer is to begin that is not there yet.
+    fn remember(&mut self, stream_made_ns: i128) -> Result<DeliverPolicy, End> {
         if self.taken == Taken::default() {
             let taken = self.sources.cursors.taken(&self.key());
             self.taken = taken.map_err(|error| End::Failed(error.to_string()))?;
+            self.last = self.taken.open.last().copied().unwrap_or(0);
         }
-        if self.taken.stream_made_ns != stream_made_ns {
+        let is_other = self.taken.stream_made_ns != stream_made_ns;
+        if is_other {
+            self.last = 0;
             self.taken = Taken {
                 stream_made_ns,
                 ..Taken::default()
             };
         }
-        self.taken.open = self.taken.open.split_off(&(floor + 1));
-        Ok(())
+        let had_another = is_other && self.has_begun;
+        self.has_begun = true;
+        Ok(match self.take.start {
+            _ if self.last > 0 => DeliverPolicy::ByStartSequence {
+                start_sequence: self.last + 1,
+            },
+            // All that is in it came after what the one before had.
+            _ if had_another => DeliverPolicy::All,
+            Start::New => DeliverPolicy::New,
+            Start::Oldest => DeliverPolicy::All,
+        })
     }
 
     /// Notes that these are in the journal.
@@ -231,6 +266,7 @@ impl Taking {
         if numbers.is_empty() {
             return Ok(());
         }
+        self.last = numbers.iter().copied().fold(self.last, u64::max);
         self.taken.open.extend(numbers);
         let (cursors, key, taken) = (self.sources.cursors.clone(), self.key(), self.taken.clone());
         let noted = tokio::task::spawn_blocking(move || cursors.put_taken(&key, &taken));
@@ -298,6 +334,9 @@ impl Taking {
         self.note(numbers).await?;
         self.progress.events.fetch_add(events, Ordering::Relaxed);
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if events > 0 {
+            self.progress.went_well();
+        }
         self.intake.eased().await;
         let acknowledge = |(reply, kind, sequence)| async move {
             let answer = client.request(reply, Bytes::from(kind));

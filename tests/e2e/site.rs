@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use headgate::site::log::{Part, Replay};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::apps::{Package, guest, keeper, manifest};
 use crate::gateway::{Gateway, Home, eventually};
@@ -573,6 +573,9 @@ fn limits_by_which_what_is_kept_would_be_removed_are_told_of() {
     assert_eq!(config["discard"], "new");
     config["max_age"] = 3_600_000_000_000_u64.into();
     client.update(&config);
+    eventually("what is wrong", || {
+        cluster_problem(&a).filter(|problem| problem.contains("max_age"))
+    });
     let a = a.kill().start();
     eventually("what is wrong", || {
         cluster_problem(&a).filter(|problem| problem.contains("max_age"))
@@ -581,6 +584,35 @@ fn limits_by_which_what_is_kept_would_be_removed_are_told_of() {
     client.update(&config);
     count(&a, "c", 10);
     until_kept(&client, 20);
+
+    // What is gone can't be made up for.
+    let beginning = &client.stream(STATE).unwrap()["state"]["first_seq"];
+    let removed = client.ask(
+        &format!("STREAM.MSG.DELETE.{STATE}"),
+        &json!({ "seq": beginning }),
+    );
+    assert_eq!(removed["success"], true);
+    let a = a.kill().start();
+    eventually("what is wrong", || {
+        cluster_problem(&a).filter(|problem| problem.contains("its beginning is gone"))
+    });
+}
+
+#[test]
+fn a_stream_of_events_that_is_deleted_is_read_once_when_it_is_there_again() {
+    let servers = Servers::single();
+    let client = servers.client();
+    let a = home("a", &servers.urls()).start();
+    install(&a, "singleton");
+    leader(&[&a]);
+    count(&a, "c", 20);
+    until_kept(&client, 20);
+    client.delete("HEADGATE_hall-3_EVENTS_a");
+    // What was acknowledged lately is shipped again, and counts again.
+    for kept in [60, 80, 100] {
+        count(&a, "c", 20);
+        until_kept(&client, kept);
+    }
 }
 
 #[test]

@@ -135,6 +135,7 @@ impl Default for Rehearsal {
             mailboxes: Arc::new(Mailboxes::new(bounds, None, dead_letters)),
             registry: Registry::default(),
             limits: Limits {
+                gateway: Arc::default(),
                 max_packet_bytes: 1 << 20,
                 max_inflight: MAX_INFLIGHT,
                 receive_maximum: RECEIVE_MAXIMUM,

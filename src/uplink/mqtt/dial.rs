@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::packets::{Incoming, take_packet};
+use crate::event::via::LINK;
 use crate::uplink::connection::{secret, whole};
 use crate::uplink::links::{Link, Login, Tls};
 
@@ -177,6 +178,7 @@ async fn greet(link: &Link, stream: Box<dyn Io>) -> Result<Dialled, String> {
             session_expiry_interval: takes.then_some(session.expiry_s),
             receive_maximum: Some(RECEIVE_MAXIMUM),
             max_packet_size: Some(session.max_packet_bytes),
+            user_properties: vec![(LINK.into(), link.name.clone())],
             ..ConnectProperties::new()
         }),
     };

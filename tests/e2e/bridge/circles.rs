@@ -70,6 +70,50 @@ fn two_gateways_that_ship_all_to_each_other_have_each_event_once() {
 }
 
 #[test]
+fn two_gateways_that_take_all_from_each_other_have_each_event_once() {
+    let addresses = [free_address(), free_address()];
+    let gateways = [("a", 0), ("b", 1)].map(|(name, own)| {
+        let home = named(name)
+            .set("mqtt.listen", addresses[own])
+            .set("journal.topics", "#");
+        let other = format!("mqtt://{}", addresses[1 - own]);
+        let take = "[[link.take]]\ntopics = ['#']\n";
+        write_links(&home, &link("other", &[other], "", take));
+        home.start()
+    });
+    // Until each has its subscription at the other.
+    for (number, name) in [(0, "a"), (1, "b")] {
+        let mut tries = 0..;
+        eventually("what the other one has", || {
+            publish(&gateways[number], [format!("try {} {name}", tries.next()?)]);
+            let journaled = journaled(gateways[1 - number].home());
+            journaled
+                .iter()
+                .any(|one| one.ends_with(name))
+                .then_some(())
+        });
+    }
+    publish(&gateways[0], numbers(0..100));
+    publish(&gateways[1], numbers(100..200));
+    let expected: std::collections::BTreeSet<_> = numbers(0..200).into_iter().collect();
+    for round in 0..3 {
+        // Whatever goes round is here by then.
+        publish(&gateways[0], [format!("last {round}")]);
+        for gateway in &gateways {
+            let mut payloads = eventually("all events", || {
+                let payloads = journaled(gateway.home());
+                let has = |one: &String| payloads.contains(one);
+                (expected.iter().all(has) && has(&format!("last {round}"))).then_some(payloads)
+            });
+            let count = payloads.len();
+            payloads.sort();
+            payloads.dedup();
+            assert_eq!(payloads.len(), count, "nothing comes twice");
+        }
+    }
+}
+
+#[test]
 fn over_two_brokers_between_two_gateways_nothing_comes_back_or_twice() {
     let brokers = [Mosquitto::open(), Mosquitto::open()];
     let gateways: Vec<_> = ["a", "b"]

@@ -150,6 +150,36 @@ fn nothing_is_lost_or_doubled_in_fifty_rounds() {
 }
 
 #[test]
+fn while_a_link_is_down_it_says_why_how_long_events_wait_and_what_is_lost() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&stream(1));
+    let mut link = Link::new(servers.spare_address(0), servers.addresses());
+    let gateway = home(&[link.url()], "", SHIP)
+        .set("journal.max_bytes", "1MiB")
+        .start();
+    publish(&gateway, ["0"]);
+    client.until_messages(EVENTS, 1);
+    link.cut();
+    publish(&gateway, ["1"]);
+    until_told(&gateway, "can't connect");
+    let ship = || gateway.status()["uplink"][0]["ship"][0].clone();
+    eventually("it waits", || {
+        (ship()["behind_s"].as_f64()? > 0.5).then_some(())
+    });
+    publish(&gateway, (0..400).map(|_| "x".repeat(10_000)));
+    gateway.until_logged("events go from the journal before they can be shipped");
+    link.heal();
+    eventually("all is shipped", || (ship()["behind"] == 0).then_some(()));
+    let ship = ship();
+    assert_eq!(
+        ship["lost"].as_u64().unwrap() + client.messages(EVENTS),
+        402,
+        "{ship}"
+    );
+}
+
+#[test]
 fn a_link_that_hands_nothing_on_is_given_up_and_another_one_is_made() {
     let servers = Servers::single();
     let client = servers.client();

@@ -92,6 +92,110 @@ fn a_command_of_which_the_acknowledgement_was_lost_comes_once_however_late_it_co
 }
 
 #[test]
+fn a_consumer_that_somebody_deletes_is_made_anew_where_it_was() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&commands());
+    for (name, start) in [("oven", "oldest"), ("press", "new")] {
+        let take = TAKE.replace("oldest", start);
+        let gateway = home(&servers.urls(), "", &take)
+            .set("uplink.gateway", name)
+            .start();
+        let consumer = format!("COMMANDS.headgate-{name}-cloud-COMMANDS");
+        eventually("the consumer", || {
+            let info = client.ask(&format!("CONSUMER.INFO.{consumer}"), &json!({}));
+            info.get("config").map(drop)
+        });
+        let send = |numbers: std::ops::Range<u32>| {
+            for number in numbers {
+                client.publish(&format!("cmd.{name}.a"), number.to_string().as_bytes());
+            }
+        };
+        let until = |count: usize| {
+            eventually("the commands", || {
+                let taken = taken(gateway.home());
+                (taken.len() >= count).then_some(taken)
+            })
+        };
+        send(0..10);
+        until(10);
+        for round in 1..4 {
+            client.ask(&format!("CONSUMER.DELETE.{consumer}"), &json!({}));
+            send(round * 10..round * 10 + 10);
+            let payloads: Vec<_> = until(10 + 10 * round as usize)
+                .into_iter()
+                .map(|(_, payload)| payload)
+                .collect();
+            let expected = 0..10 + 10 * round;
+            assert!(
+                payloads
+                    .iter()
+                    .eq(&expected.map(|one| one.to_string()).collect::<Vec<_>>())
+            );
+        }
+        // Of a stream that was made anew, all is new.
+        client.delete(COMMANDS);
+        client.create(&commands());
+        send(100..110);
+        let payloads = until(50);
+        assert_eq!(payloads.len(), 50);
+        assert_eq!(payloads[49].1, "109");
+    }
+}
+
+#[test]
+fn other_subjects_are_in_force_from_the_next_start_on() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&commands());
+    let gateway = home(&servers.urls(), "", TAKE).start();
+    client.publish("cmd.press.a", b"0");
+    until_taken(&client, CONSUMER, 1);
+    let home = gateway.kill();
+    let take = TAKE.replace("'cmd.{gateway}.>'", "'cmd.all.>', 'cmd.some.>'");
+    link(&home, &servers.urls(), "", &take);
+    let gateway = home.start();
+    eventually("the other subjects", || {
+        let info = client.ask(&format!("CONSUMER.INFO.{CONSUMER}"), &json!({}));
+        (info["config"]["filter_subjects"][1] == "cmd.some.>").then_some(())
+    });
+    for subject in ["cmd.press.b", "cmd.all.c", "cmd.some.d"] {
+        client.publish(subject, b"1");
+    }
+    let taken = eventually("three commands", || {
+        let taken = taken(gateway.home());
+        (taken.len() >= 3).then_some(taken)
+    });
+    let topics: Vec<_> = taken.iter().map(|(topic, _)| topic.as_str()).collect();
+    assert_eq!(topics, ["cmd/a", "cmd/c", "cmd/d"]);
+}
+
+#[test]
+fn gateways_with_names_that_are_alike_get_their_own_commands() {
+    let servers = Servers::single();
+    let client = servers.client();
+    client.create(&commands());
+    let gateways = ["g.a", "g_a", "g+a"].map(|name| {
+        home(&servers.urls(), "", TAKE)
+            .set("uplink.gateway", name)
+            .start()
+    });
+    // The name is one token, as in what is shipped.
+    for token in ["g%2Ea", "g_a", "g+a"] {
+        for _ in 0..5 {
+            client.publish(&format!("cmd.{token}.valve"), token.as_bytes());
+        }
+    }
+    for (gateway, token) in gateways.iter().zip(["g%2Ea", "g_a", "g+a"]) {
+        let taken = eventually("the commands", || {
+            let taken = taken(gateway.home());
+            (taken.len() >= 5).then_some(taken)
+        });
+        assert_eq!(taken, vec![("cmd/valve".to_owned(), token.to_owned()); 5]);
+    }
+}
+
+#[test]
 fn what_gateways_hand_on_to_each_other_comes_back_to_none() {
     let servers = Servers::single();
     let client = servers.client();
