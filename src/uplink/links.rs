@@ -720,7 +720,7 @@ fn servers(kind: Kind, servers: Spanned<Vec<Spanned<String>>>) -> Result<Vec<Str
         let port = authority.rsplit_once(':').map(|(_, port)| port);
         // The end of an address of IPv6 is none.
         let port = port.filter(|port| !port.ends_with(']'));
-        if port.is_some_and(|port| port.parse().is_ok_and(|port: u16| port > 0) == false) {
+        if port.is_some_and(|port| !port.parse().is_ok_and(|port: u16| port > 0)) {
             return Err(flaw("its port must be 1 to 65535".into()));
         }
         match uri.host().is_none_or(str::is_empty) || !matches!(uri.path(), "" | "/") {
