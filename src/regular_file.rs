@@ -134,5 +134,6 @@ pub(crate) fn parse_toml<T: serde::de::DeserializeOwned>(contents: &[u8]) -> Res
 fn key_before(text: &str, value: usize) -> Option<&str> {
     let key = text.get(..value)?.trim_end().strip_suffix('=')?.trim_end();
     let begin = key.rfind(['\n', '{', ',', ' ']).map_or(0, |at| at + 1);
-    Some(&key[begin..]).filter(|key| !key.is_empty())
+    let is_plain = |part: char| part.is_ascii_alphanumeric() || matches!(part, '_' | '-' | '.');
+    Some(&key[begin..]).filter(|key| !key.is_empty() && key.chars().all(is_plain))
 }
